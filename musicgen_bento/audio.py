@@ -1,0 +1,78 @@
+"""Waveforms [C, T], float32: levels, and WAV. In memory only."""
+
+from __future__ import annotations
+
+import io
+from typing import Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+Waveform: TypeAlias = NDArray[np.float32]
+Normalize: TypeAlias = Literal["loudness", "peak", "rms", "clip", "none"]
+
+# AudioCraft's defaults (audiocraft.data.audio_utils.normalize_audio).
+PEAK_DBFS = -1.0
+RMS_DBFS = -18.0
+LOUDNESS_LUFS = -14.0
+QUIETEST_RMS = 2e-3
+LOUDNESS_BLOCK = 0.4  # seconds; BS.1770-4 measures in blocks of this length
+
+
+def normalize(wav: Waveform, sample_rate: int, how: Normalize = "loudness") -> Waveform:
+    """Bring a clip to a level. Nothing in the result is beyond ±1, and only `clip` and `rms` cut peaks off.
+
+    Args:
+        wav: [C, T], any finite level.
+        sample_rate: Hz.
+        how: `loudness` is AudioCraft's loudness strategy with its compressor (ITU-R BS.1770-4, then tanh);
+            `peak`, `rms` and `clip` are its strategies of those names; `none` keeps the level and turns the
+            clip down as a whole only where it would not fit.
+    """
+    peak = float(np.abs(wav).max(initial=0.0))
+    if how == "clip":
+        return np.clip(wav, -_amplitude(PEAK_DBFS), _amplitude(PEAK_DBFS))
+    if peak == 0.0:
+        return wav
+    if how == "peak":
+        return wav * np.float32(_amplitude(PEAK_DBFS) / peak)
+    if how == "rms":
+        rms = float(np.sqrt(np.mean(np.square(wav.mean(axis=0)))))
+        return np.clip(wav * np.float32(_amplitude(RMS_DBFS) / rms), -1.0, 1.0) if rms > 0.0 else wav
+    if how == "loudness" and float(np.sqrt(np.mean(np.square(wav)))) >= QUIETEST_RMS:
+        return np.tanh(wav * np.float32(_amplitude(LOUDNESS_LUFS - loudness(wav, sample_rate))))
+    return wav / np.float32(max(peak, 1.0))
+
+
+def loudness(wav: Waveform, sample_rate: int) -> float:
+    """Integrated loudness in LUFS (ITU-R BS.1770-4). A clip shorter than one block is measured repeated."""
+    import pyloudnorm  # brings scipy, half a second; only whole clips need it
+
+    frames = wav.T.astype(np.float64)
+    shortest = int(LOUDNESS_BLOCK * sample_rate) + 1
+    if len(frames) < shortest:
+        frames = np.tile(frames, (-(-shortest // len(frames)), 1))
+    return float(pyloudnorm.Meter(sample_rate).integrated_loudness(frames))
+
+
+def encode_wav(wav: Waveform, sample_rate: int) -> bytes:
+    """A WAV file, 16-bit PCM.
+
+    Args:
+        wav: [C, T] within ±1.
+        sample_rate: Hz.
+
+    Raises:
+        ValueError: a sample is not finite or beyond ±1; writing it would clip.
+    """
+    import soundfile
+
+    if not np.isfinite(wav).all() or np.abs(wav).max(initial=0.0) > 1.0:
+        raise ValueError("samples must be finite and within ±1: normalize first")
+    file = io.BytesIO()
+    soundfile.write(file, wav.T, sample_rate, format="WAV", subtype="PCM_16")
+    return file.getvalue()
+
+
+def _amplitude(db: float) -> float:
+    return float(10.0 ** (db / 20.0))

@@ -1,0 +1,43 @@
+"""Settings, read from MUSICGEN_* environment variables."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+Precision = Literal["auto", "float32", "float16"]
+
+
+class Settings(BaseSettings):
+    """Everything an operator can set. `MUSICGEN_MAX_QUEUE=8` sets `max_queue`.
+
+    Raises:
+        pydantic.ValidationError: a variable holds a value outside its range.
+    """
+
+    model_config = SettingsConfigDict(env_prefix="MUSICGEN_", frozen=True)
+
+    default_model: str = Field("demo", description="the model of a request that names none")
+    preload: Annotated[tuple[str, ...], NoDecode] = Field(
+        ("demo",), description="models loaded at start, comma-separated; /readyz waits for them"
+    )
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
+    precision: Precision = Field("auto", description="auto (float32 on a CPU, float16 on a GPU), float32 or float16")
+    max_slots: int | None = Field(None, ge=1, le=256, description="clips made together; 16 on a CPU, 64 on a GPU")
+    max_queue: int = Field(64, ge=0, le=10_000, description="requests that may wait; one more is answered 429")
+    max_duration: float = Field(300.0, gt=0, le=3600, description="longest clip, in seconds")
+    deterministic: bool = Field(
+        False, description="same bytes for a seed in any company, in the float precisions too; slower"
+    )
+    allow_any_model: bool = Field(False, description="let HTTP clients name models outside the catalogue")
+    allow_anonymous: bool = Field(False, description="let the launchers listen beyond this machine")
+    drain_seconds: float = Field(60.0, ge=0, description="how long running work may take to finish after SIGTERM")
+
+    @field_validator("preload", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        if isinstance(value, str):
+            return tuple(part.strip() for part in value.split(",") if part.strip())
+        return value

@@ -1,0 +1,1 @@
+"""The decode engine: checkpoints in, audio chunks out. No HTTP in here."""

@@ -1,0 +1,138 @@
+"""What goes into an engine and what comes out of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from musicgen_bento.errors import MusicGenError
+
+Samples: TypeAlias = NDArray[np.float32]
+"""Audio [C, T], float32, not normalised: values beyond ±1 are possible."""
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationParams:
+    """One clip to make.
+
+    Attributes:
+        prompt: what it should sound like.
+        duration: length in seconds; cut to whole frames.
+        seed: 0 to 2**32 - 1.
+        temperature: 0 is greedy.
+        top_k: sample among the k most probable tokens; 0 is off. Ignored where top_p is on.
+        top_p: sample among the most probable tokens of this total probability; 0 is off.
+        cfg_coef: classifier-free guidance; 1 is off and costs half.
+    """
+
+    prompt: str
+    duration: float
+    seed: int
+    temperature: float = 1.0
+    top_k: int = 250
+    top_p: float = 0.0
+    cfg_coef: float = 3.0
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """In the queue; `place` 0 is next."""
+
+    place: int
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """The clip has a slot. What it will be like is known from here on.
+
+    Attributes:
+        model: the model's catalogue id or folder.
+        sample_rate: Hz.
+        channels: 1 or 2.
+        samples: length of the whole clip, per channel.
+    """
+
+    model: str
+    sample_rate: int
+    channels: int
+    samples: int
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """The next piece of audio. `position` is the number of samples before it."""
+
+    samples: Samples
+    position: int
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """All chunks have been given."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """There will be no (more) audio."""
+
+    error: MusicGenError
+
+
+Event: TypeAlias = Waiting | Started | Chunk | Finished | Failed
+"""A clip's story: Waiting*, Started, Chunk*, Finished; Failed may end it at any point."""
+
+Listener: TypeAlias = Callable[[Event], None]
+"""Called with each event, from the engine's threads, in order. Must return at once and not raise."""
+
+
+class Engine(Protocol):
+    """Makes clips for one loaded model."""
+
+    def submit(self, ticket: str, params: GenerationParams, listener: Listener) -> None:
+        """Give a clip a place in the queue.
+
+        Raises:
+            QueueFull: no place is left; `retry_after` says when to ask again.
+            InvalidRequest: this model cannot make it.
+        """
+
+    def cancel(self, ticket: str) -> None:
+        """Forget a clip: no further event, its slot free within a step. Unknown tickets are ignored."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelStatus:
+    """What the pool knows of a model. `state` is downloadable, cached, loading or loaded."""
+
+    id: str
+    state: str
+
+
+class Pool(Protocol):
+    """All models of one device, by name; loads them when they are asked for."""
+
+    def submit(self, model: str, params: GenerationParams, listener: Listener) -> str:
+        """Take a clip for a model (catalogue id, alias, or hub id or folder) and give its ticket.
+
+        Never waits: a model that is not in memory is loaded on a thread of its own, and the clip waits for it.
+
+        Raises:
+            UnknownModel, InvalidRequest, QueueFull, ShuttingDown: at once. Whatever goes wrong later comes
+                to the listener as Failed.
+        """
+
+    def cancel(self, ticket: str) -> None:
+        """Forget a clip, waiting, loading or running."""
+
+    def ready(self) -> bool:
+        """Whether all preloaded models are in memory. Raises what kept one of them out."""
+
+    def statuses(self) -> list[ModelStatus]:
+        """The state of every model of the catalogue, and of others in memory."""
+
+    def close(self, drain_seconds: float = 0.0) -> None:
+        """Take no more clips, let what runs finish for so long, then stop the threads."""

@@ -1,0 +1,110 @@
+"""What clients send and get. Needs pydantic alone, so the client SDK shares it."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+MAX_SEED = 2**32 - 1
+
+Normalize = Literal["loudness", "peak", "rms", "clip", "none"]
+
+# No control characters but tab and the ends of lines: a null byte in a prompt is a client's mistake.
+Prompt = Annotated[
+    str,
+    StringConstraints(min_length=1, max_length=2000, pattern=r"^[^\x00-\x08\x0b\x0c\x0e-\x1f\x7f]*\S[^\x00-\x08\x0b\x0c\x0e-\x1f\x7f]*$"),
+]
+
+
+class GenerationRequest(BaseModel):
+    """One clip to make from text."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    prompt: Prompt = Field(
+        description="What the music should sound like, in any language; at most 512 T5 tokens.",
+        examples=["lofi hip hop with a warm electric piano and a lazy beat"],
+    )
+    model: str | None = Field(
+        None,
+        min_length=1,
+        max_length=200,
+        description="A model of `GET /models`, by id or alias. The server's default where it is left out.",
+        examples=["demo", "facebook/musicgen-small"],
+    )
+    duration: float = Field(
+        30.0,
+        ge=0.1,
+        allow_inf_nan=False,
+        description="Length in seconds, cut to whole frames (20 ms). The server sets the longest (300).",
+        examples=[10],
+    )
+    seed: int | None = Field(
+        None,
+        ge=0,
+        le=MAX_SEED,
+        description="The same seed and request give the same clip. One is drawn and returned where it is left out.",
+        examples=[42],
+    )
+    temperature: float = Field(
+        1.0, ge=0, le=10, allow_inf_nan=False, description="Higher is wilder; 0 takes the likeliest token every time."
+    )
+    top_k: int = Field(250, ge=0, le=10_000, description="Sample among the k likeliest tokens; 0 for all of them.")
+    top_p: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        allow_inf_nan=False,
+        description="Sample among the likeliest tokens that together have this probability; 0 is off. Wins over top_k.",
+    )
+    cfg_coef: float = Field(
+        3.0,
+        ge=0,
+        le=20,
+        allow_inf_nan=False,
+        description="Classifier-free guidance: how closely to follow the prompt; 1 is off, and faster.",
+    )
+    normalize: Normalize = Field(
+        "loudness",
+        description="loudness: -14 LUFS with soft limiting, as AudioCraft's demos; peak: -1 dBFS; rms: -18 dBFS; "
+        "clip: levels kept, peaks cut at -1 dBFS; none: levels kept, turned down as a whole only where they do not fit.",
+    )
+
+
+class ModelInfo(BaseModel):
+    """One model the service offers."""
+
+    id: str = Field(description="The model's name.", examples=["facebook/musicgen-small"])
+    aliases: list[str] = Field(description="Other spellings of it.")
+    channels: int = Field(description="1 mono, 2 stereo.")
+    sample_rate: int = Field(description="In Hz.", examples=[32_000])
+    conditioning: list[str] = Field(description="What it listens to: text, melody.")
+    window: float = Field(description="Seconds made in one go; longer clips are continued past it.")
+    parameters: int = Field(description="Of its language model.")
+    license: str = Field(description="Of its weights.")
+    download_bytes: int = Field(description="About what has to be downloaded for it.")
+    state: Literal["downloadable", "cached", "loading", "loaded"] = Field(description="Where it is now.")
+    default: bool = Field(description="Whether a request that names no model gets this one.")
+    note: str = Field(description="What to know before choosing it.")
+
+
+class ModelList(BaseModel):
+    """All models the service offers."""
+
+    models: list[ModelInfo]
+
+
+class ErrorDetail(BaseModel):
+    """What went wrong and what to do about it."""
+
+    code: str = Field(description="Stable, for programs.", examples=["invalid"])
+    message: str = Field(description="For people.")
+    hint: str = Field(description="The way out.")
+    field: str | None = Field(description="The request field at fault, if there is one.")
+
+
+class ErrorBody(BaseModel):
+    """The body of every answer that is not a success."""
+
+    error: ErrorDetail
