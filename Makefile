@@ -1,0 +1,68 @@
+# Everything a contributor types. `make` alone lists it; each goal makes .venv first where it is missing or old.
+
+PYTHON ?= python3.11
+HOST   ?= 127.0.0.1
+PORT   ?= 8000
+PYTEST_ARGS ?=
+
+UV_VERSION := 0.13.8
+VENV  := .venv
+BIN   := $(VENV)/bin
+# Named after what they were made from: another requirements.lock is another environment.
+LOCKED  := $(VENV)/.locked-$(firstword $(shell cksum < requirements.lock))
+STAMP   := $(VENV)/.ready-$(firstword $(shell cksum < pyproject.toml))
+
+# Nothing that is started from here reports its use to anyone.
+export BENTOML_DO_NOT_TRACK := True
+export HF_HUB_DISABLE_TELEMETRY := 1
+export DO_NOT_TRACK := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help setup serve test check format bench lock
+
+help:  ## this list
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
+	@echo
+	@echo "  PORT=8000 HOST=127.0.0.1 for serve; PYTHON=python3.11 (3.11 to 3.13) for the set-up; PYTEST_ARGS for test"
+
+setup: $(STAMP)  ## make the environment, .venv
+
+serve: $(STAMP)  ## start the service and its page on http://HOST:PORT
+	$(BIN)/musicgen-bento serve --host $(HOST) --port $(PORT)
+
+test: $(STAMP)  ## run the tests
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+check: $(STAMP)  ## format, lint, types, imports go down, docs match the code
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q tests/test_imports.py tests/test_docs.py
+
+format: $(STAMP)  ## put the code into the form that `make check` wants
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(STAMP)  ## measure the service (see bench/)
+	@if [ -f bench/__main__.py ]; then $(BIN)/python -m bench; else \
+	  echo "There is no benchmark yet: it comes with bench/." >&2; exit 1; fi
+
+lock: $(STAMP)  ## resolve requirements.in again, into requirements.lock
+	$(BIN)/uv pip compile requirements.in -o requirements.lock --override overrides.txt --excludes excludes.txt \
+	  --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header
+
+# A stamp is written last, so an interrupted set-up is done again, from an empty folder. --no-deps and the
+# hashes: what is installed is requirements.lock, nothing else. (uv takes a package mirror from UV_DEFAULT_INDEX.)
+$(LOCKED):
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null || { \
+	  echo "No usable $(PYTHON) was found. Install Python 3.11, or name a 3.11, 3.12 or 3.13:" \
+	    "make $(or $(MAKECMDGOALS),setup) PYTHON=python3.12" >&2; exit 1; }
+	rm -rf $(VENV)
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
+	$(BIN)/uv pip install --python $(BIN)/python --no-deps --require-hashes -r requirements.lock
+	@touch $@
+
+$(STAMP): $(LOCKED)
+	$(BIN)/uv pip install --python $(BIN)/python --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
