@@ -40,7 +40,8 @@ def normalize(wav: Waveform, sample_rate: int, how: Normalize = "loudness") -> W
         rms = float(np.sqrt(np.mean(np.square(wav.mean(axis=0)))))
         return np.clip(wav * np.float32(_amplitude(RMS_DBFS) / rms), -1.0, 1.0) if rms > 0.0 else wav
     if how == "loudness" and float(np.sqrt(np.mean(np.square(wav)))) >= QUIETEST_RMS:
-        return np.tanh(wav * np.float32(_amplitude(LOUDNESS_LUFS - loudness(wav, sample_rate))))
+        louder: Waveform = wav * np.float32(_amplitude(LOUDNESS_LUFS - loudness(wav, sample_rate)))
+        return np.tanh(louder)
     return wav / np.float32(max(peak, 1.0))
 
 

@@ -13,7 +13,11 @@ Normalize = Literal["loudness", "peak", "rms", "clip", "none"]
 # No control characters but tab and the ends of lines: a null byte in a prompt is a client's mistake.
 Prompt = Annotated[
     str,
-    StringConstraints(min_length=1, max_length=2000, pattern=r"^[^\x00-\x08\x0b\x0c\x0e-\x1f\x7f]*\S[^\x00-\x08\x0b\x0c\x0e-\x1f\x7f]*$"),
+    StringConstraints(
+        min_length=1,
+        max_length=2000,
+        pattern=r"^[^\x00-\x08\x0b\x0c\x0e-\x1f\x7f]*\S[^\x00-\x08\x0b\x0c\x0e-\x1f\x7f]*$",
+    ),
 ]
 
 
@@ -68,7 +72,7 @@ class GenerationRequest(BaseModel):
     normalize: Normalize = Field(
         "loudness",
         description="loudness: -14 LUFS with soft limiting, as AudioCraft's demos; peak: -1 dBFS; rms: -18 dBFS; "
-        "clip: levels kept, peaks cut at -1 dBFS; none: levels kept, turned down as a whole only where they do not fit.",
+        "clip: levels kept, peaks cut at -1 dBFS; none: levels kept, turned down as a whole where they do not fit.",
     )
 
 
