@@ -16,6 +16,7 @@ PEAK_DBFS = -1.0
 RMS_DBFS = -18.0
 LOUDNESS_LUFS = -14.0
 QUIETEST_RMS = 2e-3
+SILENCE = 1e-9  # below any sound; raising it to full scale would only overflow
 LOUDNESS_BLOCK = 0.4  # seconds; BS.1770-4 measures in blocks of this length
 
 
@@ -25,23 +26,29 @@ def normalize(wav: Waveform, sample_rate: int, how: Normalize = "loudness") -> W
     Args:
         wav: [C, T], any finite level.
         sample_rate: Hz.
-        how: `loudness` is AudioCraft's loudness strategy with its compressor (ITU-R BS.1770-4, then tanh);
-            `peak`, `rms` and `clip` are its strategies of those names; `none` keeps the level and turns the
-            clip down as a whole only where it would not fit.
+        how: `loudness` is AudioCraft's loudness strategy with its compressor (ITU-R BS.1770-4, then tanh), but
+            right for clips beyond ±1 too, where AudioCraft's meter clips inside and reads too little; `peak`,
+            `rms` and `clip` are its strategies of those names; `none` keeps the level and turns the clip down
+            as a whole only where it would not fit.
     """
     peak = float(np.abs(wav).max(initial=0.0))
     if how == "clip":
-        return np.clip(wav, -_amplitude(PEAK_DBFS), _amplitude(PEAK_DBFS))
-    if peak == 0.0:
+        clipped: Waveform = np.clip(wav, -_amplitude(PEAK_DBFS), _amplitude(PEAK_DBFS))
+        return clipped
+    if peak < SILENCE:
         return wav
     if how == "peak":
         return wav * np.float32(_amplitude(PEAK_DBFS) / peak)
     if how == "rms":
-        rms = float(np.sqrt(np.mean(np.square(wav.mean(axis=0)))))
-        return np.clip(wav * np.float32(_amplitude(RMS_DBFS) / rms), -1.0, 1.0) if rms > 0.0 else wav
-    if how == "loudness" and float(np.sqrt(np.mean(np.square(wav)))) >= QUIETEST_RMS:
-        louder: Waveform = wav * np.float32(_amplitude(LOUDNESS_LUFS - loudness(wav, sample_rate)))
-        return np.tanh(louder)
+        rms = _rms(wav.mean(axis=0, dtype=np.float64))
+        if rms > SILENCE * peak:  # else the channels cancel out
+            louder: Waveform = wav * np.float32(_amplitude(RMS_DBFS) / rms)
+            return np.clip(louder, -1.0, 1.0)
+    if how == "loudness" and _rms(wav) >= QUIETEST_RMS:
+        level = loudness(wav, sample_rate)
+        if np.isfinite(level):  # else all of it is below what the ear hears, a constant for one
+            louder = wav * np.float32(_amplitude(LOUDNESS_LUFS - level))
+            return np.tanh(louder)
     return wav / np.float32(max(peak, 1.0))
 
 
@@ -73,6 +80,10 @@ def encode_wav(wav: Waveform, sample_rate: int) -> bytes:
     file = io.BytesIO()
     soundfile.write(file, wav.T, sample_rate, format="WAV", subtype="PCM_16")
     return file.getvalue()
+
+
+def _rms(wav: NDArray[np.floating]) -> float:
+    return float(np.sqrt(np.mean(np.square(wav, dtype=np.float64))))
 
 
 def _amplitude(db: float) -> float:
