@@ -1,0 +1,102 @@
+"""The package's own metadata: a client without torch, a server without AudioCraft's old pins."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import tomllib
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+
+from musicgen_bento import __version__
+
+ROOT = Path(__file__).parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+BASE: list[str] = PROJECT["dependencies"]
+SERVE: list[str] = PROJECT["optional-dependencies"]["serve"]
+
+
+def canonical(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def locked() -> dict[str, str]:
+    """Package → version, of those lines of the lock that hold on this machine."""
+    versions = {}
+    for line in (ROOT / "requirements.lock").read_text().splitlines():
+        if found := re.match(r"([\w.-]+)==(\S+)(?: ; (.*?))? \\$", line):
+            name, version, marker = found.groups()
+            if marker is None or Requirement(f"x; {marker}").marker.evaluate():  # type: ignore[union-attr]
+                versions[canonical(name)] = version
+    return versions
+
+
+def closure(requirements: list[str]) -> set[str]:
+    """What pip would install for these, as the installed packages' metadata says."""
+    seen: set[str] = set()
+    todo = [Requirement(text) for text in requirements]
+    while todo:
+        need = todo.pop()
+        extras = need.extras or {""}
+        if need.marker and not any(need.marker.evaluate({"extra": extra}) for extra in extras):
+            continue
+        if (name := canonical(need.name)) not in seen:
+            seen.add(name)
+            todo += [Requirement(text) for text in metadata.requires(name) or []]
+    return seen
+
+
+def test_the_client_is_small() -> None:
+    assert {canonical(Requirement(text).name) for text in BASE} == {"pydantic", "requests"}
+    assert len(closure(BASE)) < 15
+
+
+def test_the_extra_leads_into_none_of_audiocrafts_pins() -> None:
+    assert not closure(BASE + SERVE) & {"audiocraft", "torchvision", "torchtext", "gradio"}
+
+
+@pytest.mark.parametrize("text", BASE + SERVE)
+def test_the_lock_agrees_with_the_metadata(text: str) -> None:
+    need = Requirement(text)
+    assert need.specifier.contains(locked()[canonical(need.name)])
+
+
+def test_the_environment_is_the_lock() -> None:
+    assert {name: metadata.version(name) for name in locked()} == locked()
+
+
+def test_the_lock_has_hashes_and_no_addresses() -> None:
+    text = (ROOT / "requirements.lock").read_text()
+    assert "://" not in text
+    assert text.count("--hash=sha256:") >= len(re.findall(r"^[\w.-]+==", text, re.MULTILINE))
+
+
+def test_the_extra_and_audiocraft_are_enough_to_import_audiocraft() -> None:
+    """Everything else in this environment is hidden from the import."""
+    allowed = closure(BASE + SERVE) | {"audiocraft"}
+    homes = metadata.packages_distributions()
+    hidden = [top for top, names in homes.items() if not {canonical(name) for name in names} & allowed]
+    code = f"""
+import importlib.abc, json, sys
+hidden = set(json.loads({json.dumps(json.dumps(hidden))}))
+class Hide(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name in hidden:
+            raise ModuleNotFoundError(f"hidden: {{name}}", name=name)
+sys.meta_path.insert(0, Hide())
+import audiocraft.models.builders, audiocraft.models.encodec
+from audiocraft.models import MusicGen
+"""
+    assert {"pytest", "hypothesis", "demucs"} <= set(hidden)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_version() -> None:
+    assert metadata.version("musicgen-bento") == __version__
+    assert f"## {__version__}" in (text := (ROOT / "CHANGELOG.md").read_text()) or "## Unreleased" in text
