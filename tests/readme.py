@@ -80,7 +80,9 @@ def settings_table() -> str:
 
 
 def error_table() -> str:
-    kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.MusicGenError)]
+    kinds = [
+        kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.MusicGenError)
+    ]
     kinds.sort(key=lambda kind: kind.status)
     about = {errors.MusicGenError: "Something that nobody foresaw."}
     return _table(

@@ -76,9 +76,7 @@ def test_every_file_has_its_place() -> None:
 def test_imports_go_down(file: str) -> None:
     place = {name: number for number, name in enumerate(ORDER)}  # an __init__ imports nothing and is above all
     wrong = [
-        f"{file}:{line} imports {below}"
-        for below, line in own(file)
-        if place.get(below, -1) >= place.get(file, 0)
+        f"{file}:{line} imports {below}" for below, line in own(file) if place.get(below, -1) >= place.get(file, 0)
     ]
     assert not wrong
 

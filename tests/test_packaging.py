@@ -38,17 +38,17 @@ def locked() -> dict[str, str]:
 
 def closure(requirements: list[str]) -> set[str]:
     """What pip would install for these, as the installed packages' metadata says."""
-    seen: set[str] = set()
-    todo = [Requirement(text) for text in requirements]
+    seen: set[tuple[str, frozenset[str]]] = set()
+    todo = [(Requirement(text), frozenset[str]()) for text in requirements]
     while todo:
-        need = todo.pop()
-        extras = need.extras or {""}
-        if need.marker and not any(need.marker.evaluate({"extra": extra}) for extra in extras):
+        need, asked = todo.pop()
+        if need.marker and not any(need.marker.evaluate({"extra": extra}) for extra in asked | {""}):
             continue
-        if (name := canonical(need.name)) not in seen:
-            seen.add(name)
-            todo += [Requirement(text) for text in metadata.requires(name) or []]
-    return seen
+        here = (canonical(need.name), frozenset(need.extras))
+        if here not in seen:
+            seen.add(here)
+            todo += [(Requirement(text), here[1]) for text in metadata.requires(here[0]) or []]
+    return {name for name, _ in seen}
 
 
 def test_the_client_is_small() -> None:
@@ -82,13 +82,13 @@ def test_the_extra_and_audiocraft_are_enough_to_import_audiocraft() -> None:
     homes = metadata.packages_distributions()
     hidden = [top for top, names in homes.items() if not {canonical(name) for name in names} & allowed]
     code = f"""
-import importlib.abc, json, sys
+import importlib.machinery, json, sys
 hidden = set(json.loads({json.dumps(json.dumps(hidden))}))
-class Hide(importlib.abc.MetaPathFinder):
-    def find_spec(self, name, path=None, target=None):
-        if name in hidden:
-            raise ModuleNotFoundError(f"hidden: {{name}}", name=name)
-sys.meta_path.insert(0, Hide())
+class Visible(importlib.machinery.PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        return None if name.split(".")[0] in hidden else super().find_spec(name, path, target)
+sys.meta_path[:] = [Visible if f is importlib.machinery.PathFinder else f for f in sys.meta_path]
 import audiocraft.models.builders, audiocraft.models.encodec
 from audiocraft.models import MusicGen
 """
