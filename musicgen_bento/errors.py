@@ -155,3 +155,15 @@ def _tree(kind: type[MusicGenError]) -> list[type[MusicGenError]]:
 
 
 _BY_CODE = {kind.code: kind for kind in _tree(MusicGenError)}
+
+
+def where(error: BaseException) -> str:
+    """An unexpected exception by kind and place, such as `ValueError at decoder.py:31`, safe to log or to answer.
+
+    Not its text: that may quote what a client sent.
+    """
+    place, frame = "unknown place", error.__traceback__
+    while frame is not None:
+        place = f"{frame.tb_frame.f_code.co_filename.replace(chr(92), '/').rsplit('/', 1)[-1]}:{frame.tb_lineno}"
+        frame = frame.tb_next
+    return f"{type(error).__name__} at {place}"

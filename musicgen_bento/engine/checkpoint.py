@@ -1,0 +1,188 @@
+"""From files in AudioCraft's released format to tensors. The one file that imports audiocraft.
+
+A model is two files: `state_dict.bin`, the language model, and `compression_state_dict.bin`, the codec; or in place
+of the second a note that names a codec on the hub, `{'pretrained': 'facebook/encodec_32khz'}`. The text encoder, T5,
+is a third thing: a folder beside them, or on the hub.
+
+The language model is never built as modules: its tensors are taken out of the file by name. The codec is built by
+AudioCraft on the meta device and gets its tensors assigned. So no weight is initialised at random first.
+"""
+
+from __future__ import annotations
+
+import logging
+import pickle
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from musicgen_bento.engine.hub import fetch, fetch_folder
+from musicgen_bento.engine.released import FRAME_RATE, broken, read_shape, read_weights
+from musicgen_bento.engine.weights import LMShape, LMWeights
+from musicgen_bento.errors import MusicGenError
+
+T5_FILES = ["config.json", "model.safetensors", "tokenizer*.json", "spiece.model", "special_tokens_map.json"]
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A model as it comes from its files.
+
+    Attributes:
+        name: what it is called in answers.
+        weights: the language model's.
+        tokenizer: of the text encoder.
+        text_encoder: T5, float32.
+        codec: AudioCraft's compression model, float32, eval mode.
+        sample_rate: Hz.
+        channels: 1 or 2.
+        frame_rate: frames a second.
+    """
+
+    name: str
+    weights: LMWeights
+    tokenizer: Any
+    text_encoder: nn.Module
+    codec: nn.Module
+    sample_rate: int
+    channels: int
+    frame_rate: int
+
+    @property
+    def hop(self) -> int:
+        """Samples of a frame."""
+        return self.sample_rate // self.frame_rate
+
+
+def load(name: str, source: str, device: torch.device, dtype: torch.dtype) -> Checkpoint:
+    """Load a model.
+
+    Args:
+        name: what to call it.
+        source: a folder or a repository on the hub.
+        device: where to put it.
+        dtype: of the language model.
+
+    Raises:
+        BrokenCheckpoint: a file is missing, truncated, foreign, or of a kind this engine does not run.
+        ModelUnavailable: the hub cannot be reached, or the disk is full.
+        UnknownModel: the hub does not have it.
+        InvalidRequest: it needs a melody, which is not served yet.
+    """
+    lm_package = _read(source, "state_dict.bin")
+    config = _config(source, "state_dict.bin", lm_package)
+    shape = read_shape(source, config)
+    weights = read_weights(source, shape, lm_package["best_state"], device, dtype)
+    tokenizer, text_encoder = _text_encoder(source, config, weights, device)
+    codec = _codec(source, config, shape, device)
+    return Checkpoint(
+        name=name,
+        weights=weights,
+        tokenizer=tokenizer,
+        text_encoder=text_encoder,
+        codec=codec,
+        sample_rate=int(codec.sample_rate),
+        channels=int(codec.channels),
+        frame_rate=int(codec.frame_rate),
+    )
+
+
+def _read(source: str, filename: str) -> dict[str, Any]:
+    """One checkpoint file; tensors and plain values only, mapped rather than read."""
+    path = fetch(source, filename)
+    try:
+        package = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError) as error:
+        raise broken(source, filename, "is truncated or no checkpoint at all") from error
+    if not isinstance(package, dict):
+        raise broken(source, filename, "does not hold what a MusicGen checkpoint holds")
+    return package
+
+
+def _config(source: str, filename: str, package: dict[str, Any]) -> Any:
+    from omegaconf import OmegaConf
+
+    if "best_state" not in package or not isinstance(package.get("xp.cfg"), str):
+        raise broken(source, filename, "is not in AudioCraft's released format (best_state and xp.cfg)")
+    return OmegaConf.create(package["xp.cfg"])
+
+
+def _text_encoder(source: str, config: Any, weights: LMWeights, device: torch.device) -> tuple[Any, nn.Module]:
+    """T5 and its tokenizer: the folder `t5` beside the files, else what the configuration names."""
+    from transformers import T5EncoderModel, T5Tokenizer
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    name = str(config.conditioners.description.t5.name)
+    beside = Path(source, "t5")
+    folder = beside if beside.is_dir() else fetch_folder(name, T5_FILES)
+    try:
+        tokenizer = T5Tokenizer.from_pretrained(folder)
+        model: Any = T5EncoderModel.from_pretrained(folder, dtype=torch.float32)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise broken(name, "model.safetensors or tokenizer", "cannot be read as a T5 encoder") from error
+    if model.config.d_model != weights.text_weight.shape[1]:
+        raise broken(name, "config.json", f"is {model.config.d_model} wide, and {source} was trained with another")
+    return tokenizer, model.eval().requires_grad_(False).to(device)
+
+
+def _codec(source: str, config: Any, shape: LMShape, device: torch.device) -> Any:
+    """AudioCraft's codec, wrapped for stereo where the language model's configuration says so."""
+    package = _read(source, "compression_state_dict.bin")
+    builders = _builders()
+    named = package.get("pretrained")
+    codec = _pretrained_codec(str(named)) if named else _built_codec(source, package)
+    codec = builders.get_wrapped_compression_model(codec, config)
+    if (codec.num_codebooks, codec.cardinality, codec.frame_rate) != (shape.codebooks, shape.card, FRAME_RATE):
+        raise broken(source, "compression_state_dict.bin", "is the codec of another model")
+    return codec.eval().requires_grad_(False).to(device)
+
+
+def _built_codec(source: str, package: dict[str, Any]) -> Any:
+    config = _config(source, "compression_state_dict.bin", package)
+    config.device = "meta"
+    with torch.device("meta"), warnings.catch_warnings():
+        # audiocraft uses torch's first weight norm
+        warnings.simplefilter("ignore", FutureWarning)
+        codec = _builders().get_compression_model(config)
+    try:
+        state = {
+            name: tensor.float() if tensor.is_floating_point() else tensor
+            for name, tensor in package["best_state"].items()
+        }
+        codec.load_state_dict(state, assign=True)
+    except (RuntimeError, AttributeError) as error:
+        raise broken(source, "compression_state_dict.bin", "does not fit its own configuration") from error
+    return codec
+
+
+def _pretrained_codec(name: str) -> Any:
+    """Hugging Face's EnCodec in AudioCraft's wrapper."""
+    from audiocraft.models.encodec import HFEncodecCompressionModel
+    from transformers import EncodecModel
+
+    folder = fetch_folder(name, ["config.json", "model.safetensors"])
+    try:
+        model = EncodecModel.from_pretrained(folder, dtype=torch.float32)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise broken(name, "model.safetensors", "cannot be read as an EnCodec") from error
+    return HFEncodecCompressionModel(model)
+
+
+def _builders() -> Any:
+    """audiocraft.models.builders; seconds to import, so only where a model is loaded."""
+    logging.getLogger("xformers").setLevel(logging.ERROR)  # it warns of kernels that are never used here
+    try:
+        from audiocraft.models import builders
+    except ModuleNotFoundError as error:
+        if error.name != "audiocraft":
+            raise
+        raise MusicGenError(
+            "AudioCraft is not installed.",
+            hint="`pip install --no-deps audiocraft==1.3.0`: with its dependencies it would bring a torch of 2023.",
+        ) from error
+    return builders

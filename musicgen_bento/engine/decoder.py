@@ -1,0 +1,195 @@
+"""The language model's forward pass over rows of many clips at once.
+
+All linear products run over the rows of all clips together; attention runs clip by clip, over just the positions
+that clip has filled. With classifier-free guidance a clip has two rows, one that hears the prompt and one that does
+not. AudioCraft feeds the deaf row an all-zero text, whose cross-attention is exactly zero (no biases): here it has no
+cross-attention at all.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from musicgen_bento.engine.kv_cache import KVCache
+from musicgen_bento.engine.weights import CrossAttention, Layer, LMWeights
+
+
+@dataclass(slots=True)
+class Sequence:
+    """What the model remembers of one clip in the window it is in.
+
+    Attributes:
+        rows: 1, or 2 with classifier-free guidance; the first hears the prompt.
+        cache: self-attention.
+        text: the projected prompt [L, dim].
+        cross: keys and values of the prompt for each layer, [1, H, L, D]; empty where text is prepended.
+    """
+
+    rows: int
+    cache: KVCache
+    text: Tensor
+    cross: list[tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Span:
+    """The rows of one sequence in the flat batch: [begin, end), `positions` of them for each of its rows."""
+
+    sequence: Sequence
+    begin: int
+    end: int
+    positions: int
+
+    @property
+    def hearing(self) -> slice:
+        """The rows that hear the prompt."""
+        return slice(self.begin, self.begin + self.positions)
+
+
+class Decoder:
+    """Runs the language model. Every method is called from one thread."""
+
+    def __init__(self, weights: LMWeights) -> None:
+        self.weights = weights
+        self.shape = weights.shape
+        half = self.shape.dim // 2
+        exponent = torch.arange(half, dtype=torch.float32, device=weights.device) / (half - 1)
+        self._periods = torch.full([], 10_000.0, device=weights.device) ** exponent
+
+    def open(self, text: Tensor, guided: bool, positions: int) -> Sequence:
+        """Begin a clip.
+
+        Args:
+            text: the projected prompt [L, dim].
+            guided: whether classifier-free guidance needs the second row.
+            positions: most positions of a window.
+        """
+        shape, weights = self.shape, self.weights
+        rows = 2 if guided else 1
+        prefix = len(text) if shape.text == "prepend" else 0
+        cache = KVCache(
+            shape.layers,
+            rows,
+            shape.heads,
+            prefix + positions,
+            shape.head_dim,
+            dtype=weights.dtype,
+            device=weights.device,
+        )
+        cross = [self._cross_keys(layer.cross, text) for layer in weights.layers if layer.cross is not None]
+        return Sequence(rows, cache, text, cross)
+
+    def prefix(self, sequence: Sequence) -> Tensor:
+        """What precedes the tokens of each window, [rows, L, dim]: the prompt where the model prepends it."""
+        if self.shape.text != "prepend":
+            return sequence.text.new_empty(sequence.rows, 0, self.shape.dim)
+        silent = torch.zeros_like(sequence.text)
+        return torch.stack([sequence.text, silent][: sequence.rows])
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """Tokens [K, T] → [T, dim]: the sum of the codebooks' embeddings."""
+        parts = [self.weights.embeddings[k, tokens[k]] for k in range(self.shape.codebooks)]
+        return torch.stack(parts).sum(dim=0) if len(parts) > 1 else parts[0]
+
+    @torch.inference_mode()
+    def prefill(self, sequence: Sequence, inputs: Tensor) -> None:
+        """Read positions that are known already, [rows, T, dim], and remember them."""
+        positions = inputs.shape[1]
+        span = _Span(sequence, 0, sequence.rows * positions, positions)
+        self._forward(inputs.reshape(-1, self.shape.dim), [span])
+
+    @torch.inference_mode()
+    def step(self, sequences: list[Sequence], tokens: Tensor, cfg_coef: Tensor) -> Tensor:
+        """One position for each of B sequences.
+
+        Args:
+            sequences: B of them.
+            tokens: what each reads, [B, K].
+            cfg_coef: guidance [B]; ignored for sequences of one row.
+
+        Returns:
+            Logits of the next position [B, K, card], float32, guidance applied.
+        """
+        counts = [sequence.rows for sequence in sequences]
+        ends = [sum(counts[: i + 1]) for i in range(len(counts))]
+        spans = [_Span(s, end - s.rows, end, 1) for s, end in zip(sequences, ends, strict=True)]
+        x = self.embed(tokens.T).repeat_interleave(torch.tensor(counts, device=tokens.device), dim=0)
+        x = self.weights.out_norm(self._forward(x, spans))
+        logits = F.linear(x, self.weights.heads).float().view(len(x), self.shape.codebooks, self.shape.card)
+        hearing = logits[[span.begin for span in spans]]
+        deaf = logits[[span.end - 1 for span in spans]]
+        return deaf + (hearing - deaf) * cfg_coef[:, None, None]  # of one row: hearing + 0
+
+    def _forward(self, x: Tensor, spans: list[_Span]) -> Tensor:
+        """Flat rows [R, dim] through all layers. Positions are the caches' next ones."""
+        x = x + self._positions(spans).to(x.dtype)
+        for index, layer in enumerate(self.weights.layers):
+            x = x + F.linear(self._self_attention(index, layer, x, spans), layer.out)
+            if layer.cross is not None:
+                x = self._cross_attention(index, layer.cross, x, spans)
+            x = x + F.linear(F.gelu(F.linear(layer.norm2(x), layer.linear1)), layer.linear2)
+        for span in spans:
+            span.sequence.cache.advance(span.positions)
+        return x
+
+    def _positions(self, spans: list[_Span]) -> Tensor:
+        """Sinusoidal embeddings [R, dim] (Vaswani et al. 2017), cosines first, as AudioCraft has them."""
+        at: list[int] = []
+        for span in spans:
+            begin = span.sequence.cache.length
+            at += list(range(begin, begin + span.positions)) * span.sequence.rows
+        phase = torch.tensor(at, dtype=torch.float32, device=self._periods.device)[:, None] / self._periods
+        return torch.cat([phase.cos(), phase.sin()], dim=-1)
+
+    def _self_attention(self, index: int, layer: Layer, x: Tensor, spans: list[_Span]) -> Tensor:
+        shape = self.shape
+        packed = F.linear(layer.norm1(x), layer.query_key_value)
+        out = torch.empty_like(x)
+        for span in spans:
+            rows, positions = span.sequence.rows, span.positions
+            parts = packed[span.begin : span.end].view(rows, positions, 3, shape.heads, shape.head_dim)
+            query, key, value = parts.permute(2, 0, 3, 1, 4)  # [rows, H, T, D] each
+            keys, values = span.sequence.cache.extend(index, key, value)
+            heard = F.scaled_dot_product_attention(query, keys, values, attn_mask=_causal(positions, keys))
+            out[span.begin : span.end] = heard.transpose(1, 2).reshape(rows * positions, shape.dim)
+        return out
+
+    def _cross_attention(self, index: int, cross: CrossAttention, x: Tensor, spans: list[_Span]) -> Tensor:
+        """Add what the hearing rows find in the prompt; the others stay as they are."""
+        shape = self.shape
+        hearing = torch.cat([x[span.hearing] for span in spans])
+        queries = F.linear(cross.norm(hearing), cross.query)
+        out = torch.empty_like(queries)
+        begin = 0
+        for span in spans:
+            end = begin + span.positions
+            query = queries[begin:end].view(1, span.positions, shape.heads, shape.head_dim).transpose(1, 2)
+            found = F.scaled_dot_product_attention(query, *span.sequence.cross[index])
+            out[begin:end] = found.transpose(1, 2).reshape(span.positions, shape.dim)
+            begin = end
+        heard = hearing + F.linear(out, cross.out)
+        x = x.clone()
+        begin = 0
+        for span in spans:
+            x[span.hearing] = heard[begin : begin + span.positions]
+            begin += span.positions
+        return x
+
+    def _cross_keys(self, cross: CrossAttention, text: Tensor) -> tuple[Tensor, Tensor]:
+        shape = self.shape
+        packed = F.linear(text, cross.key_value).view(1, len(text), 2, shape.heads, shape.head_dim)
+        keys, values = packed.permute(2, 0, 3, 1, 4)  # [1, H, L, D] each
+        return keys.contiguous(), values.contiguous()
+
+
+def _causal(positions: int, keys: Tensor) -> Tensor | None:
+    """A mask [T, filled] for T new positions behind those remembered; one new position sees them all."""
+    if positions == 1:
+        return None
+    filled = keys.shape[2]
+    full = torch.ones(positions, filled, dtype=torch.bool, device=keys.device)
+    return full.tril(diagonal=filled - positions)

@@ -1,0 +1,300 @@
+"""Continuous batching: clips of any length join and leave one model's batch at every step."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from musicgen_bento.engine.checkpoint import Checkpoint
+from musicgen_bento.engine.clip import Clip
+from musicgen_bento.engine.codec import BLOCKS, CodecDecoder, CodecStream
+from musicgen_bento.engine.conditioning import TextConditioner
+from musicgen_bento.engine.decoder import Decoder, Sequence
+from musicgen_bento.engine.sampling import SamplingRows, sample
+from musicgen_bento.engine.scheduler import Scheduler
+from musicgen_bento.engine.types import Chunk, Event, Failed, Finished, GenerationParams, Listener, Started, Waiting
+from musicgen_bento.errors import GenerationFailed, MusicGenError, QueueFull, where
+
+# Rows of a prefill that the others wait for in a step. On a CPU the time grows with every row.
+PREFILL_ROWS = {"cpu": 32, "cuda": 512}
+
+
+@dataclass(slots=True, eq=False)
+class Slot:
+    """A clip on its way, from its place in the queue to its last sample."""
+
+    ticket: str
+    params: GenerationParams
+    listener: Listener
+    ids: Tensor
+    clip: Clip
+    place: int = -1
+    sequence: Sequence | None = None
+    codec: CodecStream | None = None
+    known: list[Tensor] = field(default_factory=list)  # inputs to read before the next step, in pieces
+    blocks: int = 0
+    frames: int = 0  # decoded
+    samples: int = 0  # given
+    cancelled: bool = False
+
+    @property
+    def guided(self) -> bool:
+        """Whether classifier-free guidance needs a second row."""
+        return self.params.cfg_coef != 1.0
+
+
+class ModelEngine:
+    """Makes clips with one model. `step` is called by the device's thread alone, everything else by any.
+
+    Args:
+        checkpoint: the model.
+        max_slots: clips made together.
+        max_queue: clips that may wait.
+        deterministic: step each clip alone, so that its bits depend on no company. Float products round differently
+            in batches of different sizes.
+        wake: called when there is work.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        *,
+        max_slots: int,
+        max_queue: int,
+        deterministic: bool,
+        wake: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.checkpoint = checkpoint
+        self._shape = checkpoint.weights.shape
+        self._device = checkpoint.weights.device
+        self._conditioner = TextConditioner(checkpoint)
+        self._decoder = Decoder(checkpoint.weights)
+        self._codec = CodecDecoder(checkpoint.codec)
+        self._deterministic = deterministic
+        self._prefill_rows = PREFILL_ROWS[self._device.type]
+        self._wake = wake
+        self._lock = threading.Lock()
+        self._scheduler = Scheduler(max_slots, max_queue)
+        self._slots: dict[str, Slot] = {}  # waiting and running
+        self._running: list[Slot] = []  # touched by the device's thread alone
+        self._rows: tuple[list[Slot], SamplingRows, Tensor] | None = None
+        self._step_seconds = 0.0
+
+    # ---- any thread
+
+    def submit(self, ticket: str, params: GenerationParams, listener: Listener) -> None:
+        """See `Engine.submit`."""
+        ids = self._conditioner.tokenize(params.prompt)
+        frames = max(1, int(params.duration * self.checkpoint.frame_rate + 1e-6))
+        clip = Clip(self._shape.pattern, frames, self._shape.window, self._shape.card)
+        slot = Slot(ticket, params, listener, ids, clip)
+        with self._lock:
+            if self._scheduler.full:
+                raise QueueFull(
+                    "The queue is full.", hint="Ask again later, or start a second server.", retry_after=self._wait()
+                )
+            self._slots[ticket] = slot
+            self._scheduler.submit(ticket, clip.steps)
+            self._tell_places()
+        self._wake()
+
+    def cancel(self, ticket: str) -> None:
+        """See `Engine.cancel`."""
+        with self._lock:
+            slot = self._slots.pop(ticket, None)
+            if slot is not None:
+                slot.cancelled = True
+                if ticket not in self._scheduler.running:  # a running one keeps its slot till the step ends
+                    self._scheduler.remove(ticket)
+                self._tell_places()
+        self._wake()
+
+    @property
+    def load(self) -> tuple[int, int]:
+        """Clips running and clips waiting."""
+        with self._lock:
+            running = len(self._scheduler.running)
+            return running, len(self._scheduler) - running
+
+    def fail_all(self, error: MusicGenError) -> None:
+        """End everything that waits or runs."""
+        with self._lock:
+            slots = list(self._slots.values())
+        for slot in slots:
+            self._end(slot, Failed(error))
+
+    # ---- the device's thread
+
+    def step(self) -> bool:
+        """Make 20 ms of every running clip. Whether there was anything to do."""
+        self._retire()
+        self._admit()
+        if not self._running:
+            return False
+        began = time.perf_counter()
+        ready = [slot for slot in self._running if not slot.known]
+        try:
+            self._prefill()
+            for company in [[slot] for slot in ready] if self._deterministic else [ready] if ready else []:
+                self._decode(company)
+        except Exception as error:
+            self.fail_all(
+                GenerationFailed(f"The model failed ({where(error)}).", hint="Try again; if it stays, tell us.")
+            )
+            return True
+        for slot in ready:
+            self._emit(slot)
+        self._scheduler.tick()
+        self._step_seconds += 0.1 * (time.perf_counter() - began - self._step_seconds)
+        return True
+
+    def _retire(self) -> None:
+        """Free the slots of clips that are done, failed or cancelled."""
+        with self._lock:
+            for slot in self._running:
+                if self._slots.get(slot.ticket) is not slot:
+                    self._scheduler.remove(slot.ticket)
+                    slot.sequence = slot.codec = None
+                    slot.known.clear()
+            kept = [slot for slot in self._running if slot.sequence is not None]
+            if len(kept) != len(self._running):
+                self._running, self._rows = kept, None
+
+    def _admit(self) -> None:
+        """Give the free slots to those whose turn it is."""
+        with self._lock:
+            admitted = [self._slots[ticket] for ticket in self._scheduler.admit()]
+            if admitted:
+                self._tell_places()
+        for slot in admitted:
+            try:
+                self._open(slot)
+            except Exception as error:
+                with self._lock:
+                    self._scheduler.remove(slot.ticket)
+                self._end(slot, Failed(GenerationFailed(f"The clip could not be begun ({where(error)}).")))
+
+    def _open(self, slot: Slot) -> None:
+        clip = slot.clip
+        text = self._conditioner.encode(slot.ids)
+        positions = self._shape.pattern.last_position(clip.window_frames)
+        slot.sequence = self._decoder.open(text, slot.guided, positions)
+        slot.codec = self._codec.open()
+        slot.known = self._pieces(slot.sequence, self._decoder.prefix(slot.sequence))
+        self._running.append(slot)
+        checkpoint = self.checkpoint
+        length = clip.frames * checkpoint.hop
+        self._tell(slot, Started(checkpoint.name, checkpoint.sample_rate, checkpoint.channels, length))
+
+    def _pieces(self, sequence: Sequence, inputs: Tensor) -> list[Tensor]:
+        """Inputs [rows, T, dim] cut so that no piece keeps the others waiting for long."""
+        return list(torch.split(inputs, self._prefill_rows // sequence.rows, dim=1)) if inputs.shape[1] else []
+
+    def _prefill(self) -> None:
+        """Read one piece of what one clip knows already; the next step takes the next."""
+        slot = next((slot for slot in self._running if slot.known), None)
+        if slot is not None and slot.sequence is not None:
+            self._decoder.prefill(slot.sequence, slot.known.pop(0))
+            self._running.remove(slot)  # to the end, so that several prefills take turns
+            self._running.append(slot)
+
+    def _decode(self, slots: list[Slot]) -> None:
+        """One position of each clip."""
+        rows, cfg_coef = self._parameters(slots)
+        sequences = [slot.sequence for slot in slots if slot.sequence is not None]
+        tokens = torch.tensor([slot.clip.read().tolist() for slot in slots], device=self._device)
+        keys = torch.tensor([slot.clip.key for slot in slots], device=self._device)
+        logits = self._decoder.step(sequences, tokens, cfg_coef)
+        broken = ~logits.isfinite().flatten(1).all(dim=1)
+        sampled = sample(logits, rows, keys).masked_fill(broken[:, None], -1).cpu().numpy()
+        for slot, column in zip(slots, sampled, strict=True):
+            if column[0] < 0:
+                error = GenerationFailed("The model gave NaN.", hint="Try another seed, or MUSICGEN_PRECISION=float32.")
+                self._end(slot, Failed(error))
+                continue
+            slot.clip.accept(column)
+            if slot.clip.window_done and not slot.clip.done:
+                self._next_window(slot)
+
+    def _next_window(self, slot: Slot) -> None:
+        """Start over with the last part of the window as what is known."""
+        assert slot.sequence is not None
+        slot.sequence.cache.reset()
+        memory = self._decoder.embed(torch.from_numpy(slot.clip.next_window()).to(self._device))
+        memory = memory.expand(slot.sequence.rows, -1, -1)
+        slot.known = self._pieces(slot.sequence, torch.cat([self._decoder.prefix(slot.sequence), memory], dim=1))
+
+    def _parameters(self, slots: list[Slot]) -> tuple[SamplingRows, Tensor]:
+        """The clips' parameters as tensors, made anew only when the company changes."""
+        if self._rows is None or self._rows[0] != slots:
+            params = [slot.params for slot in slots]
+            rows = SamplingRows.of(
+                [p.seed for p in params],
+                [p.temperature for p in params],
+                [p.top_k for p in params],
+                [p.top_p for p in params],
+                self._device,
+            )
+            self._rows = (slots, rows, torch.tensor([p.cfg_coef for p in params], device=self._device))
+        return self._rows[1:]
+
+    def _emit(self, slot: Slot) -> None:
+        """Decode and give what is complete, in blocks of the codec's schedule."""
+        assert slot.codec is not None
+        try:
+            while (ahead := slot.clip.complete_frames - slot.frames) > 0:
+                size = BLOCKS[min(slot.blocks, len(BLOCKS) - 1)]
+                if ahead < size and not slot.clip.done:
+                    return
+                frames = slice(slot.frames, slot.frames + min(size, ahead))
+                codes = torch.from_numpy(slot.clip.tokens[:, frames]).to(self._device)
+                self._give(slot, slot.codec.push(codes))
+                slot.frames, slot.blocks = frames.stop, slot.blocks + 1
+            if slot.clip.done:
+                self._give(slot, slot.codec.finish())
+                self._end(slot, Finished())
+        except Exception as error:
+            self._end(slot, Failed(GenerationFailed(f"The sound could not be decoded ({where(error)}).")))
+
+    def _give(self, slot: Slot, wav: Tensor | None) -> None:
+        if wav is None or wav.shape[-1] == 0:
+            return
+        if not bool(wav.isfinite().all()):
+            raise FloatingPointError("the codec gave NaN or infinity")
+        samples = wav.cpu().numpy()
+        self._tell(slot, Chunk(samples, slot.samples))
+        slot.samples += samples.shape[1]
+
+    # ---- telling
+
+    def _tell(self, slot: Slot, event: Event) -> None:
+        if not slot.cancelled:
+            slot.listener(event)
+
+    def _end(self, slot: Slot, event: Finished | Failed) -> None:
+        """The last event of a clip; its slot is freed before the next step."""
+        with self._lock:
+            if self._slots.pop(slot.ticket, None) is None:
+                return
+            if slot.ticket not in self._scheduler.running:
+                self._scheduler.remove(slot.ticket)
+        self._tell(slot, event)
+
+    def _tell_places(self) -> None:
+        """Tell those who wait, where that has changed."""
+        for place, ticket in enumerate(self._scheduler.queue()):
+            slot = self._slots[ticket]
+            if slot.place != place:
+                slot.place = place
+                self._tell(slot, Waiting(place))
+
+    def _wait(self) -> float:
+        """Seconds until the next slot is free, at the speed of late."""
+        running = [self._slots[ticket] for ticket in self._scheduler.running if ticket in self._slots]
+        left = min((slot.clip.steps for slot in running), default=0)
+        return max(1.0, left * self._step_seconds)

@@ -1,0 +1,123 @@
+"""Logits to tokens, each row with its own temperature, top-k, top-p and seed.
+
+A draw from softmax(logits) is argmax(logits + g) with g standard Gumbel noise (Gumbel 1954; Maddison et al. 2014).
+The noise is a hash of (seed, key, codebook, entry) and nothing else: no generator is advanced, so a row's draw
+depends on no other row and on no history, and is the same on every device.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+# SplitMix64 (Steele, Lea, Flood 2014), as signed 64-bit numbers: torch multiplies them modulo 2**64.
+_GOLDEN = 0x9E3779B97F4A7C15 - 2**64
+_MIX_1 = 0xBF58476D1CE4E5B9 - 2**64
+_MIX_2 = 0x94D049BB133111EB - 2**64
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingRows:
+    """The parameters of B rows.
+
+    Attributes:
+        seeds: [B] int64.
+        temperature: [B] float32; 0 is greedy.
+        top_k: [B] int64; 0 is off.
+        top_p: [B] float32; 0 is off, and wins over top_k where it is on, as in AudioCraft.
+        largest_top_k: the largest of top_k where top_p is off; 0 lets the search for it be skipped.
+        any_top_p: whether any top_p is on.
+        any_noise: whether any row is not greedy.
+    """
+
+    seeds: Tensor
+    temperature: Tensor
+    top_k: Tensor
+    top_p: Tensor
+    largest_top_k: int
+    any_top_p: bool
+    any_noise: bool
+
+    @staticmethod
+    def of(
+        seeds: list[int], temperature: list[float], top_k: list[int], top_p: list[float], device: torch.device
+    ) -> SamplingRows:
+        """From one value a row."""
+        limits = [0 if p > 0 else k for k, p in zip(top_k, top_p, strict=True)]
+        return SamplingRows(
+            seeds=torch.tensor(seeds, dtype=torch.int64, device=device),
+            temperature=torch.tensor(temperature, dtype=torch.float32, device=device),
+            top_k=torch.tensor(limits, dtype=torch.int64, device=device),
+            top_p=torch.tensor(top_p, dtype=torch.float32, device=device),
+            largest_top_k=max(limits),
+            any_top_p=any(p > 0 for p in top_p),
+            any_noise=any(t > 0 for t in temperature),
+        )
+
+
+def sample(logits: Tensor, rows: SamplingRows, keys: Tensor) -> Tensor:
+    """Draw one token for each row and codebook.
+
+    Args:
+        logits: [B, K, card] float32.
+        rows: the rows' parameters.
+        keys: [B] int64, the positions the tokens are for.
+
+    Returns:
+        Tokens [B, K] int64.
+    """
+    if not rows.any_noise:
+        return logits.argmax(dim=-1)
+    greedy = rows.temperature == 0
+    scaled = logits / rows.temperature.masked_fill(greedy, 1.0)[:, None, None]
+    if rows.largest_top_k:
+        scaled = _keep_top_k(scaled, rows.top_k, rows.largest_top_k)
+    if rows.any_top_p:
+        scaled = _keep_top_p(scaled, rows.top_p)
+    noise = gumbel(rows.seeds, keys, *logits.shape[1:])
+    return (scaled + noise.masked_fill(greedy[:, None, None], 0.0)).argmax(dim=-1)
+
+
+def _keep_top_k(logits: Tensor, top_k: Tensor, largest: int) -> Tensor:
+    """Entries below the row's k-th largest become -inf; equals of it stay."""
+    card = logits.shape[-1]
+    if largest >= card:
+        top_k = torch.where(top_k >= card, 0, top_k)
+        largest = card
+    best = logits.topk(largest, dim=-1).values  # [B, K, largest]
+    last = (top_k - 1).clamp(min=0)[:, None, None].expand(-1, logits.shape[1], 1)
+    threshold = best.gather(-1, last)
+    return logits.masked_fill((logits < threshold) & (top_k > 0)[:, None, None], -torch.inf)
+
+
+def _keep_top_p(logits: Tensor, top_p: Tensor) -> Tensor:
+    """Entries after the likeliest ones that together pass top_p become -inf; the one that passes it stays."""
+    probabilities, order = logits.softmax(dim=-1).sort(dim=-1, descending=True)
+    before = probabilities.cumsum(dim=-1) - probabilities
+    dropped = (before > top_p[:, None, None]) & (top_p > 0)[:, None, None]
+    return logits.masked_fill(dropped.gather(-1, order.argsort(dim=-1)), -torch.inf)
+
+
+def gumbel(seeds: Tensor, keys: Tensor, codebooks: int, card: int) -> Tensor:
+    """Standard Gumbel noise [B, codebooks, card], float32, from seeds [B] and keys [B]."""
+    # counted from 1, because the hash of 0 is 0
+    entries = torch.arange(1, codebooks * card + 1, dtype=torch.int64, device=seeds.device)
+    streams = _mix(_mix(seeds + _GOLDEN) + (keys + 1) * _GOLDEN)  # [B]
+    bits = _mix(streams[:, None] + entries * _GOLDEN)  # [B, codebooks * card]
+    # 53 random bits, halfway between the steps: never 0. float32 may round up to 1, so stop just short of it.
+    uniform = (((bits >> 11) & (2**53 - 1)).to(torch.float64) + 0.5) * 2.0**-53
+    exponential = -torch.log1p(-uniform.to(torch.float32).clamp(max=1 - 2**-24))
+    return -torch.log(exponential).view(len(seeds), codebooks, card)
+
+
+def _mix(x: Tensor) -> Tensor:
+    x = (x ^ _shift(x, 30)) * _MIX_1
+    x = (x ^ _shift(x, 27)) * _MIX_2
+    return x ^ _shift(x, 31)
+
+
+def _shift(x: Tensor, bits: int) -> Tensor:
+    """Logical shift to the right: torch's keeps the sign."""
+    return (x >> bits).bitwise_and((1 << (64 - bits)) - 1)

@@ -1,0 +1,280 @@
+"""The layers of EnCodec's decoder, each able to go on where the last block ended.
+
+A layer keeps what it still needs of its past, gives what it can for the input so far, and gives the rest when the
+clip ends. Weights are shared by all clips; `fork` makes the state of one. The layers of AudioCraft's EnCodec and of
+Hugging Face's are read alike.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class Layer:
+    """A layer's weights, shared, and one clip's state."""
+
+    def reset(self) -> None:
+        """Forget the clip."""
+
+    def fork(self) -> Self:
+        """The same layer for another clip."""
+        twin = copy.copy(self)
+        twin.reset()
+        return twin
+
+    def push(self, x: Tensor) -> Tensor | None:
+        """The outputs that the inputs so far determine, [B, C, n]; None if there is none yet."""
+        raise NotImplementedError
+
+    def finish(self) -> Tensor | None:
+        """The outputs that were held back for inputs that will not come."""
+        return None
+
+
+class Pointwise(Layer):
+    """An activation."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+
+    def push(self, x: Tensor) -> Tensor:
+        """One output for each input."""
+        out: Tensor = self.module(x)
+        return out
+
+
+class Convolution(Layer):
+    """A convolution of stride 1, any dilation, causal or not."""
+
+    def __init__(self, module: Any) -> None:
+        convolution = _inner(module)
+        self.module, self.mode = module, module.pad_mode
+        if self.mode not in ("constant", "reflect", "replicate") or convolution.stride[0] != 1:
+            raise TypeError(f"no streaming form of {type(module).__name__} with padding {self.mode!r}")
+        self.dilation, self.groups = convolution.dilation[0], convolution.groups
+        self.span = (convolution.kernel_size[0] - 1) * self.dilation
+        self.right = 0 if module.causal else self.span // 2
+        self.left = self.span - self.right
+        # inputs wanted before the first output; reflection needs one more than it reflects
+        self.need = max(self.span + 1 - self.left, self.left + 1 if self.mode == "reflect" else 0)
+        self.weight, self.bias = _plain(convolution)
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget the clip."""
+        self.past: Tensor | None = None
+        self.started = False
+
+    def push(self, x: Tensor) -> Tensor | None:
+        """As many outputs as inputs, but `right` fewer at first."""
+        x = x if self.past is None else torch.cat([self.past, x], dim=-1)
+        if not self.started:
+            if x.shape[-1] < self.need:
+                self.past = x
+                return None
+            x = F.pad(x, (self.left, 0), self.mode)
+            self.started = True
+        self.past = x[..., x.shape[-1] - self.span :].clone()  # a view would keep the whole block alive
+        return self._convolve(x) if x.shape[-1] > self.span else None
+
+    def finish(self) -> Tensor | None:
+        """The last `right` outputs."""
+        if self.past is None:
+            return None
+        if not self.started:  # a clip shorter than the padding: the module knows its own corner cases
+            whole: Tensor = self.module(self.past)
+            return whole
+        return self._convolve(F.pad(self.past, (0, self.right), self.mode)) if self.right else None
+
+    def _convolve(self, x: Tensor) -> Tensor:
+        return F.conv1d(x, self.weight, self.bias, dilation=self.dilation, groups=self.groups)
+
+
+class Upsampling(Layer):
+    """A transposed convolution whose kernel is two strides: a matrix product, then overlap-add.
+
+    The product is spelled out, because torch's conv_transpose1d is very slow on a CPU for a few wide inputs (30 ms
+    against 2 ms for 1024 to 512 channels). The bias stays out of the part carried over, or it would count twice.
+    """
+
+    def __init__(self, module: Any) -> None:
+        convolution = _inner(module)
+        self.stride = convolution.stride[0]
+        overlap = convolution.kernel_size[0] - self.stride
+        if convolution.groups != 1 or overlap != self.stride:
+            raise TypeError(f"no streaming form of {type(module).__name__} with this kernel")
+        self.right = math.ceil(overlap * module.trim_right_ratio) if module.causal else overlap // 2
+        self.left = overlap - self.right
+        weight, self.bias = _plain(convolution)  # [in, out, 2 * stride]
+        self.taps = weight.permute(1, 2, 0).reshape(-1, weight.shape[0]).contiguous()
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget the clip."""
+        self.tail: Tensor | None = None
+        self.skip = self.left
+
+    def push(self, x: Tensor) -> Tensor:
+        """`stride` outputs for each input, but `left` fewer at first."""
+        batch, _, inputs = x.shape
+        products = F.linear(x.transpose(1, 2), self.taps).view(batch, inputs, -1, 2, self.stride)
+        now, later = products[:, :, :, 0], products[:, :, :, 1]  # [B, n, out, stride]
+        now[:, 1:] += later[:, :-1]
+        if self.tail is not None:
+            now[:, 0] += self.tail
+        self.tail = later[:, -1].clone()
+        return self._trim(now.permute(0, 2, 1, 3).reshape(batch, -1, inputs * self.stride))
+
+    def finish(self) -> Tensor | None:
+        """What the last input adds past its own stride."""
+        return None if self.tail is None else self._trim(self.tail[..., : self.stride - self.right])
+
+    def _trim(self, y: Tensor) -> Tensor:
+        drop = min(self.skip, y.shape[-1])
+        self.skip -= drop
+        return y[..., drop:] if self.bias is None else y[..., drop:] + self.bias[:, None]
+
+
+class Recurrent(Layer):
+    """The LSTM with its shortcut. Spelled out for short runs: on a CPU, nn.LSTM repacks its weights in each call."""
+
+    def __init__(self, module: Any) -> None:
+        self.lstm, self.shortcut = module.lstm, getattr(module, "skip", True)
+        if self.lstm.bidirectional or self.lstm.batch_first or self.lstm.proj_size or not self.lstm.bias:
+            raise TypeError("no streaming form of this LSTM")
+        names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+        self.weights = [[getattr(self.lstm, f"{n}_l{i}") for n in names] for i in range(self.lstm.num_layers)]
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget the clip."""
+        self.state: list[tuple[Tensor, Tensor]] | None = None
+
+    def push(self, x: Tensor) -> Tensor:
+        """One output for each input."""
+        y = steps = x.permute(2, 0, 1)  # [n, B, C]
+        if self.state is None:
+            zero = x.new_zeros(x.shape[0], self.lstm.hidden_size)
+            self.state = [(zero, zero)] * self.lstm.num_layers
+        for index, (weight_ih, weight_hh, bias_ih, bias_hh) in enumerate(self.weights):
+            hidden, cell = self.state[index]
+            gates_in, outputs = F.linear(y, weight_ih, bias_ih), []
+            for gates in gates_in:
+                i, f, g, o = (F.linear(hidden, weight_hh, bias_hh) + gates).chunk(4, dim=-1)
+                cell = torch.sigmoid(f) * cell + torch.sigmoid(i) * torch.tanh(g)
+                hidden = torch.sigmoid(o) * torch.tanh(cell)
+                outputs.append(hidden)
+            y = torch.stack(outputs)
+            self.state[index] = (hidden, cell)
+        return (y + steps if self.shortcut else y).permute(1, 2, 0)
+
+
+class Chain(Layer):
+    """Layers one after the other."""
+
+    def __init__(self, modules: Any) -> None:
+        self.layers = [streaming(module) for module in modules]
+
+    def fork(self) -> Self:
+        """The same layers for another clip."""
+        twin = copy.copy(self)
+        twin.layers = [layer.fork() for layer in self.layers]
+        return twin
+
+    def push(self, x: Tensor) -> Tensor | None:
+        """As far as the layers get."""
+        return _through(self.layers, x)
+
+    def finish(self) -> Tensor | None:
+        """End each layer in turn, and push what it held back through the ones behind it."""
+        rest: Tensor | None = None
+        for layer in self.layers:
+            parts = [part for part in (_through([layer], rest), layer.finish()) if part is not None]
+            rest = torch.cat(parts, dim=-1) if parts else None
+        return rest
+
+
+class Residual(Layer):
+    """shortcut(x) + block(x). The shortcut waits for the block, which looks ahead."""
+
+    def __init__(self, module: Any) -> None:
+        self.block = Chain(module.block)
+        self.shortcut = Chain([] if isinstance(module.shortcut, nn.Identity) else [module.shortcut])
+        self.early: Tensor | None = None
+
+    def fork(self) -> Self:
+        """The same layers for another clip."""
+        twin = copy.copy(self)
+        twin.block, twin.shortcut, twin.early = self.block.fork(), self.shortcut.fork(), None
+        return twin
+
+    def push(self, x: Tensor) -> Tensor | None:
+        """As far as the block gets."""
+        return self._add(self.shortcut.push(x), self.block.push(x))
+
+    def finish(self) -> Tensor | None:
+        """The rest of both."""
+        return self._add(self.shortcut.finish(), self.block.finish())
+
+    def _add(self, short: Tensor | None, y: Tensor | None) -> Tensor | None:
+        if short is not None:
+            self.early = short if self.early is None else torch.cat([self.early, short], dim=-1)
+        if y is None or self.early is None:
+            return None
+        out = self.early[..., : y.shape[-1]] + y
+        self.early = self.early[..., y.shape[-1] :].clone()
+        return out
+
+
+def _through(layers: list[Layer], x: Tensor | None) -> Tensor | None:
+    for layer in layers:
+        if x is None or x.shape[-1] == 0:
+            return None
+        x = layer.push(x)
+    return x
+
+
+def streaming(module: Any) -> Layer:
+    """The streaming form of a module of SEANet, by what it has: both libraries name these alike."""
+    if hasattr(module, "block") and hasattr(module, "shortcut"):
+        return Residual(module)
+    if hasattr(module, "lstm"):
+        return Recurrent(module)
+    if hasattr(module, "trim_right_ratio"):
+        return Upsampling(module)
+    if hasattr(module, "pad_mode"):
+        return Convolution(module)
+    if isinstance(module, nn.ELU | nn.Identity | nn.Tanh | nn.ReLU | nn.LeakyReLU):
+        return Pointwise(module)
+    raise TypeError(f"no streaming form of {type(module).__name__}")
+
+
+def _inner(module: Any) -> Any:
+    """The torch convolution inside either library's wrapper."""
+    if hasattr(module, "convtr"):
+        inner, norm = module.convtr.convtr, module.convtr.norm
+    elif isinstance(module.conv, nn.Conv1d | nn.ConvTranspose1d):
+        inner, norm = module.conv, getattr(module, "norm", None)
+    else:
+        inner, norm = module.conv.conv, module.conv.norm
+    if norm is not None and not isinstance(norm, nn.Identity):
+        raise TypeError("no streaming form of a norm over time")
+    return inner
+
+
+@torch.no_grad()
+def _plain(convolution: Any) -> tuple[Tensor, Tensor | None]:
+    """Weight and bias with the weight norm worked out once; both libraries rebuild the weight in each call."""
+    weight: Tensor
+    if hasattr(convolution, "weight_g"):
+        hooks = convolution._forward_pre_hooks.values()
+        weight = torch._weight_norm(convolution.weight_v, convolution.weight_g, next(h.dim for h in hooks))
+    else:
+        weight = convolution.weight
+    return weight.detach(), None if convolution.bias is None else convolution.bias.detach()

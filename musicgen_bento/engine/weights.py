@@ -1,0 +1,101 @@
+"""The language model's tensors, by what they do. `checkpoint.py` fills them in, `decoder.py` multiplies."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from musicgen_bento.engine.delay import DelayPattern
+
+
+@dataclass(frozen=True, slots=True)
+class LMShape:
+    """The sizes of a MusicGen language model.
+
+    Attributes:
+        dim: width.
+        heads: of attention.
+        layers: depth.
+        card: entries of a codebook; the special token is the id after them.
+        pattern: the delays of its codebooks.
+        window: most frames in one sequence.
+        text: how the prompt comes in: `cross` (cross-attention) or `prepend` (before the tokens).
+    """
+
+    dim: int
+    heads: int
+    layers: int
+    card: int
+    pattern: DelayPattern
+    window: int
+    text: str
+
+    @property
+    def codebooks(self) -> int:
+        """K."""
+        return self.pattern.codebooks
+
+    @property
+    def head_dim(self) -> int:
+        """D."""
+        return self.dim // self.heads
+
+
+@dataclass(frozen=True, slots=True)
+class Norm:
+    """A layer norm over the width, eps 1e-5."""
+
+    weight: Tensor
+    bias: Tensor
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """[..., dim] → [..., dim]."""
+        return torch.nn.functional.layer_norm(x, self.weight.shape, self.weight, self.bias, 1e-5)
+
+
+@dataclass(frozen=True, slots=True)
+class CrossAttention:
+    """Attention to the prompt. Keys and values are made once a clip."""
+
+    norm: Norm
+    query: Tensor  # [dim, dim]
+    key_value: Tensor  # [2 * dim, dim]
+    out: Tensor  # [dim, dim]
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """One transformer layer, pre-norm, without biases."""
+
+    norm1: Norm
+    query_key_value: Tensor  # [3 * dim, dim]
+    out: Tensor  # [dim, dim]
+    cross: CrossAttention | None
+    norm2: Norm
+    linear1: Tensor  # [hidden, dim]
+    linear2: Tensor  # [dim, hidden]
+
+
+@dataclass(frozen=True, slots=True)
+class LMWeights:
+    """All of the language model, the projection of the text included."""
+
+    shape: LMShape
+    embeddings: Tensor  # [K, card + 1, dim]
+    layers: tuple[Layer, ...]
+    out_norm: Norm
+    heads: Tensor  # [K * card, dim]
+    text_weight: Tensor  # [dim, text dim]
+    text_bias: Tensor  # [dim]
+
+    @property
+    def device(self) -> torch.device:
+        """Where they are."""
+        return self.heads.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What they are."""
+        return self.heads.dtype
