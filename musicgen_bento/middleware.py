@@ -1,0 +1,188 @@
+"""The one middleware of the front: reads and checks bodies, gives every error one shape, writes one log line.
+
+It stands before BentoML's own parsing, because that logs the values it refuses, and behind nothing that
+could answer in another shape. Whatever it lets through is valid.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from pydantic import BaseModel
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from musicgen_bento import errors
+from musicgen_bento.body import MAX_BODY, check_headers, parse
+from musicgen_bento.drain import Drain
+from musicgen_bento.errors import MusicGenError
+from musicgen_bento.exchange import Answer, Exchange, current_exchange, unexpected
+from musicgen_bento.quiet import where
+
+UNLOGGED = frozenset(("/livez", "/readyz", "/healthz", "/metrics"))
+
+_log = logging.getLogger("bentoml.musicgen")
+
+
+class KnownPaths:
+    """Stands before everything: a path that is none of ours is known as `/-` from here on.
+
+    It holds whatever a client wrote there, and BentoML keeps a set of metrics, on disk, for each it meets.
+
+    Args:
+        app: what comes after it.
+        paths: ours.
+    """
+
+    def __init__(self, app: ASGIApp, paths: frozenset[str]) -> None:
+        self._app = app
+        self._paths = paths
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on; one slash too many at the end is forgiven."""
+        if scope["type"] == "http" and scope["path"] not in self._paths:
+            path = scope["path"].removesuffix("/")
+            path = path if path in self._paths else "/-"
+            scope = {**scope, "path": path, "raw_path": path.encode(), "query_string": b""}
+        await self._app(scope, receive, send)
+
+
+class Work:
+    """The requests whose bodies are accepted and not yet answered."""
+
+    def __init__(self) -> None:
+        self.running = 0
+
+    def __bool__(self) -> bool:
+        return self.running > 0
+
+
+class Middleware:
+    """See the module.
+
+    Args:
+        app: what comes after it.
+        bodies: what a POST to each API path takes; None where it takes nothing.
+        drain: refuses new work once it has begun, and says when running work must stop.
+        work: counts what runs.
+    """
+
+    def __init__(self, app: ASGIApp, bodies: Mapping[str, type[BaseModel] | None], drain: Drain, work: Work) -> None:
+        self._app = app
+        self._bodies = bodies
+        self._drain = drain
+        self._work = work
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request, whatever happens: an app that raises before it sends would hang in BentoML."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        current = Exchange(scope["method"], scope["path"])
+        token = current_exchange.set(current)
+        answer = Answer(current, send)
+        try:
+            try:
+                await self._serve(scope, receive, answer, current)
+            except MusicGenError as error:
+                await answer.refuse(error, receive)
+            except Exception as error:  # only its place is logged: its text may hold the prompt
+                _log.error("id=%s failed: %s", current.id, where(error))
+                await answer.refuse(unexpected(current), receive)
+        finally:
+            current_exchange.reset(token)
+            if current.path not in UNLOGGED:
+                _log.info(current.line())
+
+    async def _serve(self, scope: Scope, receive: Receive, answer: Answer, current: Exchange) -> None:
+        if scope["method"] != "POST" or scope["path"] not in self._bodies:
+            await self._app(scope, receive, answer.send)
+            return
+        if self._drain.begun:
+            raise errors.ShuttingDown("The server is shutting down.", hint="Try again later.", retry_after=5)
+        check_headers(Headers(scope=scope))
+        body = await _read(receive)
+        if body is None:
+            await answer.gone()
+            return
+        kind = self._bodies[scope["path"]]
+        parse(body, kind)
+        self._work.running += 1
+        try:
+            await self._work_for(scope, receive, body if kind else b"{}", answer)
+        finally:
+            self._work.running -= 1
+
+    async def _work_for(self, scope: Scope, receive: Receive, body: bytes, answer: Answer) -> None:
+        """Run the app while the client listens and the server may: cancelled, it drops what it has begun."""
+        scope = {**scope, "headers": _as_json(scope["headers"])}
+        gone = asyncio.ensure_future(_until_gone(receive))
+        expired = asyncio.ensure_future(self._drain.expired.wait())
+        app = asyncio.ensure_future(self._app(scope, _replay(body, gone), answer.send))
+        try:
+            await asyncio.wait((app, gone, expired), return_when=asyncio.FIRST_COMPLETED)
+            if app.done():
+                await app
+            else:
+                await _cancel(app)
+                if gone.done():
+                    await answer.gone()
+                else:
+                    raise errors.ShuttingDown(
+                        "The server stopped before the clip was finished.", hint="Try again later.", retry_after=5
+                    )
+        finally:
+            await _cancel(app, gone, expired)
+
+
+async def _read(receive: Receive) -> bytes | None:
+    """The body; None where the client left before its end.
+
+    Raises:
+        BodyTooLarge: as soon as it is.
+    """
+    pieces, size = [], 0
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            return None
+        pieces.append(message.get("body", b""))
+        size += len(pieces[-1])
+        if size > MAX_BODY:
+            raise errors.BodyTooLarge("The body is too large.", hint=f"At most {MAX_BODY} bytes.")
+        if not message.get("more_body", False):
+            return b"".join(pieces)
+
+
+async def _until_gone(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+def _replay(body: bytes, gone: asyncio.Future[None]) -> Receive:
+    """A receive that gives the body that was read already, then waits for the client to leave."""
+    given = False
+
+    async def receive() -> Message:
+        nonlocal given
+        if not given:
+            given = True
+            return {"type": "http.request", "body": body, "more_body": False}
+        await asyncio.wait((gone,))
+        return {"type": "http.disconnect"}
+
+    return receive
+
+
+def _as_json(headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+    """BentoML picks its parser by the content type; ours has accepted the body as JSON."""
+    return [(k, v) for k, v in headers if k.lower() != b"content-type"] + [(b"content-type", b"application/json")]
+
+
+async def _cancel(*tasks: asyncio.Future[Any]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)

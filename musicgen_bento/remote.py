@@ -1,0 +1,153 @@
+"""The runner as the front sees it: every failure is a MusicGenError, and nothing asked for is left behind."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections.abc import Awaitable, Callable
+from contextlib import aclosing, suppress
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import aiohttp
+import numpy as np
+from bentoml.exceptions import BentoMLException
+
+from musicgen_bento.desk import Admission
+from musicgen_bento.drain import Drain
+from musicgen_bento.engine.types import Chunk, Failed, Finished, GenerationParams, Samples, Started
+from musicgen_bento.errors import GenerationFailed, MusicGenError, ShuttingDown, Unavailable
+from musicgen_bento.wire import Decoder
+
+Result = TypeVar("Result")
+Dropped = (aiohttp.ClientError, OSError)
+
+
+@dataclass(frozen=True, slots=True)
+class Clip:
+    """A whole clip, not normalised. `samples` is [C, T]."""
+
+    samples: Samples
+    sample_rate: int
+    model: str
+
+
+class Remote:
+    """Calls to the runner.
+
+    Args:
+        proxy: what `bentoml.depends` gave.
+        drain: tells a runner that has gone down from one that was told to.
+    """
+
+    def __init__(self, proxy: Any, drain: Drain) -> None:
+        self._calls = proxy.to_async
+        self._drain = drain
+
+    async def clip(
+        self, request: str, model: str, params: GenerationParams, started: Callable[[Started], None]
+    ) -> Clip:
+        """Have a clip made. If the caller is cancelled, so is the clip.
+
+        Args:
+            request: the request's id, for the runner's log.
+            model: as the client spelled it.
+            params: what to make.
+            started: told once the clip has a slot.
+
+        Raises:
+            MusicGenError: it could not be made.
+        """
+        ticket = (
+            f"{request}-{uuid.uuid4().hex}"  # chosen here: it can be cancelled even where the answer to admit was lost
+        )
+        over = False
+        try:
+            answers = await self._ask(lambda: self._calls.admit([Admission(ticket=ticket, model=model, params=params)]))
+            over = "error" in answers[0]
+            if over:
+                raise MusicGenError.from_dict(answers[0])
+            collected = await self._collect(ticket, started)
+            over = True
+            return collected
+        finally:
+            if not over:
+                await asyncio.shield(self._cancel(ticket))
+
+    async def models(self) -> list[dict[str, str]]:
+        """Id and state of every model."""
+        return list(await self._ask(lambda: self._calls.models()))
+
+    async def readiness(self) -> dict[str, Any]:
+        """`{"ready": bool}`, or `{"error": ...}`."""
+        return dict(await self._ask(lambda: self._calls.readiness()))
+
+    async def _cancel(self, ticket: str) -> None:
+        with suppress(MusicGenError):  # a runner that is gone has no slots to free
+            await self._ask(lambda: self._calls.cancel(ticket))
+
+    async def _ask(self, call: Callable[[], Awaitable[Result]]) -> Result:
+        """A call that may be made twice: a kept connection may be closed at the moment it is used again."""
+        try:
+            try:
+                return await call()
+            except Dropped:
+                return await call()
+        except (*Dropped, TimeoutError, BentoMLException):
+            raise self._lost() from None
+
+    async def _collect(self, ticket: str, started: Callable[[Started], None]) -> Clip:
+        clip: Clip | None = None
+        try:
+            async with aclosing(self._events(ticket)) as events:
+                async for event in events:
+                    match event:
+                        case Started():
+                            started(event)
+                            samples = np.zeros((event.channels, event.samples), np.float32)
+                            clip = Clip(samples, event.sample_rate, event.model)
+                        case Chunk(samples, position) if clip:
+                            clip.samples[:, position : position + samples.shape[1]] = samples
+                        case Failed(error):
+                            raise error
+                        case Finished() if clip:
+                            return clip
+        except (*Dropped, TimeoutError, BentoMLException):
+            raise self._lost() from None
+        except ValueError:
+            raise GenerationFailed("The runner's answer could not be read.", hint="Try again.") from None
+        raise self._lost()  # the stream ended before the clip did
+
+    async def _events(self, ticket: str) -> Any:
+        decoder = Decoder()
+        async with aclosing(self._calls.stream(ticket)) as pieces:
+            async for piece in pieces:
+                for event in decoder.feed(piece):
+                    yield event
+
+    def _lost(self) -> MusicGenError:
+        if self._drain.begun:
+            return ShuttingDown("The server is shutting down.", hint="Try again later.", retry_after=5)
+        return Unavailable("The process that makes the music has gone.", hint="It is started again.", retry_after=10)
+
+
+def widen(proxy: Any) -> None:
+    """Give a proxy a session without its two limits. Call it on the running loop, before the first call.
+
+    BentoML's own holds 100 connections: with as many clips in the making a cancellation would wait for one
+    of them to end. And it cuts a call off after `traffic.timeout`, streaming or not.
+    """
+    from bentoml._internal.utils.uri import uri_to_path
+
+    calls: Any = getattr(proxy, "to_async", None)
+    manager: Any = getattr(calls, "_session_manager", None)
+    if manager is None or not calls.url.startswith("file:"):
+        return  # the runner is in this process, or not on a socket of BentoML's
+    manager._session = aiohttp.ClientSession(
+        base_url="http://runner",
+        headers=manager._headers,
+        timeout=aiohttp.ClientTimeout(total=None),
+        connector=aiohttp.UnixConnector(path=uri_to_path(calls.url), limit=0),
+    )
+    manager._created_at = time.monotonic()
