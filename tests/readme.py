@@ -13,7 +13,7 @@ from musicgen_bento.config import Settings
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
 
-_BLOCK = re.compile(r"(?:^<!-- not run: (?P<why>.+) -->\n)?^```(?P<language>\w*)\n(?P<code>.*?)^```$", re.M | re.S)
+_BLOCK = re.compile(r"(?:^<!-- not run: (?P<why>[^\n]+) -->\n)?^```(?P<language>\w*)\n(?P<code>.*?)^```$", re.M | re.S)
 
 
 @dataclass(frozen=True)
