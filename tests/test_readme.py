@@ -11,13 +11,14 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import soundfile
 
 from tests.readme import Block, blocks
+from tests.server import Server
 
 SECONDS = 2
 RUN = [block for block in blocks() if block.language in ("bash", "python") and not block.why_not]
@@ -45,8 +46,14 @@ def run(block: Block, url: str, folder: Path) -> subprocess.CompletedProcess[str
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
 
 
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with Server(tmp_path_factory.mktemp("server")) as running:
+        yield running
+
+
 @pytest.mark.parametrize("block", RUN, ids=lambda block: f"{block.heading}-{block.language}")
-def test_a_block_does_what_it_says(block: Block, server: Any, tmp_path: Path) -> None:
+def test_a_block_does_what_it_says(block: Block, server: Server, tmp_path: Path) -> None:
     if "curl" in block.code and not shutil.which("curl"):
         pytest.skip("there is no curl")
     done = run(block, server.url, tmp_path)

@@ -1,0 +1,98 @@
+"""The documents say what the code does: tables, names, paths and links."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from musicgen_bento import cli
+from musicgen_bento.schemas import GenerationRequest
+from tests import readme
+
+ROOT = readme.ROOT
+TEXT = readme.README.read_text()
+ARCHITECTURE = ROOT / "docs" / "architecture.md"
+DOCUMENTS = [readme.README, ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+@pytest.mark.parametrize("table", [readme.settings_table, readme.error_table, readme.catalogue_table])
+def test_a_table_is_what_the_code_says(table: object) -> None:
+    expected = table()  # type: ignore[operator]
+    assert expected + "\n" in TEXT, f"README.md must have this table:\n{expected}"
+
+
+def test_the_request_table_has_every_field_and_its_default() -> None:
+    rows = re.findall(r"^\| `(\w+)` \| (.*?) ?\| ", TEXT.split("## HTTP")[1].split("## Real")[0], re.M)
+    told = {"prompt": "", "model": "the server's", "seed": "drawn"}
+    defaults = {
+        name: told[name] if name in told else f"{field.default:g}" if name == "duration" else str(field.default)
+        for name, field in GenerationRequest.model_fields.items()
+    }
+    assert {name: default.removesuffix(".0") for name, default in rows} == {
+        name: default.removesuffix(".0") for name, default in defaults.items()
+    }
+
+
+def test_the_map_names_what_is_there() -> None:
+    for path, about in readme.code_map().items():
+        assert (ROOT / path).exists(), path
+        assert about or path == "musicgen_bento/", path
+
+
+def test_every_option_of_the_command_line_is_named() -> None:
+    group = cli._commands()
+    options = {name for option in group.params for name in option.opts if name.startswith("--")}
+    assert not [name for name in options - {"--help", "--version"} if f"`{name}`" not in TEXT]
+    assert not [name for name in group.commands if f"musicgen-bento {name}" not in TEXT]
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_make_goals_that_are_named_exist(document: Path) -> None:
+    goals = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
+    assert (
+        set(re.findall(r"`make ([a-z-]+)|^make ([a-z-]+)", document.read_text(), re.M))
+        - {pair for goal in goals for pair in ((goal, ""), ("", goal))}
+        == set()
+    )
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_links_lead_somewhere(document: Path) -> None:
+    for target in re.findall(r"\]\(([^)]+)\)", document.read_text()):
+        if "://" in target:
+            continue
+        path, _, anchor = target.partition("#")
+        file = (document.parent / path).resolve() if path else document
+        assert file.exists(), target
+        if anchor:
+            headings = re.findall(r"^#+ (.+)$", file.read_text(), re.M)
+            anchors = {re.sub(r"[^\w\- ]", "", heading).lower().replace(" ", "-") for heading in headings}
+            assert anchor in anchors, target
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_files_that_are_named_exist(document: Path) -> None:
+    """Names in backticks with a known ending: from the root, from the package, or from its engine."""
+    written = {"state_dict.bin", "compression_state_dict.bin"}  # a user's own
+    for name in set(re.findall(r"`([\w./-]+\.(?:py|md|yaml|txt|in|lock|toml|bin))`", document.read_text())) - written:
+        assert any((ROOT / folder / name).exists() for folder in ("", "musicgen_bento", "musicgen_bento/engine")), name
+
+
+def test_every_law_names_its_tests() -> None:
+    rows = re.findall(r"^\| (\d)\. .+? \| (.+) \|$", ARCHITECTURE.read_text(), re.M)
+    assert [number for number, _ in rows] == list("12345678")
+    for number, tests in rows:
+        paths = re.findall(r"`(tests/[\w./]+)`", tests)
+        assert paths, number
+        assert [path for path in paths if not (ROOT / path).is_file()] == []
+
+
+def test_every_test_of_a_law_is_named() -> None:
+    told = ARCHITECTURE.read_text()
+    assert [p.name for p in (ROOT / "tests" / "laws").glob("test_*.py") if f"`tests/laws/{p.name}`" not in told] == []
+
+
+def test_the_changelog_has_a_place_for_what_comes() -> None:
+    assert re.search(r"^## Unreleased$", (ROOT / "CHANGELOG.md").read_text(), re.M)
