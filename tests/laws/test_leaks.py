@@ -1,0 +1,189 @@
+"""Laws 5 and 6. Nothing leaks, and nothing is cut short silently."""
+
+from __future__ import annotations
+
+import gc
+import random
+
+import pytest
+import torch
+
+from musicgen_bento.engine.codec import CodecStream
+from musicgen_bento.engine.decoder import Decoder
+from musicgen_bento.engine.engine import ModelEngine, Slot
+from musicgen_bento.engine.kv_cache import KVCache
+from musicgen_bento.engine.types import Failed, Finished, GenerationParams
+from musicgen_bento.errors import GenerationFailed, QueueFull
+from tests.models import MONO, Story, engine, make_one, params
+
+
+def alive() -> dict[str, int]:
+    """How many of the things a clip is made of exist, over what the process began with."""
+    gc.collect()
+    kinds = (KVCache, CodecStream, Slot, GenerationParams)
+    return {kind.__name__: sum(type(thing) is kind for thing in gc.get_objects()) for kind in kinds}
+
+
+def idle(model: ModelEngine) -> bool:
+    return model.load == (0, 0) and not model._running and not model._slots
+
+
+def test_nothing_is_left_after_a_thousand_mixed_requests() -> None:
+    chance = random.Random(1)
+    model = engine(slots=4, queue=8)
+    before = alive()
+    ends, refused, cancelled = [], 0, 0
+    open_tickets: list[tuple[str, Story]] = []
+    for number in range(1_000):
+        story = Story()
+        request = params(duration=chance.choice([0.1, 0.1, 0.2]), seed=number, cfg_coef=chance.choice([1.0, 3.0]))
+        try:
+            model.submit(str(number), request, story)
+        except QueueFull:
+            refused += 1
+        else:
+            open_tickets.append((str(number), story))
+        if chance.random() < 0.3 and open_tickets:
+            ticket, left = open_tickets.pop(-chance.randint(1, min(12, len(open_tickets))))
+            cancelled += left.end is None
+            model.cancel(ticket)
+        for _ in range(chance.randrange(4)):
+            model.step()
+    while model.step():
+        pass
+    ends = [story.end for _, story in open_tickets]
+    assert all(isinstance(end, Finished) for end in ends)
+    assert min(len(ends), refused, cancelled) > 50  # the mix was one
+    assert idle(model)
+    del open_tickets, ends, story, left, request
+    assert alive() == before
+
+
+@pytest.mark.parametrize("steps", [0, 1, 7])
+def test_a_cancelled_clip_frees_its_slot_within_a_step(steps: int) -> None:
+    model = engine(slots=1)
+    first, second = Story(), Story()
+    model.submit("first", params(duration=30), first)
+    model.submit("second", params(), second)
+    for _ in range(steps):
+        model.step()
+    model.cancel("first")
+    heard = len(first.events)
+    model.step()
+    assert second.started
+    while model.step():
+        pass
+    assert isinstance(second.end, Finished)
+    assert len(first.events) == heard  # and no word after the cancel
+    assert idle(model)
+
+
+def test_a_waiting_clip_that_is_cancelled_frees_its_place() -> None:
+    model = engine(slots=1, queue=1)
+    model.submit("runs", params(), Story())
+    model.submit("waits", params(), Story())
+    with pytest.raises(QueueFull) as refused:
+        model.submit("refused", params(), Story())
+    assert refused.value.retry_after is not None
+    assert refused.value.retry_after >= 1
+    model.cancel("waits")
+    model.submit("waits now", params(), Story())
+
+
+def test_cancelling_what_is_unknown_or_over_is_no_error() -> None:
+    model = engine()
+    model.cancel("never was")
+    story = Story()
+    model.submit("done", params(duration=0.1), story)
+    while model.step():
+        pass
+    model.cancel("done")
+    assert isinstance(story.end, Finished)
+
+
+@pytest.mark.parametrize("duration", [0.1, 0.11, 0.33, 1.0, 2.3])
+def test_a_finished_clip_has_every_sample_it_announced(duration: float) -> None:
+    story = make_one(engine(), params(duration=duration)).story
+    assert story.audio.shape == (1, story.started.samples)
+    assert story.started.samples == {0.1: 5, 0.11: 5, 0.33: 16, 1.0: 50, 2.3: 115}[duration] * 640
+    position = 0
+    for event in story.events[2:-1]:
+        assert event.position == position  # type: ignore[union-attr]
+        position += event.samples.shape[1]  # type: ignore[union-attr]
+
+
+def test_a_model_that_gives_nan_fails_that_clip_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = engine(slots=2)
+    stories = [Story(), Story()]
+    for number, story in enumerate(stories):
+        model.submit(str(number), params(duration=0.5, cfg_coef=1.0), story)
+    step = Decoder.step
+
+    def poisoned(self: Decoder, sequences: list[object], *rest: torch.Tensor) -> torch.Tensor:
+        logits = step(self, sequences, *rest)  # type: ignore[arg-type]
+        if len(sequences) == 2 and model._slots["0"].clip.position == 9:
+            return torch.cat([logits[:1] * torch.nan, logits[1:]])
+        return logits
+
+    monkeypatch.setattr(Decoder, "step", poisoned)
+    while model.step():
+        pass
+    assert isinstance(stories[0].end, Failed)
+    assert isinstance(stories[0].end.error, GenerationFailed)
+    assert isinstance(stories[1].end, Finished)
+    assert idle(model)
+
+
+@pytest.mark.parametrize("broken", ["step", "open"])
+def test_a_crash_in_the_model_fails_whom_it_hits_and_the_next_is_served(
+    monkeypatch: pytest.MonkeyPatch, broken: str
+) -> None:
+    model = engine()
+    story = Story()
+    with monkeypatch.context() as patch:
+        patch.setattr(Decoder, broken, lambda *_: 1 / 0)
+        model.submit("hit", params("secret prompt"), story)
+        while model.step():
+            pass
+    assert isinstance(story.end, Failed)
+    assert "ZeroDivisionError" in str(story.end.error)
+    assert "secret" not in str(story.end.error)
+    assert idle(model)
+    assert isinstance(make_one(model, params()).story.end, Finished)
+
+
+def test_a_crash_in_the_codec_fails_that_clip_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = engine(slots=2)
+    stories = {"short": Story(), "long": Story()}
+    model.submit("long", params(duration=1), stories["long"])
+    for _ in range(20):
+        model.step()
+    push = CodecStream.push
+    victims: list[CodecStream] = []
+
+    def crash_for_the_new(self: CodecStream, codes: torch.Tensor) -> torch.Tensor | None:
+        if self is model._slots.get("short", model._running[0]).codec and "short" in model._slots:
+            victims.append(self)
+            raise RuntimeError("no")
+        return push(self, codes)
+
+    monkeypatch.setattr(CodecStream, "push", crash_for_the_new)
+    model.submit("short", params(duration=0.2), stories["short"])
+    while model.step():
+        pass
+    assert victims
+    assert isinstance(stories["short"].end, Failed)
+    assert isinstance(stories["long"].end, Finished)
+    assert idle(model)
+
+
+def test_memory_is_allocated_on_use() -> None:
+    """The cache is as long as the clip, and its rows as many as it needs."""
+    model = engine()
+    for duration, coef in ((0.5, 1.0), (2.0, 3.0)):
+        model.submit(str(duration), params(duration=duration, cfg_coef=coef), Story())
+    model.step()
+    shapes = {slot.ticket: slot.sequence.cache.keys.shape for slot in model._running if slot.sequence}
+    assert shapes["0.5"][1:4:2] == (1, 25 + 3)
+    assert shapes["2.0"][1:4:2] == (2, 100 + 3)
+    assert MONO.layers == shapes["0.5"][0]
