@@ -17,6 +17,8 @@ _GOLDEN = 0x9E3779B97F4A7C15 - 2**64
 _MIX_1 = 0xBF58476D1CE4E5B9 - 2**64
 _MIX_2 = 0x94D049BB133111EB - 2**64
 
+SMALLEST = 1e-6  # temperature and top_p
+
 
 @dataclass(frozen=True, slots=True)
 class SamplingRows:
@@ -44,8 +46,10 @@ class SamplingRows:
     def of(
         seeds: list[int], temperature: list[float], top_k: list[int], top_p: list[float], device: torch.device
     ) -> SamplingRows:
-        """From one value a row."""
+        """From one value a row. What float32 cannot tell from greedy is greedy."""
         limits = [0 if p > 0 else k for k, p in zip(top_k, top_p, strict=True)]
+        temperature = [t if t >= SMALLEST else 0.0 for t in temperature]
+        top_p = [max(p, SMALLEST) if p > 0 else 0.0 for p in top_p]
         return SamplingRows(
             seeds=torch.tensor(seeds, dtype=torch.int64, device=device),
             temperature=torch.tensor(temperature, dtype=torch.float32, device=device),
