@@ -13,11 +13,14 @@ from __future__ import annotations
 import logging
 import pickle
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from musicgen_bento.engine.hub import fetch, fetch_folder
@@ -75,7 +78,8 @@ def load(name: str, source: str, device: torch.device, dtype: torch.dtype) -> Ch
     """
     lm_package = _read(source, "state_dict.bin")
     config = _config(source, "state_dict.bin", lm_package)
-    shape = read_shape(source, config)
+    with _understood(source, "state_dict.bin"):
+        shape = read_shape(source, config)
     weights = read_weights(source, shape, lm_package["best_state"], device, dtype)
     tokenizer, text_encoder = _text_encoder(source, config, weights, device)
     codec = _codec(source, config, shape, device)
@@ -105,10 +109,15 @@ def _read(source: str, filename: str) -> dict[str, Any]:
 
 def _config(source: str, filename: str, package: dict[str, Any]) -> Any:
     from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
 
-    if "best_state" not in package or not isinstance(package.get("xp.cfg"), str):
+    if not isinstance(package.get("best_state"), dict) or not isinstance(package.get("xp.cfg"), str):
         raise broken(source, filename, "is not in AudioCraft's released format (best_state and xp.cfg)")
-    return OmegaConf.create(package["xp.cfg"])
+    try:
+        return OmegaConf.create(package["xp.cfg"])
+    except (OmegaConfBaseException, YAMLError) as error:
+        raise broken(source, filename, "has a configuration (xp.cfg) that cannot be read") from error
 
 
 def _text_encoder(source: str, config: Any, weights: LMWeights, device: torch.device) -> tuple[Any, nn.Module]:
@@ -123,7 +132,7 @@ def _text_encoder(source: str, config: Any, weights: LMWeights, device: torch.de
     try:
         tokenizer = T5Tokenizer.from_pretrained(folder)
         model: Any = T5EncoderModel.from_pretrained(folder, dtype=torch.float32)
-    except (OSError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
         raise broken(name, "model.safetensors or tokenizer", "cannot be read as a T5 encoder") from error
     if model.config.d_model != weights.text_weight.shape[1]:
         raise broken(name, "config.json", f"is {model.config.d_model} wide, and {source} was trained with another")
@@ -144,11 +153,10 @@ def _codec(source: str, config: Any, shape: LMShape, device: torch.device) -> An
 
 def _built_codec(source: str, package: dict[str, Any]) -> Any:
     config = _config(source, "compression_state_dict.bin", package)
-    config.device = "meta"
-    with torch.device("meta"), warnings.catch_warnings():
-        # audiocraft uses torch's first weight norm
-        warnings.simplefilter("ignore", FutureWarning)
-        codec = _builders().get_compression_model(config)
+    builders = _builders()
+    with _understood(source, "compression_state_dict.bin"), torch.device("meta"):
+        config.device = "meta"
+        codec = builders.get_compression_model(config)
     try:
         state = {
             name: tensor.float() if tensor.is_floating_point() else tensor
@@ -168,14 +176,26 @@ def _pretrained_codec(name: str) -> Any:
     folder = fetch_folder(name, ["config.json", "model.safetensors"])
     try:
         model = EncodecModel.from_pretrained(folder, dtype=torch.float32)
-    except (OSError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
         raise broken(name, "model.safetensors", "cannot be read as an EnCodec") from error
     return HFEncodecCompressionModel(model)
+
+
+@contextmanager
+def _understood(source: str, filename: str) -> Iterator[None]:
+    """A configuration that lacks a key or has a value that makes no sense is the file's fault."""
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        yield
+    except (OmegaConfBaseException, AssertionError, KeyError, TypeError, ValueError) as error:
+        raise broken(source, filename, "has a configuration (xp.cfg) that is no MusicGen's") from error
 
 
 def _builders() -> Any:
     """audiocraft.models.builders; seconds to import, so only where a model is loaded."""
     logging.getLogger("xformers").setLevel(logging.ERROR)  # it warns of kernels that are never used here
+    warnings.filterwarnings("ignore", message=".*torch.nn.utils.weight_norm", category=FutureWarning)  # audiocraft's
     try:
         from audiocraft.models import builders
     except ModuleNotFoundError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from functools import cache
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -69,7 +70,7 @@ def whole(kind: str, codes: torch.Tensor) -> torch.Tensor:
 def streamed(kind: str, codes: torch.Tensor, cuts: list[int]) -> torch.Tensor:
     stream = CodecDecoder(codec(kind)).open()
     edges = sorted({0, codes.shape[1], *(cut for cut in cuts if cut < codes.shape[1])})
-    parts = [stream.push(codes[:, a:b]) for a, b in zip(edges, edges[1:], strict=False)]
+    parts = [stream.push(codes[:, a:b]) for a, b in pairwise(edges)]
     return torch.cat([part for part in (*parts, stream.finish()) if part is not None], dim=1)
 
 

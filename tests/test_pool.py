@@ -1,0 +1,293 @@
+"""The pool: names, one load however many ask, what a failed load does, and the way out."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from musicgen_bento.catalogue import CATALOGUE
+from musicgen_bento.config import Settings
+from musicgen_bento.engine import checkpoint
+from musicgen_bento.engine.pool import EnginePool
+from musicgen_bento.engine.types import Chunk, Failed, Finished, Waiting
+from musicgen_bento.errors import (
+    BrokenCheckpoint,
+    InvalidRequest,
+    ModelUnavailable,
+    MusicGenError,
+    QueueFull,
+    ShuttingDown,
+    UnknownModel,
+)
+from tests.models import MONO, Story, folder, params
+
+real_load = checkpoint.load
+
+
+def until(condition: Callable[[], object], seconds: float = 30) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.005)
+
+
+class Loads:
+    """Stands in front of the real loader: counts, and holds the loads until told."""
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+        self.go = threading.Event()
+        self.error: Exception | None = None
+
+    def __call__(self, name: str, source: str, *rest: Any) -> checkpoint.Checkpoint:
+        self.names.append(name)
+        assert self.go.wait(30)
+        if self.error is not None:
+            raise self.error
+        return real_load(name, str(folder(MONO)) if source.startswith("facebook/") else source, *rest)
+
+
+@pytest.fixture
+def loads(monkeypatch: pytest.MonkeyPatch) -> Loads:
+    loads = Loads()
+    monkeypatch.setattr(checkpoint, "load", loads)
+    return loads
+
+
+@pytest.fixture
+def open_pool() -> Iterator[Callable[..., EnginePool]]:
+    pools: list[EnginePool] = []
+
+    def make(*, allow_any_model: bool = False, allow_folders: bool = False, **settings: Any) -> EnginePool:
+        chosen = Settings(**{"preload": (), "device": "cpu", **settings})
+        pools.append(EnginePool(chosen, allow_any_model=allow_any_model, allow_folders=allow_folders))
+        return pools[-1]
+
+    yield make
+    for pool in pools:
+        pool.close()
+
+
+def test_a_clip_from_the_built_in_model(open_pool: Callable[..., EnginePool]) -> None:
+    pool, story = open_pool(), Story()
+    pool.submit("demo", params(duration=0.4), story)
+    until(lambda: story.end)
+    assert isinstance(story.end, Finished)
+    assert (story.started.model, story.started.sample_rate, story.audio.shape) == ("demo", 32_000, (1, 20 * 640))
+    assert pool._tickets == {}
+
+
+def test_every_spelling_is_one_model(open_pool: Callable[..., EnginePool], loads: Loads) -> None:
+    pool = open_pool()
+    for name in ("musicgen-small", "facebook/musicgen-small", "small", "Facebook/MusicGen-Small"):
+        pool.submit(name, params(), Story())
+    loads.go.set()
+    until(lambda: not pool._tickets)
+    assert loads.names == ["facebook/musicgen-small"]
+
+
+def test_one_load_however_many_ask(open_pool: Callable[..., EnginePool], loads: Loads) -> None:
+    pool = open_pool()
+    stories = [Story() for _ in range(20)]
+    threads = [threading.Thread(target=pool.submit, args=("demo", params(duration=0.1), s)) for s in stories]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert {status.id: status.state for status in pool.statuses()}["demo"] == "loading"
+    assert all(isinstance(story.events[0], Waiting) for story in stories)
+    loads.go.set()
+    until(lambda: all(story.end for story in stories))
+    assert loads.names == ["demo"]
+    assert all(isinstance(story.end, Finished) for story in stories)
+    assert {status.id: status.state for status in pool.statuses()}["demo"] == "loaded"
+
+
+@pytest.mark.parametrize(
+    ("raised", "says"),
+    [
+        (BrokenCheckpoint("state_dict.bin is truncated."), "truncated"),
+        (ModelUnavailable("no hub", retry_after=30), "no hub"),
+        (RuntimeError("secret"), "RuntimeError at"),
+        (torch.cuda.OutOfMemoryError("secret"), "does not fit"),
+    ],
+)
+def test_a_failed_load_reaches_all_who_wait_and_the_next_tries_again(
+    open_pool: Callable[..., EnginePool], loads: Loads, raised: Exception, says: str
+) -> None:
+    pool, stories, later = open_pool(), [Story(), Story()], Story()
+    for story in stories:
+        pool.submit("demo", params(), story)
+    loads.error = raised
+    loads.go.set()
+    until(lambda: all(story.end for story in stories))
+    for story in stories:
+        assert isinstance(story.end, Failed)
+        assert says in str(story.end.error)
+        assert "secret" not in str(story.end.error)
+    loads.error = None
+    pool.submit("demo", params(duration=0.1), later)
+    until(lambda: later.end)
+    assert isinstance(later.end, Finished)
+
+
+def test_a_load_that_fails_leaves_the_others_alone(open_pool: Callable[..., EnginePool], loads: Loads) -> None:
+    loads.go.set()
+    pool, long, failing = open_pool(), Story(), Story()
+    pool.submit("demo", params(duration=3), long)
+    until(lambda: any(isinstance(event, Chunk) for event in long.events))
+    loads.error = BrokenCheckpoint("no")
+    pool.submit("small", params(), failing)
+    until(lambda: long.end and failing.end)
+    assert isinstance(long.end, Finished)
+    assert isinstance(failing.end, Failed)
+
+
+def test_cancel_while_it_loads(open_pool: Callable[..., EnginePool], loads: Loads) -> None:
+    pool, story = open_pool(), Story()
+    ticket = pool.submit("demo", params(), story)
+    pool.cancel(ticket)
+    pool.cancel(ticket)
+    loads.go.set()
+    until(lambda: {s.id: s.state for s in pool.statuses()}["demo"] == "loaded")
+    assert [type(event) for event in story.events] == [Waiting]
+    assert pool._tickets == {}
+
+
+def test_a_prompt_too_long_for_t5_is_refused_even_if_the_model_was_loading(
+    open_pool: Callable[..., EnginePool], loads: Loads
+) -> None:
+    pool, story = open_pool(), Story()
+    pool.submit("demo", params("zq " * 600), story)
+    loads.go.set()
+    until(lambda: story.end)
+    assert isinstance(story.end, Failed)
+    assert (story.end.error.status, story.end.error.field) == (400, "prompt")
+    with pytest.raises(InvalidRequest, match="tokens long"):
+        pool.submit("demo", params("zq " * 600), Story())
+
+
+def test_the_waiting_room_is_bounded(open_pool: Callable[..., EnginePool], loads: Loads) -> None:
+    pool = open_pool(max_slots=2, max_queue=1)
+    for _ in range(3):
+        pool.submit("demo", params(duration=0.1), Story())
+    with pytest.raises(QueueFull, match="still loading") as refused:
+        pool.submit("demo", params(), Story())
+    assert refused.value.retry_after
+    loads.go.set()
+    until(lambda: not pool._tickets)
+
+
+def test_readiness(open_pool: Callable[..., EnginePool], loads: Loads) -> None:
+    pool = open_pool(preload=("demo",))
+    assert pool.ready() is False
+    loads.go.set()
+    until(pool.ready)
+    assert loads.names == ["demo"]
+
+
+def test_readiness_says_what_kept_a_model_out_and_tries_again_later(
+    open_pool: Callable[..., EnginePool], loads: Loads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loads.error = ModelUnavailable("no hub", retry_after=30)
+    loads.go.set()
+    pool = open_pool(preload=("demo",))
+
+    def refuses() -> bool:
+        try:
+            return pool.ready()
+        except ModelUnavailable:
+            return True
+
+    until(refuses)
+    with pytest.raises(ModelUnavailable, match="no hub"):
+        pool.ready()
+    loads.error = None
+    later = time.monotonic() + 31
+    monkeypatch.setattr(time, "monotonic", lambda: later)
+    assert pool.ready() is False  # loading again
+    monkeypatch.undo()
+    until(pool.ready)
+
+
+# ---- names
+
+
+@pytest.mark.parametrize("name", ["nope", "facebook/other", "../demo", "/etc/passwd", "https://x/y", ""])
+def test_unknown_names(open_pool: Callable[..., EnginePool], name: str) -> None:
+    with pytest.raises(UnknownModel) as error:
+        open_pool().submit(name, params(), Story())
+    assert (error.value.status, error.value.field) == (400, "model")
+    assert "facebook/musicgen-small" in error.value.hint
+
+
+def test_a_folder_only_where_it_is_allowed(open_pool: Callable[..., EnginePool]) -> None:
+    for refusing in (open_pool(), open_pool(allow_any_model=True)):
+        with pytest.raises(UnknownModel):
+            refusing.submit(str(folder(MONO)), params(), Story())
+    for pool in (open_pool(allow_folders=True), open_pool(default_model=str(folder(MONO)))):
+        story = Story()
+        pool.submit(str(folder(MONO)), params(duration=0.1), story)
+        until(lambda story=story: story.end)
+        assert isinstance(story.end, Finished)
+
+
+def test_any_model_of_the_hub_where_it_is_allowed(open_pool: Callable[..., EnginePool], loads: Loads) -> None:
+    loads.go.set()
+    story = Story()
+    open_pool(allow_any_model=True).submit("somebody/musicgen-mine", params(), story)
+    until(lambda: story.end)
+    assert loads.names == ["somebody/musicgen-mine"]
+
+
+def test_melody_models_are_refused_with_a_word_why(open_pool: Callable[..., EnginePool]) -> None:
+    melody = [card.id for card in CATALOGUE if "melody" in card.conditioning]
+    assert len(melody) == 4
+    for name in melody:
+        with pytest.raises(InvalidRequest, match="melody"):
+            open_pool().submit(name, params(), Story())
+
+
+# ---- the way out
+
+
+def test_close_lets_what_runs_finish(open_pool: Callable[..., EnginePool]) -> None:
+    pool, story = open_pool(), Story()
+    pool.submit("demo", params(duration=2), story)
+    pool.close(drain_seconds=60)
+    assert isinstance(story.end, Finished)
+    with pytest.raises(ShuttingDown):
+        pool.submit("demo", params(), Story())
+
+
+def test_close_fails_what_is_not_done_in_time(open_pool: Callable[..., EnginePool], loads: Loads) -> None:
+    loads.go.set()
+    pool, running, loading = open_pool(), Story(), Story()
+    pool.submit("demo", params(duration=300), running)
+    until(lambda: any(isinstance(event, Chunk) for event in running.events))
+    loads.go.clear()
+    pool.submit("small", params(), loading)
+    pool.close(drain_seconds=0.1)
+    loads.go.set()
+    for story in (running, loading):
+        assert isinstance(story.end, Failed)
+        assert isinstance(story.end.error, ShuttingDown)
+
+
+def test_a_model_error_is_a_musicgen_error() -> None:
+    """What the pool passes on has a code and survives the wire."""
+    error = BrokenCheckpoint("no", hint="way out", field="model")
+    assert MusicGenError.from_dict(error.to_dict()).to_dict() == error.to_dict()
+
+
+def test_models_folder_of_the_package_is_whole() -> None:
+    names = {path.name for path in Path(str(CATALOGUE[0].folder)).iterdir()}
+    assert {"state_dict.bin", "compression_state_dict.bin", "t5", "README.md"} <= names
+    weights = torch.load(Path(str(CATALOGUE[0].folder), "state_dict.bin"), weights_only=True)["best_state"]
+    assert sum(tensor.numel() for tensor in weights.values()) == CATALOGUE[0].parameters
