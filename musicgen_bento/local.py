@@ -93,7 +93,7 @@ def _make(chosen: Settings, model: str, params: GenerationParams) -> tuple[Sampl
     from musicgen_bento.engine.pool import EnginePool
 
     events: queue.SimpleQueue[Event] = queue.SimpleQueue()
-    pool = EnginePool(chosen, allow_any_model=True)
+    pool = EnginePool(chosen, allow_any_model=True, allow_folders=True)
     try:
         pool.submit(model, params, events.put)
         started: Started | None = None

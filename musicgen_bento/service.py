@@ -16,7 +16,7 @@ from _bentoml_sdk import Service  # type: ignore[import-untyped]
 from bentoml.validators import ContentType
 from pydantic import Field
 
-from musicgen_bento import app, schemas
+from musicgen_bento import app, openapi, schemas
 from musicgen_bento.config import Settings
 from musicgen_bento.desk import Admission, Desk
 from musicgen_bento.drain import Drain
@@ -47,6 +47,11 @@ class Plain(Service[Any]):  # type: ignore[misc]
         kept = [entry for entry in application.user_middleware if entry.cls.__name__ != "TimeoutMiddleware"]
         application.user_middleware = [starlette.middleware.Middleware(KnownPaths, paths=_paths(application)), *kept]
         return application
+
+    @property
+    def openapi_spec(self) -> Any:
+        """What /docs.json serves."""
+        return openapi.correct(super().openapi_spec.asdict()) if "generate" in self.apis else super().openapi_spec
 
 
 def _paths(application: Any) -> frozenset[str]:

@@ -1,0 +1,180 @@
+"""The command line as people meet it: a process, its exit status, its two streams."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import soundfile
+
+from musicgen_bento import catalogue, launch
+from musicgen_bento.errors import InvalidRequest
+
+ROOT = Path(__file__).parent.parent
+CLI = [sys.executable, "-m", "musicgen_bento.cli"]
+CLEAN = {name: value for name, value in os.environ.items() if not name.startswith(("MUSICGEN_", "BENTOML_"))}
+ENVIRONMENT = {**CLEAN, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+
+
+def run(*args: str, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*CLI, *args], cwd=cwd, env={**ENVIRONMENT, **environment}, capture_output=True, text=True, timeout=120
+    )
+
+
+def one_error(done: subprocess.CompletedProcess[str], status: int) -> str:
+    """The one line of a failed command."""
+    assert done.returncode == status, done.stderr
+    assert done.stdout == ""
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1, done.stderr
+    return done.stderr
+
+
+def test_a_clip_lands_in_the_file_whole(tmp_path: Path) -> None:
+    done = run("--prompt", "a secret", "--duration", "1", "--output", "out.wav", "--seed", "7", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == ""
+    assert "No --model was given: taking demo." in done.stderr
+    assert "not trained" in done.stderr
+    assert "seed 7" in done.stderr
+    assert "secret" not in done.stderr
+    info = soundfile.info(tmp_path / "out.wav")
+    assert (info.samplerate, info.channels, info.frames, info.subtype) == (32_000, 1, 32_000, "PCM_16")
+    assert os.listdir(tmp_path) == ["out.wav"]
+    assert (tmp_path / "out.wav").stat().st_mode & 0o777 == 0o666 & ~umask()
+
+
+def umask() -> int:
+    now = os.umask(0)
+    os.umask(now)
+    return now
+
+
+def test_a_folder_is_a_model_and_the_drawn_seed_makes_the_clip_again(tmp_path: Path) -> None:
+    folder = catalogue.CATALOGUE[0].folder
+    first = run("--prompt", "x", "--duration", "0.5", "--model", str(folder), "--output", str(tmp_path / "1.wav"))
+    assert first.returncode == 0, first.stderr
+    assert "No --model" not in first.stderr
+    seed = first.stderr.strip().rstrip(".").rpartition("seed ")[2]
+    again = run(
+        *("--prompt", "x", "--duration", "0.5", "--model", "demo", "--seed", seed),
+        *("--output", str(tmp_path / "2.wav")),
+        HF_HUB_OFFLINE="1",
+    )
+    assert again.returncode == 0, again.stderr
+    assert (tmp_path / "1.wav").read_bytes() == (tmp_path / "2.wav").read_bytes()
+
+
+def test_ctrl_c_leaves_nothing(tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [*CLI, "--prompt", "x", "--duration", "290", "--output", "out.wav"],
+        cwd=tmp_path,
+        env=ENVIRONMENT,
+        stderr=subprocess.PIPE,
+        text=True,  # type: ignore[call-overload]
+    )
+    time.sleep(6)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=20)
+    assert process.returncode == 130, stderr
+    assert "Traceback" not in stderr
+    assert stderr.endswith("interrupted\n")
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (("--output", "x.wav"), "--prompt is missing"),
+        (("--prompt", "x"), "--output is missing"),
+        (("--prompt", "x", "--output", "x.wav", "--duration", "long"), "'long' is not a valid float"),
+        (("--prompt", "x", "--output", "x.wav", "--duration", "0"), "duration should be"),
+        (("--prompt", "x", "--output", "x.wav", "--duration", "nan"), "duration should be a finite number"),
+        (("--prompt", "x", "--output", "x.wav", "--duration", "301"), "MUSICGEN_MAX_DURATION"),
+        (("--prompt", "x", "--output", "x.wav", "--seed", "-1"), "seed should be"),
+        (("--prompt", " ", "--output", "x.wav"), "prompt should hold some text"),
+        (("--prompt", "x", "--output", "nowhere/x.wav"), "There is no folder nowhere"),
+        (("--prompt", "x", "--output", "."), "is a folder"),
+        (("--promt", "x"), "No such option"),
+        (("sing",), "No such command"),
+        ((), "--prompt is missing"),
+        (("serve", "--host", "0.0.0.0"), "MUSICGEN_ALLOW_ANONYMOUS=1"),
+        (("serve", "--host", "::"), "MUSICGEN_ALLOW_ANONYMOUS=1"),
+        (("serve", "--host", "example.org"), "no IP address"),
+        (("serve", "--port", "0"), "--port"),
+    ],
+    ids=str,
+)
+def test_misuse_is_one_line_and_status_2_before_anything_is_loaded(
+    args: tuple[str, ...], says: str, tmp_path: Path
+) -> None:
+    started = time.monotonic()
+    assert says in one_error(run(*args, cwd=tmp_path), 2)
+    assert time.monotonic() - started < 5
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_folder_that_cannot_be_written_is_refused_first(tmp_path: Path) -> None:
+    if not Path("/proc/1").is_dir():
+        pytest.skip("needs /proc, where not even root can make a file")
+    assert "Cannot write to /proc" in one_error(run("--prompt", "x", "--output", "/proc/x.wav"), 2)
+
+
+def test_a_setting_out_of_range_is_named() -> None:
+    line = one_error(run("--prompt", "x", "--output", "x.wav", MUSICGEN_MAX_QUEUE="-1"), 2)
+    assert "MUSICGEN_MAX_QUEUE" in line
+
+
+def test_help_is_quick_and_light() -> None:
+    code = (
+        "import sys, time; began = time.perf_counter(); from musicgen_bento import cli\n"
+        "try: cli.main(['--help'])\n"
+        "except SystemExit as done: status = done.code\n"
+        "heavy = {'torch', 'bentoml', 'numpy', 'pydantic', 'transformers'} & set(sys.modules)\n"
+        "print(status, sorted(heavy), time.perf_counter() - began < 0.5, file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True)
+    assert done.stderr.strip() == "0 [] True"
+    for option in ("--prompt", "--duration", "--output", "--model", "--seed", "--temperature", "--top-k", "--top-p"):
+        assert option in done.stdout
+
+
+def test_models_lists_every_model_with_its_licence() -> None:
+    done = run("models")
+    assert done.returncode == 0, done.stderr
+    for card in catalogue.CATALOGUE:
+        [line] = [line for line in done.stdout.splitlines() if line.split()[:1] == [card.id]]
+        assert card.license in line
+    assert "not trained" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("missing", "args"), [("click", ["--help"]), ("numpy", ["--prompt", "x", "--output", "x.wav"])]
+)
+def test_without_the_extra_one_line_says_what_to_install(missing: str, args: list[str]) -> None:
+    code = f"import sys\nsys.modules[{missing!r}] = None\nfrom musicgen_bento import cli; cli.main({args!r})"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True)
+    assert 'pip install "musicgen-bento[serve]"' in one_error(done, 1)
+
+
+def test_loopback_addresses_are_known() -> None:
+    assert str(launch._address("localhost")) == "127.0.0.1"
+    assert launch._address("::1").is_loopback
+    with pytest.raises(InvalidRequest):
+        launch._address("8000")
+
+
+def test_each_server_has_its_own_private_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    first, second = launch._home(8000), launch._home(8001)
+    assert first != second
+    assert launch._home(8000) == first
+    assert first.stat().st_mode & 0o777 == 0o700
+    first.chmod(0o777)
+    assert launch._home(8000) != first
