@@ -24,7 +24,7 @@ Prompt = Annotated[
 class GenerationRequest(BaseModel):
     """One clip to make from text."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     prompt: Prompt = Field(
         description="What the music should sound like, in any language; at most 512 T5 tokens.",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,11 @@ from audiocraft.modules.conditioners import T5Conditioner
 from omegaconf import OmegaConf
 from transformers import T5Config, T5EncoderModel, T5Tokenizer
 
-PROMPTS = ["epic orchestral cinematic score", "dark ambient techno loop with heavy bass", "lofi hip hop beat calm piano"]
+PROMPTS = [
+    "epic orchestral cinematic score",
+    "dark ambient techno loop with heavy bass",
+    "lofi hip hop beat calm piano",
+]
 
 
 @dataclass(frozen=True)
@@ -29,18 +34,37 @@ class Recipe:
     latent: int = 128
     text_dim: int = 64
     text_layers: int = 2
+    text_heads: int = 4
+    text_hidden: int = 128
+    text_vocab: int = 128
     window: float = 30
     stereo: bool = False
     prepend: bool = False
     half: bool = False
+    half_codec: bool = False
     seed: int = 0
+
+
+# As large as facebook/musicgen-small, with EnCodec and T5 at their released sizes: 2 GB.
+SMALL = Recipe(
+    dim=1024,
+    heads=16,
+    layers=24,
+    filters=64,
+    text_dim=768,
+    text_layers=12,
+    text_heads=12,
+    text_hidden=3072,
+    text_vocab=32128,
+    half=True,
+)
 
 
 def write(folder: Path, recipe: Recipe = Recipe()) -> Path:
     """Write `state_dict.bin`, `compression_state_dict.bin` and `t5/` into a folder."""
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(recipe.seed)
-    write_t5(folder / "t5", recipe.text_dim, recipe.text_layers)
+    write_t5(folder / "t5", recipe)
     T5Conditioner.MODELS.append(str(folder / "t5"))
     T5Conditioner.MODELS_DIMS[str(folder / "t5")] = recipe.text_dim
     config = configuration(recipe, str(folder / "t5"))
@@ -51,14 +75,33 @@ def write(folder: Path, recipe: Recipe = Recipe()) -> Path:
             module.inited.data.fill_(1)
     for model, name in ((lm, "state_dict.bin"), (codec, "compression_state_dict.bin")):
         state = model.state_dict()
-        if recipe.half:
+        if recipe.half if model is lm else recipe.half_codec:
             state = {key: value.half() if value.is_floating_point() else value for key, value in state.items()}
         package = {"best_state": state, "xp.cfg": OmegaConf.to_yaml(config), "version": "1.3.0", "exported": True}
         torch.save(package, folder / name)
     return folder
 
 
-def write_t5(folder: Path, dim: int, layers: int) -> None:
+def write_hub_cache(cache: Path, repo: str, recipe: Recipe) -> None:
+    """Write a model into a hub cache under its name there, and T5 as t5-base."""
+    snapshot = _snapshot(cache, repo)
+    write(snapshot, recipe)
+    shutil.move(snapshot / "t5", _snapshot(cache, "t5-base"))
+    package = torch.load(snapshot / "state_dict.bin", weights_only=True)
+    package["xp.cfg"] = package["xp.cfg"].replace(str(snapshot / "t5"), "t5-base")
+    torch.save(package, snapshot / "state_dict.bin")
+
+
+def _snapshot(cache: Path, repo: str) -> Path:
+    """Where the hub's client looks for a repository's files."""
+    home = cache / f"models--{repo.replace('/', '--')}"
+    (home / "refs").mkdir(parents=True)
+    (home / "refs" / "main").write_text("0123456789abcdef")
+    (home / "snapshots").mkdir()
+    return home / "snapshots" / "0123456789abcdef"
+
+
+def write_t5(folder: Path, recipe: Recipe) -> None:
     """A small T5 encoder with a tokenizer trained on a few lines."""
     folder.mkdir(parents=True, exist_ok=True)
     model = io.BytesIO()
@@ -76,7 +119,14 @@ def write_t5(folder: Path, dim: int, layers: int) -> None:
     pieces = spm.SentencePieceProcessor(model_proto=model.getvalue())
     vocab = [(pieces.id_to_piece(i), pieces.get_score(i)) for i in range(pieces.get_piece_size())]
     T5Tokenizer(vocab=vocab, extra_ids=0).save_pretrained(folder)
-    config = T5Config(vocab_size=128, d_model=dim, d_kv=dim // 4, d_ff=2 * dim, num_layers=layers, num_heads=4)
+    config = T5Config(
+        vocab_size=recipe.text_vocab,
+        d_model=recipe.text_dim,
+        d_kv=recipe.text_dim // recipe.text_heads,
+        d_ff=recipe.text_hidden,
+        num_layers=recipe.text_layers,
+        num_heads=recipe.text_heads,
+    )
     T5EncoderModel(config).save_pretrained(folder)
 
 
@@ -148,4 +198,4 @@ def configuration(recipe: Recipe, t5: str) -> Any:
 
 if __name__ == "__main__":
     # the built-in model, until one is trained
-    write(Path(sys.argv[1]), Recipe(latent=32, half=True, seed=1))
+    write(Path(sys.argv[1]), Recipe(latent=32, half=True, half_codec=True, seed=1))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import atexit
 import shutil
 import tempfile
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
@@ -36,9 +35,7 @@ def folder(recipe: Recipe) -> Path:
     """A folder with the model, gone when the tests are over."""
     path = Path(tempfile.mkdtemp(prefix="musicgen-test-"))
     atexit.register(shutil.rmtree, path, ignore_errors=True)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # audiocraft uses torch's first weight norm
-        return write(path, recipe)
+    return write(path, recipe)
 
 
 @cache
@@ -50,9 +47,7 @@ def load(recipe: Recipe) -> Checkpoint:
 @cache
 def reference(recipe: Recipe) -> Any:
     """The model as AudioCraft has it."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)
-        return MusicGen.get_pretrained(str(folder(recipe)), device="cpu")
+    return MusicGen.get_pretrained(str(folder(recipe)), device="cpu")
 
 
 def engine(recipe: Recipe = MONO, *, slots: int = 4, queue: int = 64, deterministic: bool = False) -> ModelEngine:

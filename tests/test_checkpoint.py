@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import pickle
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from musicgen_bento.engine import checkpoint, hub
 from musicgen_bento.engine.checkpoint import Checkpoint
 from musicgen_bento.engine.engine import ModelEngine
 from musicgen_bento.errors import BrokenCheckpoint, InvalidRequest, ModelUnavailable, UnknownModel
+from tests.checkpoints import write_hub_cache, write_t5
 from tests.models import CPU, MONO, PREPEND, STEREO, folder, load, make_one, params
 
 FILES = ["state_dict.bin", "compression_state_dict.bin"]
@@ -84,21 +86,10 @@ def test_a_pretrained_codec_from_hugging_face(copy: Path, tmp_path: Path) -> Non
     assert story.audio.shape == (1, model.codec.decode(codes).shape[-1])
 
 
-def hub_cache(root: Path, repo: str, source: Path) -> Path:
-    """The layout of the hub's cache."""
-    snapshot = root / f"models--{repo.replace('/', '--')}" / "snapshots" / "0123456789abcdef"
-    shutil.copytree(source, snapshot, ignore=shutil.ignore_patterns("t5"))
-    (snapshot.parent.parent / "refs").mkdir()
-    (snapshot.parent.parent / "refs" / "main").write_text("0123456789abcdef")
-    return snapshot
-
-
 def test_from_the_hubs_cache_with_no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The model and T5 from a cache, by their names on the hub, under AudioCraft's own variable for it."""
     monkeypatch.setenv("AUDIOCRAFT_CACHE_DIR", str(tmp_path))
-    snapshot = hub_cache(tmp_path, "facebook/musicgen-small", folder(MONO))
-    edit_config(snapshot / FILES[0], "conditioners.description.t5.name", "t5-base")
-    hub_cache(tmp_path, "t5-base", folder(MONO) / "t5")
+    write_hub_cache(tmp_path, "facebook/musicgen-small", MONO)
     assert hub.is_cached("facebook/musicgen-small", FILES[0])
     assert not hub.is_cached("facebook/musicgen-large", FILES[0])
     assert torch.equal(loaded("facebook/musicgen-small").weights.heads, load(MONO).weights.heads)
@@ -106,8 +97,8 @@ def test_from_the_hubs_cache_with_no_network(tmp_path: Path, monkeypatch: pytest
 
 def test_a_cached_model_without_its_t5(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AUDIOCRAFT_CACHE_DIR", str(tmp_path))
-    snapshot = hub_cache(tmp_path, "facebook/musicgen-small", folder(MONO))
-    edit_config(snapshot / FILES[0], "conditioners.description.t5.name", "t5-base")
+    write_hub_cache(tmp_path, "facebook/musicgen-small", MONO)
+    shutil.rmtree(tmp_path / "models--t5-base")
     with pytest.raises(ModelUnavailable, match="t5-base is not in the cache"):
         loaded("facebook/musicgen-small")
 
@@ -227,10 +218,8 @@ def test_a_t5_that_is_none(copy: Path) -> None:
 
 
 def test_a_t5_of_another_width(copy: Path) -> None:
-    from tests.checkpoints import write_t5
-
     shutil.rmtree(copy / "t5")
-    write_t5(copy / "t5", dim=32, layers=1)
+    write_t5(copy / "t5", replace(MONO, text_dim=32))
     with pytest.raises(BrokenCheckpoint, match="32 wide"):
         loaded(copy)
 

@@ -62,9 +62,7 @@ def test_draws_follow_audiocrafts_distribution(temperature: float, top_k: int, t
 
 
 @settings(max_examples=60, deadline=None)
-@given(
-    top_k=st.integers(0, 32), top_p=st.floats(0, 1), temperature=st.floats(0.1, 3), seed=st.integers(0, 2**32 - 1)
-)
+@given(top_k=st.integers(0, 32), top_p=st.floats(0, 1), temperature=st.floats(0.1, 3), seed=st.integers(0, 2**32 - 1))
 def test_what_is_drawn_is_possible_in_audiocraft(top_k: int, top_p: float, temperature: float, seed: int) -> None:
     logits = torch.randn(32, generator=torch.Generator().manual_seed(seed)) * 3
     expected = audiocraft_distribution(logits, temperature, top_k, top_p)

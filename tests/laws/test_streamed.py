@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from functools import cache
 from itertools import pairwise
 from typing import Any
@@ -23,9 +22,7 @@ def codec(kind: str) -> Any:
     if kind.startswith("audiocraft"):
         model = load(MONO).codec
     else:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)
-            model = HFEncodecCompressionModel(EncodecModel(hugging_face_32khz()))
+        model = HFEncodecCompressionModel(EncodecModel(hugging_face_32khz()))
     remember(model)
     return InterleaveStereoCompressionModel(model).eval() if kind.endswith("stereo") else model.eval()
 
