@@ -251,7 +251,7 @@ def test_the_wrong_method_is_405_and_says_which_is_right(client: TestClient) -> 
     response = client.get("/generate")
     error(response, 405, "method_not_allowed")
     assert response.headers["allow"] == "POST"
-    assert client.put("/").headers["allow"] == "GET, HEAD"
+    assert set(client.put("/").headers["allow"].split(", ")) == {"GET", "HEAD"}  # starlette keeps a set
 
 
 def test_head_has_no_body_and_options_says_what_is_allowed(client: TestClient) -> None:
