@@ -10,6 +10,7 @@ MusicGenError                     500 failed
 ├── QueueFull                     429 queue_full            (retry_after)
 ├── GenerationFailed              500 generation_failed
 ├── BrokenCheckpoint              500 broken_checkpoint
+├── LoadFailed                    500 load_failed
 └── Unavailable                   503 unavailable           (retry_after)
     ├── ModelUnavailable          503 model_unavailable     (retry_after)
     └── ShuttingDown              503 shutting_down         (retry_after)
@@ -128,6 +129,12 @@ class BrokenCheckpoint(MusicGenError):
     status, code = 500, "broken_checkpoint"
 
 
+class LoadFailed(MusicGenError):
+    """The model's files are there, and it still could not be loaded."""
+
+    code = "load_failed"
+
+
 class Unavailable(MusicGenError):
     """The service cannot answer now; later it may."""
 
@@ -155,15 +162,3 @@ def _tree(kind: type[MusicGenError]) -> list[type[MusicGenError]]:
 
 
 _BY_CODE = {kind.code: kind for kind in _tree(MusicGenError)}
-
-
-def where(error: BaseException) -> str:
-    """An unexpected exception by kind and place, such as `ValueError at decoder.py:31`, safe to log or to answer.
-
-    Not its text: that may quote what a client sent.
-    """
-    place, frame = "unknown place", error.__traceback__
-    while frame is not None:
-        place = f"{frame.tb_frame.f_code.co_filename.replace(chr(92), '/').rsplit('/', 1)[-1]}:{frame.tb_lineno}"
-        frame = frame.tb_next
-    return f"{type(error).__name__} at {place}"

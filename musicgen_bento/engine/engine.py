@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable
@@ -18,7 +19,10 @@ from musicgen_bento.engine.decoder import Decoder, Sequence
 from musicgen_bento.engine.sampling import SamplingRows, sample
 from musicgen_bento.engine.scheduler import Scheduler
 from musicgen_bento.engine.types import Chunk, Event, Failed, Finished, GenerationParams, Listener, Started, Waiting
-from musicgen_bento.errors import GenerationFailed, MusicGenError, QueueFull, where
+from musicgen_bento.errors import GenerationFailed, MusicGenError, QueueFull
+from musicgen_bento.quiet import briefly, where
+
+_log = logging.getLogger("bentoml.musicgen")  # below BentoML's, which has a handler
 
 # Rows of a prefill that the others wait for in a step. On a CPU the time grows with every row.
 PREFILL_ROWS = {"cpu": 32, "cuda": 512}
@@ -143,9 +147,8 @@ class ModelEngine:
             for company in [[slot] for slot in ready] if self._deterministic else [ready] if ready else []:
                 self._decode(company)
         except Exception as error:
-            self.fail_all(
-                GenerationFailed(f"The model failed ({where(error)}).", hint="Try again; if it stays, tell us.")
-            )
+            for slot in self._running:
+                self._fail(slot, "The model failed", error)
             return True
         for slot in ready:
             self._emit(slot)
@@ -177,7 +180,7 @@ class ModelEngine:
             except Exception as error:
                 with self._lock:
                     self._scheduler.remove(slot.ticket)
-                self._end(slot, Failed(GenerationFailed(f"The clip could not be begun ({where(error)}).")))
+                self._fail(slot, "The clip could not be begun", error)
 
     def _open(self, slot: Slot) -> None:
         clip = slot.clip
@@ -259,7 +262,7 @@ class ModelEngine:
                 self._give(slot, slot.codec.finish())
                 self._end(slot, Finished())
         except Exception as error:
-            self._end(slot, Failed(GenerationFailed(f"The sound could not be decoded ({where(error)}).")))
+            self._fail(slot, "The sound could not be decoded", error)
 
     def _give(self, slot: Slot, wav: Tensor | None) -> None:
         if wav is None or wav.shape[-1] == 0:
@@ -284,6 +287,11 @@ class ModelEngine:
             if slot.ticket not in self._scheduler.running:
                 self._scheduler.remove(slot.ticket)
         self._tell(slot, event)
+
+    def _fail(self, slot: Slot, what: str, error: Exception) -> None:
+        """End a clip for a reason nobody foresaw."""
+        _log.error("%s: %s", what, where(error))
+        self._end(slot, Failed(GenerationFailed(f"{what} ({briefly(error)}).", hint="Try again.")))
 
     def _tell_places(self) -> None:
         """Tell those who wait, where that has changed."""

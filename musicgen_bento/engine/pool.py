@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import logging
 import math
 import re
 import threading
@@ -30,12 +32,15 @@ from musicgen_bento.engine.types import (
 )
 from musicgen_bento.errors import (
     InvalidRequest,
+    LoadFailed,
     MusicGenError,
     QueueFull,
     ShuttingDown,
     UnknownModel,
-    where,
 )
+from musicgen_bento.quiet import briefly, where
+
+_log = logging.getLogger("bentoml.musicgen")  # below BentoML's, which has a handler
 
 SLOTS = {"cpu": 16, "cuda": 64}
 RETRY_AFTER = 30.0
@@ -80,6 +85,7 @@ class EnginePool:
         self._tickets: dict[str, _Entry] = {}
         self._failures: dict[str, tuple[float, MusicGenError]] = {}
         self._closing = False
+        atexit.register(self.close)  # torch's threads must not be at work when the interpreter goes
         for name in settings.preload:
             self._entry(*self._resolve(name, trusted=True))
 
@@ -137,6 +143,7 @@ class EnginePool:
 
     def close(self, drain_seconds: float = 0.0) -> None:
         """See `Pool.close`."""
+        atexit.unregister(self.close)
         deadline = time.monotonic() + drain_seconds
         with self._lock:
             self._closing = True
@@ -257,6 +264,7 @@ def _device(name: str) -> torch.device:
 
 
 def _load_error(entry: _Entry, error: Exception) -> MusicGenError:
+    _log.error("loading %s failed: %s", entry.name, where(error))
     if isinstance(error, MemoryError | torch.cuda.OutOfMemoryError):
-        return MusicGenError(f"{entry.name} does not fit into memory.", hint="Take a smaller model.", field="model")
-    return MusicGenError(f"{entry.name} could not be loaded ({where(error)}).", field="model")
+        return LoadFailed(f"{entry.name} does not fit into memory.", hint="Take a smaller model.", field="model")
+    return LoadFailed(f"{entry.name} could not be loaded ({briefly(error)}).", field="model")
