@@ -88,12 +88,8 @@ class Remote:
             await self._ask(lambda: self._calls.cancel(ticket))
 
     async def _ask(self, call: Callable[[], Awaitable[Result]]) -> Result:
-        """A call that may be made twice: a kept connection may be closed at the moment it is used again."""
         try:
-            try:
-                return await call()
-            except Dropped:
-                return await call()
+            return await call()
         except (*Dropped, TimeoutError, BentoMLException):
             raise self._lost() from None
 
@@ -133,10 +129,12 @@ class Remote:
 
 
 def widen(proxy: Any) -> None:
-    """Give a proxy a session without its two limits. Call it on the running loop, before the first call.
+    """Give a proxy a session without its limits. Call it on the running loop, before the first call.
 
     BentoML's own holds 100 connections: with as many clips in the making a cancellation would wait for one
-    of them to end. And it cuts a call off after `traffic.timeout`, streaming or not.
+    of them to end. It cuts a call off after `traffic.timeout`, streaming or not. And it keeps connections, which
+    the runner closes after 5 s without a call, now and then at the moment one is used again; a new one over a
+    unix socket costs nothing that can be measured.
     """
     from bentoml._internal.utils.uri import uri_to_path
 
@@ -148,6 +146,6 @@ def widen(proxy: Any) -> None:
         base_url="http://runner",
         headers=manager._headers,
         timeout=aiohttp.ClientTimeout(total=None),
-        connector=aiohttp.UnixConnector(path=uri_to_path(calls.url), limit=0),
+        connector=aiohttp.UnixConnector(path=uri_to_path(calls.url), limit=0, force_close=True),
     )
     manager._created_at = time.monotonic()
