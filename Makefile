@@ -4,6 +4,7 @@ PYTHON ?= python3.11
 HOST   ?= 127.0.0.1
 PORT   ?= 8000
 PYTEST_ARGS ?=
+BENCH_ARGS ?=
 
 UV_VERSION := 0.13.8
 VENV  := .venv
@@ -43,9 +44,8 @@ format: $(STAMP)  ## put the code into the form that `make check` wants
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(STAMP)  ## measure the service (see bench/)
-	@if [ -f bench/__main__.py ]; then $(BIN)/python -m bench; else \
-	  echo "There is no benchmark yet: it comes with bench/." >&2; exit 1; fi
+bench: $(STAMP)  ## measure the service under 16 mixed clients; BENCH_ARGS="--model MODEL"
+	$(BIN)/python -m bench $(BENCH_ARGS)
 
 lock: $(STAMP)  ## resolve requirements.in again, into requirements.lock
 	$(BIN)/uv pip compile requirements.in -o requirements.lock --override overrides.txt --excludes excludes.txt \

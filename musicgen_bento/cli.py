@@ -18,6 +18,13 @@ except ModuleNotFoundError:  # the base install is the client alone
 
 OK, FAILED, MISUSE, INTERRUPTED = 0, 1, 2, 130
 INSTALL = 'error: this command needs the server: pip install "musicgen-bento[serve]"'
+HELP = """Text to music with MusicGen.
+
+Without a command: make a clip here, in this process, and write it to a WAV file.
+
+\b
+musicgen-bento --prompt "lofi hip hop" --duration 20 --output lofi.wav
+"""
 NORMALIZE = ("loudness", "peak", "rms", "clip", "none")
 
 
@@ -50,7 +57,9 @@ def _commands() -> Any:
     from musicgen_bento import __version__
 
     @click.group(
-        invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110}
+        invoke_without_command=True,
+        help=HELP,
+        context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
     )
     @click.option("--prompt", metavar="TEXT", help="What the music should sound like.")
     @click.option(
@@ -85,13 +94,6 @@ def _commands() -> Any:
     @click.version_option(__version__)
     @click.pass_context
     def group(context: click.Context, /, prompt: str | None, output: str | None, **options: Any) -> None:
-        r"""Text to music with MusicGen.
-
-        Without a command: make a clip here, in this process, and write it to a WAV file.
-
-        \b
-        musicgen-bento --prompt "lofi hip hop" --duration 20 --output lofi.wav
-        """
         if context.invoked_subcommand is None:
             if not prompt or not output:
                 raise click.UsageError(f"{'--output' if prompt else '--prompt'} is missing.")
