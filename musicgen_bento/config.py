@@ -23,11 +23,11 @@ class Settings(BaseSettings):
     preload: Annotated[tuple[str, ...], NoDecode] = Field(
         ("demo",), description="models loaded at start, comma-separated; /readyz waits for them"
     )
-    device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
+    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N")
     precision: Precision = Field("auto", description="auto (float32 on a CPU, float16 on a GPU), float32 or float16")
     max_slots: int | None = Field(None, ge=1, le=256, description="clips made together; 16 on a CPU, 64 on a GPU")
     max_queue: int = Field(64, ge=0, le=10_000, description="requests that may wait; one more is answered 429")
-    max_duration: float = Field(300.0, gt=0, le=3600, description="longest clip, in seconds")
+    max_duration: float = Field(300.0, ge=0.1, le=3600, description="longest clip, in seconds")
     deterministic: bool = Field(
         False, description="same bytes for a seed in any company, in the float precisions too; slower"
     )

@@ -15,7 +15,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from musicgen_bento.engine.types import Event, Failed, Finished, GenerationParams, Listener, Pool
-from musicgen_bento.errors import InvalidRequest, MusicGenError, ShuttingDown, Unavailable
+from musicgen_bento.errors import InvalidRequest, MusicGenError, Unavailable
 from musicgen_bento.quiet import where
 from musicgen_bento.wire import encode
 
@@ -26,9 +26,7 @@ _log = logging.getLogger("bentoml.musicgen")
 
 
 class Admission(BaseModel):
-    """A clip to admit. The asker chooses the ticket, so that asking twice admits once, and that
-    a clip can be cancelled whose answer was never seen.
-    """
+    """A clip to admit. The asker chooses the ticket, so that a clip can be cancelled whose answer was never seen."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -107,12 +105,6 @@ class Desk:
         self._forget(ticket, cancel=True)
         if clip and clip.collected:  # its reader waits for a last word
             clip.events.put_nowait(Failed(Unavailable("The clip was cancelled.")))
-
-    def close(self) -> None:
-        """End every clip with ShuttingDown."""
-        for ticket, clip in list(self._clips.items()):
-            self._forget(ticket, cancel=True)
-            clip.events.put_nowait(Failed(ShuttingDown("The server stopped before the clip was finished.")))
 
     def _forget(self, ticket: str, *, cancel: bool) -> None:
         clip = self._clips.pop(ticket, None)

@@ -14,8 +14,6 @@ MusicGenError                     500 failed
 └── Unavailable                   503 unavailable           (retry_after)
     ├── ModelUnavailable          503 model_unavailable     (retry_after)
     └── ShuttingDown              503 shutting_down         (retry_after)
-
-Cancelled is no error of the service: the client asked for it.
 """
 
 from __future__ import annotations
@@ -151,10 +149,6 @@ class ShuttingDown(Unavailable):
     """The server is on its way out and takes no new work."""
 
     code = "shutting_down"
-
-
-class Cancelled(Exception):
-    """The client no longer wants the result."""
 
 
 def _tree(kind: type[MusicGenError]) -> list[type[MusicGenError]]:

@@ -67,27 +67,13 @@ class Front:
         Raises:
             MusicGenError: the runner does not answer.
         """
-        states: dict[str, Any] = {entry["id"]: entry["state"] for entry in await self._remote.models()}
-        default = catalogue.find(self._settings.default_model)
-        return schemas.ModelList(
-            models=[
-                schemas.ModelInfo(
-                    id=card.id,
-                    aliases=list(card.aliases),
-                    channels=card.channels,
-                    sample_rate=card.sample_rate,
-                    conditioning=list(card.conditioning),
-                    window=card.window,
-                    parameters=card.parameters,
-                    license=card.license,
-                    download_bytes=card.download_bytes,
-                    state=states.get(card.id, "downloadable"),
-                    default=card is default,
-                    note=card.note,
-                )
-                for card in catalogue.CATALOGUE
-            ]
-        )
+        statuses = {entry["id"]: entry for entry in await self._remote.models()}
+        listed = [_info(card, statuses.pop(card.id)) for card in catalogue.CATALOGUE]
+        others = [
+            schemas.ModelInfo(aliases=[], conditioning=["text"], note="The operator's own.", **entry)
+            for entry in statuses.values()
+        ]
+        return schemas.ModelList(models=[*listed, *others])
 
     async def unready(self) -> MusicGenError | None:
         """Why the service is not ready yet, or not any more; answers within a second."""
@@ -106,6 +92,21 @@ class Front:
         if not state["ready"]:
             return Unavailable("The models are loading.", hint="Try again in a moment.", retry_after=2)
         return None
+
+
+def _info(card: catalogue.ModelCard, status: dict[str, Any]) -> schemas.ModelInfo:
+    return schemas.ModelInfo(
+        aliases=list(card.aliases),
+        channels=card.channels,
+        sample_rate=card.sample_rate,
+        conditioning=list(card.conditioning),
+        window=card.window,
+        parameters=card.parameters,
+        license=card.license,
+        download_bytes=card.download_bytes,
+        note=card.note,
+        **status,
+    )
 
 
 def _wav(clip: Clip, how: schemas.Normalize) -> bytes:

@@ -21,6 +21,8 @@ from musicgen_bento.errors import GenerationFailed, MusicGenError, ShuttingDown,
 from musicgen_bento.wire import Decoder
 
 Result = TypeVar("Result")
+ASK_SECONDS = 10.0
+CANCEL_SECONDS = 2.0  # somebody waits for an error meanwhile
 Dropped = (aiohttp.ClientError, OSError)
 
 
@@ -75,8 +77,8 @@ class Remote:
             if not over:
                 await asyncio.shield(self._cancel(ticket))
 
-    async def models(self) -> list[dict[str, str]]:
-        """Id and state of every model."""
+    async def models(self) -> list[dict[str, Any]]:
+        """Every model, as ModelStatus has it."""
         return list(await self._ask(lambda: self._calls.models()))
 
     async def readiness(self) -> dict[str, Any]:
@@ -85,11 +87,13 @@ class Remote:
 
     async def _cancel(self, ticket: str) -> None:
         with suppress(MusicGenError):  # a runner that is gone has no slots to free
-            await self._ask(lambda: self._calls.cancel(ticket))
+            await self._ask(lambda: self._calls.cancel(ticket), CANCEL_SECONDS)
 
-    async def _ask(self, call: Callable[[], Awaitable[Result]]) -> Result:
+    async def _ask(self, call: Callable[[], Awaitable[Result]], seconds: float = ASK_SECONDS) -> Result:
+        """A short call. A runner that does not answer is as good as gone: its socket stays open without it."""
         try:
-            return await call()
+            async with asyncio.timeout(seconds):
+                return await call()
         except (*Dropped, TimeoutError, BentoMLException):
             raise self._lost() from None
 

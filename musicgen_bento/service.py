@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import AsyncGenerator
+from dataclasses import asdict
 from typing import Annotated, Any
 
 import bentoml
@@ -120,10 +121,10 @@ class MusicGenRunner:
         return True
 
     @bentoml.api
-    async def models(self) -> list[dict[str, str]]:
-        """Id and state of every model."""
+    async def models(self) -> list[dict[str, Any]]:
+        """Every model, as ModelStatus has it."""
         statuses = await asyncio.to_thread(self._pool.statuses)  # looks at the disk
-        return [{"id": status.id, "state": status.state} for status in statuses]
+        return [asdict(status) for status in statuses]
 
     @bentoml.api
     async def readiness(self) -> dict[str, Any]:

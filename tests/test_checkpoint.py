@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import errno
+import os
 import pickle
 import shutil
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +25,8 @@ from transformers import EncodecConfig, EncodecModel
 from musicgen_bento.engine import checkpoint, hub
 from musicgen_bento.engine.checkpoint import Checkpoint
 from musicgen_bento.engine.engine import ModelEngine
-from musicgen_bento.errors import BrokenCheckpoint, InvalidRequest, ModelUnavailable, UnknownModel
+from musicgen_bento.engine.hub import Source
+from musicgen_bento.errors import BrokenCheckpoint, InvalidRequest, LoadFailed, ModelUnavailable, UnknownModel
 from tests.checkpoints import write_hub_cache, write_t5
 from tests.models import CPU, MONO, PREPEND, STEREO, folder, load, make_one, params
 
@@ -33,7 +40,7 @@ def copy(tmp_path: Path) -> Path:
 
 
 def loaded(source: Path | str, dtype: torch.dtype = torch.float32) -> Checkpoint:
-    return checkpoint.load("tiny", str(source), CPU, dtype)
+    return checkpoint.load(Source("tiny", source), CPU, dtype)
 
 
 def edit(file: Path, change: Any) -> None:
@@ -71,14 +78,14 @@ def test_half_precision_files_are_computed_in_float32_on_a_cpu(copy: Path) -> No
     assert loaded(copy).weights.heads.dtype == torch.float32
 
 
-def test_a_pretrained_codec_from_hugging_face(copy: Path, tmp_path: Path) -> None:
+def test_a_pretrained_codec_from_hugging_face(copy: Path) -> None:
     """The codec file may name a codec: `{'pretrained': ...}`."""
     config = EncodecConfig(
         target_bandwidths=[2.2], sampling_rate=32_000, audio_channels=1, normalize=False, num_filters=4,
         upsampling_ratios=[8, 5, 4, 4], codebook_size=2048, use_causal_conv=False, use_conv_shortcut=False,
     )  # fmt: skip
-    EncodecModel(config).save_pretrained(tmp_path / "encodec")
-    torch.save({"pretrained": str(tmp_path / "encodec")}, copy / FILES[1])
+    EncodecModel(config).save_pretrained(copy / "encodec_32khz")  # beside the files, as t5 is
+    torch.save({"pretrained": "facebook/encodec_32khz"}, copy / FILES[1])
     model = loaded(copy)
     assert isinstance(model.codec, HFEncodecCompressionModel)
     story = make_one(ModelEngine(model, max_slots=1, max_queue=1, deterministic=False), params()).story
@@ -194,7 +201,7 @@ def test_tensors_that_are_missing_left_over_or_of_another_size(copy: Path) -> No
 def test_a_model_built_otherwise_is_refused_by_what_it_is(copy: Path, key: str, value: object) -> None:
     """A checkpoint this engine would run wrongly must not run at all."""
     edit_config(copy / FILES[0], key, value)
-    with pytest.raises(BrokenCheckpoint, match=key.split(".")[0]):
+    with pytest.raises(BrokenCheckpoint, match="than every released MusicGen"):
         loaded(copy)
 
 
@@ -224,6 +231,96 @@ def test_a_t5_of_another_width(copy: Path) -> None:
         loaded(copy)
 
 
+SIZES = [
+    ("dataset.segment_duration", 0.01),
+    ("dataset.segment_duration", -3),
+    ("transformer_lm.num_heads", 7),
+    ("transformer_lm.num_layers", 0),
+    ("transformer_lm", "hello"),
+    ("codebooks_pattern.delay.delays", [0, 1]),
+    ("codebooks_pattern.delay.delays", [3, 2, 1, 0]),
+]
+
+
+@pytest.mark.parametrize(("key", "value"), SIZES)
+def test_sizes_that_do_not_go_together(copy: Path, key: str, value: object) -> None:
+    edit_config(copy / FILES[0], key, value)
+    with pytest.raises(BrokenCheckpoint, match=r"state_dict\.bin of tiny has a"):
+        loaded(copy)
+
+
+def test_keys_that_older_releases_lack_have_audiocrafts_defaults(copy: Path) -> None:
+    def change(package: dict[str, Any]) -> None:
+        config = OmegaConf.create(package["xp.cfg"])
+        for key in ("kv_repeat", "qk_layer_norm", "qk_layer_norm_cross", "layer_scale", "past_context", "norm"):
+            del config.transformer_lm[key]
+        del config.fuser["cross_attention_pos_emb"]
+        package["xp.cfg"] = OmegaConf.to_yaml(config)
+
+    edit(copy / FILES[0], change)
+    assert loaded(copy).weights.shape == load(MONO).weights.shape
+
+
+@pytest.mark.parametrize("reference", ["${oc.env:SECRET}", "a ${oc.decode:${oc.env:SECRET}}", "${${x}:SECRET}"])
+def test_a_configuration_cannot_read_the_environment(
+    copy: Path, reference: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SECRET", "hunter2")
+    for key in ("transformer_lm.activation", "conditioners.description.t5.name"):
+        edit_config(copy / FILES[0], key, reference)
+        shutil.rmtree(copy / "t5", ignore_errors=True)
+        with pytest.raises(BrokenCheckpoint) as error:
+            loaded(copy)
+        assert "hunter2" not in str(error.value)
+
+
+def test_a_configuration_may_refer_to_itself(copy: Path) -> None:
+    edit_config(copy / FILES[0], "transformer_lm.card", "${rvq.bins}")
+    assert loaded(copy).weights.shape.card == 2048
+
+
+def test_a_folder_beside_the_server_is_not_taken_for_a_hub_id(
+    copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AUDIOCRAFT_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(copy, tmp_path / "facebook" / "musicgen-small")
+    with pytest.raises(ModelUnavailable):
+        loaded("facebook/musicgen-small")
+
+
+def test_errors_name_the_model_and_no_folder(copy: Path) -> None:
+    (copy / FILES[0]).write_bytes(b"")
+    with pytest.raises(BrokenCheckpoint) as error:
+        loaded(copy)
+    assert "state_dict.bin of tiny" in error.value.message
+    assert str(copy) not in str(error.value)
+
+
+def test_several_at_once(tmp_path: Path) -> None:
+    """transformers builds one model at a time; two threads must not leave each other without weights."""
+    copies = [shutil.copytree(folder(MONO), tmp_path / str(number)) for number in range(4)]
+    with ThreadPoolExecutor(4) as threads:
+        for _ in range(3):
+            for model in threads.map(loaded, copies):
+                assert not any(tensor.is_meta for tensor in model.text_encoder.parameters())
+                assert torch.equal(model.text_encoder.shared.weight, load(MONO).text_encoder.shared.weight)
+
+
+def test_without_audiocraft_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in sys.modules if name == "audiocraft" or name.startswith("audiocraft.")]:
+        monkeypatch.delitem(sys.modules, name)
+
+    class Hidden:
+        def find_spec(self, name: str, *_: object) -> None:
+            if name == "audiocraft":
+                raise ModuleNotFoundError("No module named 'audiocraft'", name="audiocraft")
+
+    monkeypatch.setattr(sys, "meta_path", [Hidden(), *sys.meta_path])
+    with pytest.raises(LoadFailed, match="pip install --no-deps audiocraft"):
+        checkpoint._builders()
+
+
 # ---- the hub
 
 
@@ -245,12 +342,19 @@ def no_such_model(*_: object, **__: object) -> str:
     raise RepositoryNotFoundError("404", response=httpx.Response(404, request=httpx.Request("GET", "http://hub")))
 
 
+def broken_off(*_: object, **__: object) -> str:
+    import httpx
+
+    raise httpx.RemoteProtocolError("peer closed connection without sending complete message body")
+
+
 @pytest.mark.parametrize(
     ("failure", "error", "says"),
     [
         (full_disk, ModelUnavailable, "disk is full"),
         (read_only, ModelUnavailable, "cannot be written"),
-        (unreachable, ModelUnavailable, "cannot be reached"),
+        (unreachable, ModelUnavailable, "could not be fetched"),
+        (broken_off, ModelUnavailable, "could not be fetched"),
         (no_such_model, UnknownModel, "no model named"),
     ],
 )
@@ -259,17 +363,55 @@ def test_what_the_hub_says_in_plain_words(
 ) -> None:
     monkeypatch.setattr(hub, "hf_hub_download", failure)
     monkeypatch.setattr(hub, "snapshot_download", failure)
+    source = Source("small", "facebook/musicgen-small")
     for fetch in (
-        lambda: hub.fetch("facebook/musicgen-small", FILES[0]),
-        lambda: hub.fetch_folder("t5-base", ["config.json", "model.safetensors"]),
+        lambda: source.file(FILES[0]),
+        lambda: source.companion("t5-base", ["config.json", "model.safetensors"], beside="t5"),
     ):
         with pytest.raises(error, match=says) as raised:
             fetch()
         assert raised.value.hint  # type: ignore[attr-defined]
 
 
+class _HalfAHub(BaseHTTPRequestHandler):
+    """Speaks the hub's protocol for one file, and closes the connection in the middle of it."""
+
+    def do_HEAD(self) -> None:
+        self.send_response(200)
+        for name, value in (("X-Repo-Commit", "0" * 40), ("ETag", '"abc"'), ("Content-Length", "100000")):
+            self.send_header(name, value)
+        self.end_headers()
+
+    def do_GET(self) -> None:
+        self.do_HEAD()
+        self.wfile.write(b"x" * 500)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_a_download_that_breaks_off(tmp_path: Path) -> None:
+    """The hub's real client in a process of its own, because it reads its settings when it is imported."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _HalfAHub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    program = (
+        "from musicgen_bento.engine.hub import Source\n"
+        "try: Source('small', 'facebook/musicgen-small').file('state_dict.bin')\n"
+        "except Exception as error: print(type(error).__name__, error, error.retry_after)"
+    )
+    environment = {**os.environ, "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HUB_OFFLINE": "0"}
+    environment |= {"HF_HOME": str(tmp_path), "HF_HUB_DISABLE_XET": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True, timeout=120
+    )
+    server.shutdown()
+    server.server_close()
+    assert done.stdout.startswith("ModelUnavailable state_dict.bin of facebook/musicgen-small is not in the cache")
+    assert done.stdout.strip().endswith("30.0")
+
+
 def test_offline_and_not_cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The hub's real client, told to stay offline (tests/conftest.py)."""
     monkeypatch.setenv("AUDIOCRAFT_CACHE_DIR", str(tmp_path))
-    with pytest.raises(ModelUnavailable, match=r"state_dict.bin of facebook/musicgen-small .* cannot be reached"):
+    with pytest.raises(ModelUnavailable, match=r"state_dict.bin of facebook/musicgen-small .* could not be fetched"):
         loaded("facebook/musicgen-small")

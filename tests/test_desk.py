@@ -19,7 +19,7 @@ from musicgen_bento.engine.types import (
     ModelStatus,
     Started,
 )
-from musicgen_bento.errors import QueueFull, ShuttingDown, Unavailable
+from musicgen_bento.errors import QueueFull, Unavailable
 from musicgen_bento.wire import Decoder
 
 STORY: list[Event] = [Started("demo", 32000, 1, 4), Chunk(np.zeros((1, 4), np.float32), 0), Finished()]
@@ -163,20 +163,5 @@ def test_cancel_frees_the_place_and_ends_the_stream() -> None:
         assert isinstance(last, Failed)
         assert isinstance(last.error, Unavailable)
         assert pool.cancelled == ["place-0"]
-
-    run(test())
-
-
-def test_close_ends_every_stream() -> None:
-    async def test() -> None:
-        pool = Pool()
-        desk = Desk(pool)
-        desk.admit(asked())
-        reader = asyncio.create_task(collect(desk, "t"))
-        await asyncio.sleep(0.05)
-        desk.close()
-        [last] = await asyncio.wait_for(reader, 1)
-        assert isinstance(last, Failed)
-        assert isinstance(last.error, ShuttingDown)
 
     run(test())

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from musicgen_bento import errors
-from musicgen_bento.errors import Cancelled, InvalidRequest, MusicGenError, QueueFull
+from musicgen_bento.errors import InvalidRequest, MusicGenError, QueueFull
 
 TREE = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, MusicGenError)]
 
@@ -67,10 +67,6 @@ def test_status(kind: type[MusicGenError]) -> None:
 def test_the_tree_that_is_drawn_is_the_tree() -> None:
     drawn = re.findall(r"(\w+) +(\d{3}) (\w+)", errors.__doc__ or "")
     assert {(kind.__name__, str(kind.status), kind.code) for kind in TREE} == set(drawn)
-
-
-def test_a_cancelled_clip_is_no_failure() -> None:
-    assert not issubclass(Cancelled, MusicGenError)
 
 
 def test_an_error_reads_as_a_sentence_and_its_hint() -> None:

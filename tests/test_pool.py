@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import random
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from musicgen_bento.catalogue import CATALOGUE
+from musicgen_bento.catalogue import CATALOGUE, DEMO_FOLDER
 from musicgen_bento.config import Settings
 from musicgen_bento.engine import checkpoint
+from musicgen_bento.engine.conditioning import TextConditioner
+from musicgen_bento.engine.hub import Source
 from musicgen_bento.engine.pool import EnginePool
 from musicgen_bento.engine.types import Chunk, Failed, Finished, Waiting
 from musicgen_bento.errors import (
@@ -45,12 +49,12 @@ class Loads:
         self.go = threading.Event()
         self.error: Exception | None = None
 
-    def __call__(self, name: str, source: str, *rest: Any) -> checkpoint.Checkpoint:
-        self.names.append(name)
+    def __call__(self, source: Source, *rest: Any) -> checkpoint.Checkpoint:
+        self.names.append(source.name)
         assert self.go.wait(30)
         if self.error is not None:
             raise self.error
-        return real_load(name, str(folder(MONO)) if source.startswith("facebook/") else source, *rest)
+        return real_load(Source(source.name, DEMO_FOLDER if source.name == "demo" else folder(MONO)), *rest)
 
 
 @pytest.fixture
@@ -219,12 +223,27 @@ def test_readiness_says_what_kept_a_model_out_and_tries_again_later(
 # ---- names
 
 
-@pytest.mark.parametrize("name", ["nope", "facebook/other", "../demo", "/etc/passwd", "https://x/y", ""])
+@pytest.mark.parametrize("name", ["nope", "facebook/other", "/etc/passwd", "https://x/y", ""])
 def test_unknown_names(open_pool: Callable[..., EnginePool], name: str) -> None:
     with pytest.raises(UnknownModel) as error:
         open_pool().submit(name, params(), Story())
     assert (error.value.status, error.value.field) == (400, "model")
     assert "facebook/musicgen-small" in error.value.hint
+
+
+@pytest.mark.parametrize("name", ["../demo", "demo/../demo", "./demo", "a/b/c", "/tmp/x", ".hidden/x", "a/.."])
+def test_a_path_is_no_name_on_the_hub(open_pool: Callable[..., EnginePool], name: str) -> None:
+    with pytest.raises(UnknownModel):
+        open_pool(allow_any_model=True).submit(name, params(), Story())
+
+
+def test_a_relative_folder_is_never_loaded_for_a_client(open_pool: Callable[..., EnginePool]) -> None:
+    """`musicgen_bento/demo` exists from where the tests run; to a client it is a repository nobody has."""
+    story = Story()
+    open_pool(allow_any_model=True).submit("musicgen_bento/demo", params(), story)
+    until(lambda: story.end)
+    assert isinstance(story.end, Failed)
+    assert isinstance(story.end.error, ModelUnavailable)
 
 
 def test_a_folder_only_where_it_is_allowed(open_pool: Callable[..., EnginePool]) -> None:
@@ -252,6 +271,101 @@ def test_melody_models_are_refused_with_a_word_why(open_pool: Callable[..., Engi
     for name in melody:
         with pytest.raises(InvalidRequest, match="melody"):
             open_pool().submit(name, params(), Story())
+
+
+def test_the_operators_own_model_is_listed_by_its_last_name_and_answers_to_it(
+    open_pool: Callable[..., EnginePool],
+) -> None:
+    pool, story = open_pool(default_model=str(folder(MONO))), Story()
+    name = folder(MONO).name
+    assert [status.id for status in pool.statuses() if status.default] == [name]
+    pool.submit(name, params(duration=0.1), story)
+    until(lambda: story.end)
+    assert story.started.model == name
+
+
+# ---- settings that cannot work
+
+
+@pytest.mark.parametrize("settings", [{"preload": ("facebook/musicgen-melody",)}, {"default_model": "nope"}])
+def test_a_model_that_cannot_be_had_is_told_by_readiness(
+    open_pool: Callable[..., EnginePool], settings: dict[str, Any]
+) -> None:
+    pool, story = open_pool(**settings), Story()
+    with pytest.raises(InvalidRequest):
+        pool.ready()
+    pool.submit("demo", params(duration=0.1), story)
+    until(lambda: story.end)
+    assert isinstance(story.end, Finished)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there(open_pool: Callable[..., EnginePool]) -> None:
+    story = Story()
+    open_pool(device="cuda").submit("demo", params(), story)
+    until(lambda: story.end)
+    assert isinstance(story.end, Failed)
+    assert "MUSICGEN_DEVICE" in story.end.error.hint
+
+
+def test_a_tokenizer_that_crashes_ends_every_clip_that_waits(
+    open_pool: Callable[..., EnginePool], loads: Loads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(TextConditioner, "tokenize", lambda *_: 1 / 0)
+    pool, stories = open_pool(), [Story(), Story()]
+    for story in stories:
+        pool.submit("demo", params(), story)
+    loads.go.set()
+    until(lambda: all(isinstance(story.end, Failed) for story in stories))
+    with pytest.raises(ZeroDivisionError):
+        pool.submit("demo", params(), Story())
+    assert pool._tickets == {}
+
+
+def test_a_large_model_gets_all_cores_after_a_small_one(
+    open_pool: Callable[..., EnginePool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cores = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        pool, story = open_pool(allow_folders=True), Story()
+        pool.submit("demo", params(duration=0.1), story)
+        until(lambda: story.end)
+        monkeypatch.setattr("musicgen_bento.engine.engine.SMALL_HEADS", 1)
+        story = Story()
+        pool.submit(str(folder(MONO)), params(duration=0.1), story)
+        until(lambda: story.end)
+        assert sorted(entry.engine._threads for entry in pool._entries.values() if entry.engine) == [1, 2]
+    finally:
+        torch.set_num_threads(cores)
+
+
+def test_many_threads_at_once_leave_nothing(open_pool: Callable[..., EnginePool]) -> None:
+    pool = open_pool(preload=("demo",), max_slots=3, max_queue=6)
+    until(pool.ready)
+
+    def client(number: int) -> list[Story]:
+        chance, stories = random.Random(number), []
+        for _ in range(12):
+            story = Story()
+            try:
+                ticket = pool.submit("demo", params(duration=chance.choice([0.1, 0.3]), seed=number), story)
+            except QueueFull:
+                time.sleep(0.05)
+                continue
+            if chance.random() < 0.4:
+                time.sleep(chance.random() * 0.05)
+                pool.cancel(ticket)
+            else:
+                stories.append(story)
+        return stories
+
+    with ThreadPoolExecutor(8) as clients:
+        stories = [story for some in clients.map(client, range(8)) for story in some]
+    until(lambda: all(story.end for story in stories))
+    assert len(stories) > 10
+    assert all(isinstance(story.end, Finished) for story in stories)
+    assert pool._tickets == {}
 
 
 # ---- the way out

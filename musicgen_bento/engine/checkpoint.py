@@ -12,21 +12,23 @@ from __future__ import annotations
 
 import logging
 import pickle
+import re
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from safetensors import SafetensorError
 from torch import nn
 
-from musicgen_bento.engine.hub import fetch, fetch_folder
-from musicgen_bento.engine.released import FRAME_RATE, broken, read_shape, read_weights
+from musicgen_bento.engine.hub import Source
+from musicgen_bento.engine.released import FRAME_RATE, read_shape, read_weights
 from musicgen_bento.engine.weights import LMShape, LMWeights
-from musicgen_bento.errors import MusicGenError
+from musicgen_bento.errors import LoadFailed
 
 T5_FILES = ["config.json", "model.safetensors", "tokenizer*.json", "spiece.model", "special_tokens_map.json"]
 
@@ -61,12 +63,15 @@ class Checkpoint:
         return self.sample_rate // self.frame_rate
 
 
-def load(name: str, source: str, device: torch.device, dtype: torch.dtype) -> Checkpoint:
-    """Load a model.
+# transformers builds one model at a time: two threads in from_pretrained leave both models without weights.
+_ONE_AT_A_TIME = threading.Lock()
+
+
+def load(source: Source, device: torch.device, dtype: torch.dtype) -> Checkpoint:
+    """Load a model. Any thread may; downloads go on side by side, the building takes turns.
 
     Args:
-        name: what to call it.
-        source: a folder or a repository on the hub.
+        source: where its files are.
         device: where to put it.
         dtype: of the language model.
 
@@ -75,6 +80,7 @@ def load(name: str, source: str, device: torch.device, dtype: torch.dtype) -> Ch
         ModelUnavailable: the hub cannot be reached, or the disk is full.
         UnknownModel: the hub does not have it.
         InvalidRequest: it needs a melody, which is not served yet.
+        LoadFailed: AudioCraft is not installed.
     """
     lm_package = _read(source, "state_dict.bin")
     config = _config(source, "state_dict.bin", lm_package)
@@ -84,7 +90,7 @@ def load(name: str, source: str, device: torch.device, dtype: torch.dtype) -> Ch
     tokenizer, text_encoder = _text_encoder(source, config, weights, device)
     codec = _codec(source, config, shape, device)
     return Checkpoint(
-        name=name,
+        name=source.name,
         weights=weights,
         tokenizer=tokenizer,
         text_encoder=text_encoder,
@@ -95,63 +101,77 @@ def load(name: str, source: str, device: torch.device, dtype: torch.dtype) -> Ch
     )
 
 
-def _read(source: str, filename: str) -> dict[str, Any]:
+def _read(source: Source, filename: str) -> dict[str, Any]:
     """One checkpoint file; tensors and plain values only, mapped rather than read."""
-    path = fetch(source, filename)
+    path = source.file(filename)
     try:
         package = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError) as error:
-        raise broken(source, filename, "is truncated or no checkpoint at all") from error
+        raise source.broken(filename, "is truncated or no checkpoint at all") from error
     if not isinstance(package, dict):
-        raise broken(source, filename, "does not hold what a MusicGen checkpoint holds")
+        raise source.broken(filename, "does not hold what a MusicGen checkpoint holds")
     return package
 
 
-def _config(source: str, filename: str, package: dict[str, Any]) -> Any:
+def _config(source: Source, filename: str, package: dict[str, Any]) -> Any:
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
-    from yaml import YAMLError
 
     if not isinstance(package.get("best_state"), dict) or not isinstance(package.get("xp.cfg"), str):
-        raise broken(source, filename, "is not in AudioCraft's released format (best_state and xp.cfg)")
+        raise source.broken(filename, "is not in AudioCraft's released format (best_state and xp.cfg)")
     try:
-        return OmegaConf.create(package["xp.cfg"])
-    except (OmegaConfBaseException, YAMLError) as error:
-        raise broken(source, filename, "has a configuration (xp.cfg) that cannot be read") from error
+        # safe_load, so that the file is data; and a reference to anything but another key of it is missing data
+        return OmegaConf.create(_without_resolvers(yaml.safe_load(package["xp.cfg"])))
+    except (OmegaConfBaseException, yaml.YAMLError, RecursionError) as error:
+        raise source.broken(filename, "has a configuration (xp.cfg) that cannot be read") from error
 
 
-def _text_encoder(source: str, config: Any, weights: LMWeights, device: torch.device) -> tuple[Any, nn.Module]:
+_REFERENCE = re.compile(r"\$\{[\w.]+\}", re.ASCII)
+
+
+def _without_resolvers(value: Any) -> Any:
+    """A configuration in which `${key}` may stand, but nothing that reads the environment, as `${oc.env:...}` does."""
+    if isinstance(value, dict):
+        return {key: _without_resolvers(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_without_resolvers(item) for item in value]
+    if isinstance(value, str) and "${" in _REFERENCE.sub("", value):
+        return "???"
+    return value
+
+
+def _text_encoder(source: Source, config: Any, weights: LMWeights, device: torch.device) -> tuple[Any, nn.Module]:
     """T5 and its tokenizer: the folder `t5` beside the files, else what the configuration names."""
     from transformers import T5EncoderModel, T5Tokenizer
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     name = str(config.conditioners.description.t5.name)
-    beside = Path(source, "t5")
-    folder = beside if beside.is_dir() else fetch_folder(name, T5_FILES)
+    folder = source.companion(name, T5_FILES, beside="t5")
     try:
-        tokenizer = T5Tokenizer.from_pretrained(folder)
-        model: Any = T5EncoderModel.from_pretrained(folder, dtype=torch.float32)
+        with _ONE_AT_A_TIME:
+            tokenizer = T5Tokenizer.from_pretrained(folder)
+            model: Any = T5EncoderModel.from_pretrained(folder, dtype=torch.float32)
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:
-        raise broken(name, "model.safetensors or tokenizer", "cannot be read as a T5 encoder") from error
+        raise source.broken("t5", "cannot be read as a T5 encoder") from error
     if model.config.d_model != weights.text_weight.shape[1]:
-        raise broken(name, "config.json", f"is {model.config.d_model} wide, and {source} was trained with another")
+        raise source.broken("t5", f"is {model.config.d_model} wide, and the model was trained with another")
     return tokenizer, model.eval().requires_grad_(False).to(device)
 
 
-def _codec(source: str, config: Any, shape: LMShape, device: torch.device) -> Any:
+def _codec(source: Source, config: Any, shape: LMShape, device: torch.device) -> Any:
     """AudioCraft's codec, wrapped for stereo where the language model's configuration says so."""
     package = _read(source, "compression_state_dict.bin")
     builders = _builders()
     named = package.get("pretrained")
-    codec = _pretrained_codec(str(named)) if named else _built_codec(source, package)
+    codec = _pretrained_codec(source, str(named)) if named else _built_codec(source, package)
     codec = builders.get_wrapped_compression_model(codec, config)
     if (codec.num_codebooks, codec.cardinality, codec.frame_rate) != (shape.codebooks, shape.card, FRAME_RATE):
-        raise broken(source, "compression_state_dict.bin", "is the codec of another model")
+        raise source.broken("compression_state_dict.bin", "is the codec of another model")
     return codec.eval().requires_grad_(False).to(device)
 
 
-def _built_codec(source: str, package: dict[str, Any]) -> Any:
+def _built_codec(source: Source, package: dict[str, Any]) -> Any:
     config = _config(source, "compression_state_dict.bin", package)
     builders = _builders()
     with _understood(source, "compression_state_dict.bin"), torch.device("meta"):
@@ -164,32 +184,33 @@ def _built_codec(source: str, package: dict[str, Any]) -> Any:
         }
         codec.load_state_dict(state, assign=True)
     except (RuntimeError, AttributeError) as error:
-        raise broken(source, "compression_state_dict.bin", "does not fit its own configuration") from error
+        raise source.broken("compression_state_dict.bin", "does not fit its own configuration") from error
     return codec
 
 
-def _pretrained_codec(name: str) -> Any:
+def _pretrained_codec(source: Source, name: str) -> Any:
     """Hugging Face's EnCodec in AudioCraft's wrapper."""
     from audiocraft.models.encodec import HFEncodecCompressionModel
     from transformers import EncodecModel
 
-    folder = fetch_folder(name, ["config.json", "model.safetensors"])
+    folder = source.companion(name, ["config.json", "model.safetensors"], beside=name.rsplit("/", 1)[-1])
     try:
-        model = EncodecModel.from_pretrained(folder, dtype=torch.float32)
+        with _ONE_AT_A_TIME:
+            model = EncodecModel.from_pretrained(folder, dtype=torch.float32)
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:
-        raise broken(name, "model.safetensors", "cannot be read as an EnCodec") from error
+        raise source.broken("compression_state_dict.bin", "names a codec that cannot be read as an EnCodec") from error
     return HFEncodecCompressionModel(model)
 
 
 @contextmanager
-def _understood(source: str, filename: str) -> Iterator[None]:
+def _understood(source: Source, filename: str) -> Iterator[None]:
     """A configuration that lacks a key or has a value that makes no sense is the file's fault."""
     from omegaconf.errors import OmegaConfBaseException
 
     try:
         yield
-    except (OmegaConfBaseException, AssertionError, KeyError, TypeError, ValueError) as error:
-        raise broken(source, filename, "has a configuration (xp.cfg) that is no MusicGen's") from error
+    except (OmegaConfBaseException, AssertionError, AttributeError, KeyError, TypeError, ValueError) as error:
+        raise source.broken(filename, "has a configuration (xp.cfg) that is no MusicGen's") from error
 
 
 def _builders() -> Any:
@@ -201,7 +222,7 @@ def _builders() -> Any:
     except ModuleNotFoundError as error:
         if error.name != "audiocraft":
             raise
-        raise MusicGenError(
+        raise LoadFailed(
             "AudioCraft is not installed.",
             hint="`pip install --no-deps audiocraft==1.3.0`: with its dependencies it would bring a torch of 2023.",
         ) from error

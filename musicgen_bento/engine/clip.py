@@ -76,7 +76,9 @@ class Clip:
 
     @property
     def key(self) -> int:
-        """A number for the next position that no other position of this clip has: what its noise is keyed by."""
+        """What the noise of the next position is keyed by. The few positions at a window's end share theirs with the
+        next window's first, but no codebook draws at both.
+        """
         return self.start + self.position + 1
 
     def next_window(self) -> Tokens:

@@ -65,6 +65,7 @@ class ModelEngine:
         max_queue: clips that may wait.
         deterministic: step each clip alone, so that its bits depend on no company. Float products round differently
             in batches of different sizes.
+        threads: how many cores a step may use; by default what torch uses in the calling thread.
         wake: called when there is work.
     """
 
@@ -75,6 +76,7 @@ class ModelEngine:
         max_slots: int,
         max_queue: int,
         deterministic: bool,
+        threads: int | None = None,
         wake: Callable[[], None] = lambda: None,
     ) -> None:
         self.checkpoint = checkpoint
@@ -84,7 +86,8 @@ class ModelEngine:
         self._decoder = Decoder(checkpoint.weights)
         self._codec = CodecDecoder(checkpoint.codec)
         self._deterministic = deterministic
-        self._threads = 1 if checkpoint.weights.heads.numel() < SMALL_HEADS else torch.get_num_threads()
+        large = checkpoint.weights.heads.numel() >= SMALL_HEADS
+        self._threads = (threads or torch.get_num_threads()) if large else 1
         self._prefill_rows = PREFILL_ROWS[self._device.type]
         self._wake = wake
         self._lock = threading.Lock()
@@ -140,7 +143,15 @@ class ModelEngine:
     # ---- the device's thread
 
     def step(self) -> bool:
-        """Make 20 ms of every running clip. Whether there was anything to do."""
+        """Make 20 ms of every running clip. Whether there was anything to do. Does not raise."""
+        try:
+            return self._step()
+        except Exception as error:
+            for slot in list(self._running):
+                self._fail(slot, "The model failed", error)
+            return True
+
+    def _step(self) -> bool:
         if self._device.type == "cpu" and torch.get_num_threads() != self._threads:
             torch.set_num_threads(self._threads)
         self._retire()
@@ -149,14 +160,9 @@ class ModelEngine:
             return False
         began = time.perf_counter()
         ready = [slot for slot in self._running if not slot.known]
-        try:
-            self._prefill()
-            for company in [[slot] for slot in ready] if self._deterministic else [ready] if ready else []:
-                self._decode(company)
-        except Exception as error:
-            for slot in self._running:
-                self._fail(slot, "The model failed", error)
-            return True
+        self._prefill()
+        for company in [[slot] for slot in ready] if self._deterministic else [ready] if ready else []:
+            self._decode(company)
         for slot in ready:
             self._emit(slot)
         self._scheduler.tick()

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from huggingface_hub import hf_hub_download, snapshot_download, try_to_load_from_cache
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
-    HfHubHTTPError,
     HFValidationError,
     LocalEntryNotFoundError,
     OfflineModeIsEnabled,
@@ -20,8 +21,12 @@ from huggingface_hub.errors import (
 )
 
 from musicgen_bento.errors import BrokenCheckpoint, ModelUnavailable, MusicGenError, UnknownModel
+from musicgen_bento.quiet import where
 
 RETRY_AFTER = 30.0
+
+_log = logging.getLogger("bentoml.musicgen")  # below BentoML's, which has a handler
+_FILES = "A MusicGen in AudioCraft's format holds state_dict.bin and compression_state_dict.bin."
 
 
 def cache_folder() -> str | None:
@@ -34,91 +39,120 @@ def is_cached(repo: str, filename: str) -> bool:
     return isinstance(try_to_load_from_cache(repo, filename, cache_dir=cache_folder()), str)
 
 
-def fetch(source: str, filename: str) -> Path:
-    """One file of a model.
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where one model's files are.
 
-    Args:
-        source: a folder, or a repository on the hub; the cache is asked first.
-        filename: such as `state_dict.bin`.
-
-    Raises:
-        BrokenCheckpoint: the folder or repository has no such file.
-        UnknownModel: the hub has no such repository.
-        ModelUnavailable: the hub cannot be reached, or the disk is full.
+    Attributes:
+        name: what the model is called in answers and errors.
+        place: a folder, as a Path; or a repository on the hub, as a string, whatever folders there may be.
     """
-    if Path(source).is_dir():
-        path = Path(source, filename)
-        if not path.is_file():
-            raise BrokenCheckpoint(f"There is no {filename} in {source}.", hint=_FILES, field="model")
-        return path
-    with _plain_words(source, filename):
-        return Path(hf_hub_download(source, filename, cache_dir=cache_folder()))
 
+    name: str
+    place: Path | str
 
-def fetch_folder(source: str, patterns: list[str]) -> Path:
-    """A folder with the files of a repository that match; a folder is taken as it is. Raises as `fetch`."""
-    if Path(source).is_dir():
-        return Path(source)
-    with _plain_words(source, patterns[0]):
-        folder = Path(snapshot_download(source, allow_patterns=patterns, cache_dir=cache_folder()))
-    if not all(any(folder.glob(pattern)) for pattern in patterns[:2]):
-        # offline, snapshot_download is content with whatever part of the repository is there
-        raise _unreachable(source, f"{patterns[0]} and {patterns[1]}")
-    return folder
+    def file(self, filename: str) -> Path:
+        """One file, such as `state_dict.bin`; from the hub's cache if it is there.
 
+        Raises:
+            BrokenCheckpoint: the folder or repository has no such file.
+            UnknownModel: the hub has no such repository.
+            ModelUnavailable: the hub cannot be reached, or the disk is full.
+        """
+        if isinstance(self.place, Path):
+            path = self.place / filename
+            if not path.is_file():
+                raise BrokenCheckpoint(f"There is no {filename} in {self.name}.", hint=_FILES, field="model")
+            return path
+        with _plain_words(self.place, filename):
+            return Path(hf_hub_download(self.place, filename, cache_dir=cache_folder()))
 
-_FILES = "A MusicGen in AudioCraft's format holds state_dict.bin and compression_state_dict.bin."
+    def companion(self, repo: str, patterns: list[str], *, beside: str) -> Path:
+        """A folder with another model that this one needs; the first two patterns must be there.
+
+        Args:
+            repo: its name on the hub, as this model's files have it. It is never taken for a path.
+            patterns: which of its files.
+            beside: the name of a folder beside this model's files that holds it; the hub is asked otherwise.
+
+        Raises:
+            UnknownModel, ModelUnavailable: as `file`.
+        """
+        if isinstance(self.place, Path) and (self.place / beside).is_dir():
+            return self.place / beside
+        with _plain_words(repo, patterns[0]):
+            folder = Path(snapshot_download(repo, allow_patterns=patterns, cache_dir=cache_folder()))
+        if not all(any(folder.glob(pattern)) for pattern in patterns[:2]):
+            # offline, snapshot_download is content with whatever part of the repository is there
+            raise _unreachable(repo, f"{patterns[0]} and {patterns[1]}")
+        return folder
+
+    def broken(self, filename: str, what: str) -> MusicGenError:
+        """What is wrong with a file, and the way out."""
+        return BrokenCheckpoint(
+            f"{filename} of {self.name} {what}.",
+            hint="Put back the file as it was released; from the hub's cache (HF_HOME) remove it, and it is "
+            "fetched anew.",
+            field="model",
+        )
 
 
 @contextmanager
 def _plain_words(repo: str, filename: str) -> Iterator[None]:
-    """Turn what the hub's client raises into this project's errors."""
+    """Around one call of the hub's client: what it raises, as this project's errors."""
     try:
         yield
     except GatedRepoError as error:
         raise ModelUnavailable(
-            f"{repo} is closed to strangers.", hint="Set HF_TOKEN to a token that may read it.", field="model"
+            f"{repo} is closed to strangers.",
+            hint="Set HF_TOKEN to a token that may read it.",
+            field="model",
+            retry_after=RETRY_AFTER,
         ) from error
     except (RepositoryNotFoundError, HFValidationError) as error:
         raise UnknownModel(
             f"The hub has no model named {repo}.", hint="`musicgen-bento models` lists the known ones.", field="model"
         ) from error
-    except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
-        # a subclass of EntryNotFoundError: not in the cache, and the hub did not answer
-        if isinstance(error.__cause__, OSError) and error.__cause__.errno == errno.ENOSPC:
-            raise _disk_full(repo) from error
+    except Exception as error:
+        # Whatever else: no network, a connection that broke off, a disk. The client, its HTTP library and its
+        # storage library each have exceptions of their own for these; what they rest on is an OSError, if any.
+        reason = _errno(error)
+        if reason in (errno.ENOSPC, errno.EDQUOT):
+            raise _unstorable(repo, "The disk is full", "Free some space") from error
+        if reason in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise _unstorable(repo, "The cache cannot be written", "Let this user write there") from error
+        if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
+            raise BrokenCheckpoint(f"{repo} has no file {filename} on the hub.", hint=_FILES, field="model") from error
+        if not isinstance(error, LocalEntryNotFoundError | OfflineModeIsEnabled):
+            _log.warning("fetching %s of %s failed: %s", filename, repo, where(error))
         raise _unreachable(repo, filename) from error
-    except EntryNotFoundError as error:
-        raise BrokenCheckpoint(f"{repo} has no file {filename} on the hub.", hint=_FILES, field="model") from error
-    except HfHubHTTPError as error:
-        raise _unreachable(repo, filename) from error
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise _disk_full(repo) from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            raise ModelUnavailable(
-                f"The cache for {repo} cannot be written.",
-                hint="Point HF_HOME to a folder that this user may write.",
-                field="model",
-                retry_after=RETRY_AFTER,
-            ) from error
-        raise _unreachable(repo, filename) from error
+
+
+def _errno(error: BaseException | None) -> int | None:
+    """The system's reason, from wherever in the chain of causes there is one."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        if isinstance(error, OSError) and error.errno is not None:
+            return error.errno
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def _unreachable(repo: str, filename: str) -> MusicGenError:
     return ModelUnavailable(
-        f"{filename} of {repo} is not in the cache, and the hub cannot be reached.",
-        hint="Connect this machine to the hub once, or point HF_HOME to a cache that holds the model; "
-        "the built-in model `demo` needs neither.",
+        f"{filename} of {repo} is not in the cache, and could not be fetched from the hub.",
+        hint="Ask again: a download goes on where it broke off. Without a network, point HF_HOME to a cache that "
+        "holds the model; the built-in model `demo` needs neither.",
         field="model",
         retry_after=RETRY_AFTER,
     )
 
 
-def _disk_full(repo: str) -> MusicGenError:
+def _unstorable(repo: str, what: str, way_out: str) -> MusicGenError:
     return ModelUnavailable(
-        f"The disk is full: {repo} could not be stored.",
-        hint="Free some space or point HF_HOME to a larger disk, then ask again.",
+        f"{what}: {repo} could not be stored.",
+        hint=f"{way_out}, or point HF_HOME to another folder, then ask again.",
         field="model",
         retry_after=RETRY_AFTER,
     )

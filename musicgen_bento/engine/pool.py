@@ -5,7 +5,6 @@ from __future__ import annotations
 import atexit
 import logging
 import math
-import re
 import threading
 import time
 import uuid
@@ -15,12 +14,13 @@ from pathlib import Path
 
 import torch
 
-from musicgen_bento.catalogue import CATALOGUE, find
+from musicgen_bento.catalogue import CATALOGUE
 from musicgen_bento.config import Settings
 from musicgen_bento.engine import checkpoint
 from musicgen_bento.engine.device import DeviceThread
 from musicgen_bento.engine.engine import ModelEngine
-from musicgen_bento.engine.hub import is_cached
+from musicgen_bento.engine.hub import Source, is_cached
+from musicgen_bento.engine.names import resolve
 from musicgen_bento.engine.types import (
     Event,
     Failed,
@@ -31,12 +31,10 @@ from musicgen_bento.engine.types import (
     Waiting,
 )
 from musicgen_bento.errors import (
-    InvalidRequest,
     LoadFailed,
     MusicGenError,
     QueueFull,
     ShuttingDown,
-    UnknownModel,
 )
 from musicgen_bento.quiet import briefly, where
 
@@ -44,8 +42,6 @@ _log = logging.getLogger("bentoml.musicgen")  # below BentoML's, which has a han
 
 SLOTS = {"cpu": 16, "cuda": 64}
 RETRY_AFTER = 30.0
-
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 
 
 @dataclass(slots=True)
@@ -59,11 +55,9 @@ class _Request:
 class _Entry:
     """A model that is in memory, or on its way there."""
 
-    name: str
-    source: str
+    source: Source
     engine: ModelEngine | None = None
     waiting: list[_Request] = field(default_factory=list)
-    done: threading.Event = field(default_factory=threading.Event)
 
 
 class EnginePool:
@@ -79,30 +73,39 @@ class EnginePool:
         self._settings = settings
         self._allow_any_model, self._allow_folders = allow_any_model, allow_folders
         self.device = _device(settings.device)
+        self._threads = torch.get_num_threads()
         self._lock = threading.RLock()
         self._thread = DeviceThread()
-        self._entries: dict[str, _Entry] = {}
+        self._entries: dict[Path | str, _Entry] = {}
         self._tickets: dict[str, _Entry] = {}
-        self._failures: dict[str, tuple[float, MusicGenError]] = {}
+        self._failures: dict[Path | str, tuple[float, MusicGenError]] = {}
         self._closing = False
         atexit.register(self.close)  # torch's threads must not be at work when the interpreter goes
-        for name in settings.preload:
-            self._entry(*self._resolve(name, trusted=True))
+        self._own: dict[str, Source] = {}  # what the operator has set, by either name
+        self._misconfigured: MusicGenError | None = None
+        for model in (settings.default_model, *settings.preload):
+            try:
+                source = resolve(model, any_model=True, folders=True)
+            except MusicGenError as error:  # told by `ready`; the models that can be had are served
+                self._misconfigured = error
+            else:
+                self._own[model] = self._own[source.name] = source
+        for source in self._preloaded():
+            self._entry(source)
 
     def submit(self, model: str, params: GenerationParams, listener: Listener) -> str:
         """See `Pool.submit`."""
-        trusted = model in (self._settings.default_model, *self._settings.preload)
-        name, source = self._resolve(model, trusted=trusted)
+        source = self._resolve(model)
         ticket = uuid.uuid4().hex
         with self._lock:
             if self._closing:
                 raise ShuttingDown("The server is shutting down.", hint="Ask again in a moment.", retry_after=5.0)
-            entry = self._entry(name, source)
+            entry = self._entry(source)
             request = _Request(ticket, params, self._forgetting(ticket, listener))
             self._tickets[ticket] = entry
             try:
                 self._hand_over(entry, request)
-            except MusicGenError:
+            except BaseException:
                 del self._tickets[ticket]
                 raise
         return ticket
@@ -120,26 +123,32 @@ class EnginePool:
 
     def ready(self) -> bool:
         """See `Pool.ready`. A preload that failed for a passing reason is tried again, now and then."""
+        if self._misconfigured is not None:
+            raise self._misconfigured
         ready = True
-        for model in self._settings.preload:
-            name, source = self._resolve(model, trusted=True)
+        for source in self._preloaded():
             with self._lock:
-                failed_at, error = self._failures.get(name, (0.0, None))
+                failed_at, error = self._failures.get(source.place, (0.0, None))
                 lasting = error is not None and (error.retry_after or math.inf) > time.monotonic() - failed_at
-                if name not in self._entries and error is not None and lasting:
+                if source.place not in self._entries and error is not None and lasting:
                     raise error
-                ready = self._entry(name, source).engine is not None and ready
+                ready = self._entry(source).engine is not None and ready
         return ready
 
     def statuses(self) -> list[ModelStatus]:
         """See `Pool.statuses`."""
         with self._lock:
-            known = {name: "loaded" if entry.engine else "loading" for name, entry in self._entries.items()}
+            entries = list(self._entries.values())
+        known = {entry.source.name: "loaded" if entry.engine else "loading" for entry in entries}
         listed = {
             card.id: "cached" if card.folder or is_cached(card.id, "state_dict.bin") else "downloadable"
             for card in CATALOGUE
         }
-        return [ModelStatus(name, state) for name, state in (listed | known).items()]
+        default = self._own.get(self._settings.default_model)
+        states = {**({default.name: "downloadable"} if default else {}), **listed, **known}
+        return [
+            ModelStatus(name, state, default is not None and name == default.name) for name, state in states.items()
+        ]
 
     def close(self, drain_seconds: float = 0.0) -> None:
         """See `Pool.close`."""
@@ -152,81 +161,77 @@ class EnginePool:
         error = ShuttingDown("The server shut down before the clip was done.", hint="Ask again.", retry_after=5.0)
         with self._lock:
             entries = list(self._entries.values())
+            unbegun = [request for entry in entries for request in entry.waiting]
+            for entry in entries:
+                entry.waiting = []
+        for request in unbegun:
+            request.listener(Failed(error))
         for entry in entries:
-            for request in entry.waiting:
-                request.listener(Failed(error))
             if entry.engine is not None:
                 entry.engine.fail_all(error)
         self._thread.close()
 
     # ---- names
 
-    def _resolve(self, model: str, *, trusted: bool) -> tuple[str, str]:
-        """A model's name and where its files are."""
-        card = find(model)
-        if card is not None:
-            if "melody" in card.conditioning:
-                raise InvalidRequest(
-                    f"{card.id} follows a melody, which this version does not serve yet.",
-                    hint="Take a model conditioned on text alone, such as facebook/musicgen-medium.",
-                    field="model",
-                )
-            return card.id, str(card.folder or card.id)
-        if (self._allow_folders or trusted) and Path(model).is_dir():
-            return model, model
-        if (self._allow_any_model or trusted) and _HUB_ID.fullmatch(model):
-            return model, model
-        raise UnknownModel(
-            f"There is no model named {model[:100]!r} here.",
-            hint=f"Take one of {', '.join(card.id for card in CATALOGUE)}.",
-            field="model",
-        )
+    def _resolve(self, model: str) -> Source:
+        """A model's source. What the operator has set may be anything."""
+        return self._own.get(model) or resolve(model, any_model=self._allow_any_model, folders=self._allow_folders)
+
+    def _preloaded(self) -> list[Source]:
+        return [self._own[model] for model in self._settings.preload if model in self._own]
 
     # ---- loading
 
-    def _entry(self, name: str, source: str) -> _Entry:
+    def _entry(self, source: Source) -> _Entry:
         """The model's entry; where there is none, one whose load begins now. However many ask, it loads once."""
         with self._lock:
-            if name not in self._entries:
-                self._entries[name] = entry = _Entry(name, source)
-                threading.Thread(target=self._load, args=(entry,), name=f"load {name}", daemon=True).start()
-            return self._entries[name]
+            if source.place not in self._entries:
+                self._entries[source.place] = entry = _Entry(source)
+                threading.Thread(target=self._load, args=(entry,), name=f"load {source.name}", daemon=True).start()
+            return self._entries[source.place]
 
     def _load(self, entry: _Entry) -> None:
         try:
             engine = self._make(entry)
         except Exception as error:
-            self._load_failed(entry, error if isinstance(error, MusicGenError) else _load_error(entry, error))
+            self._load_failed(entry, error if isinstance(error, MusicGenError) else _unforeseen(entry, error))
             return
-        self._thread.add(engine)
         with self._lock:
+            self._thread.add(engine)
             entry.engine = engine
-            self._failures.pop(entry.name, None)
+            self._failures.pop(entry.source.place, None)
             waiting, entry.waiting = entry.waiting, []
             for request in waiting:
                 try:
                     self._hand_over(entry, request)
-                except MusicGenError as refused:
-                    request.listener(Failed(refused))
+                except Exception as error:
+                    foreseen = isinstance(error, MusicGenError)
+                    request.listener(Failed(error if foreseen else _unforeseen(entry, error)))  # type: ignore[arg-type]
 
     def _load_failed(self, entry: _Entry, error: MusicGenError) -> None:
+        _log.error("loading %s failed: %s", entry.source.name, error.code)
         with self._lock:
-            del self._entries[entry.name]
-            self._failures[entry.name] = (time.monotonic(), error)
+            del self._entries[entry.source.place]
+            self._failures[entry.source.place] = (time.monotonic(), error)
             waiting, entry.waiting = entry.waiting, []
         for request in waiting:
             request.listener(Failed(error))
 
     def _make(self, entry: _Entry) -> ModelEngine:
         settings, kind = self._settings, self.device.type
+        if kind == "cuda" and not torch.cuda.is_available():
+            raise LoadFailed(
+                f"There is no {self.device} for {entry.source.name}.", hint="Set MUSICGEN_DEVICE to auto or cpu."
+            )
         dtype = {"float32": torch.float32, "float16": torch.float16}.get(
             settings.precision, torch.float16 if kind == "cuda" else torch.float32
         )
         return ModelEngine(
-            checkpoint.load(entry.name, entry.source, self.device, dtype),
+            checkpoint.load(entry.source, self.device, dtype),
             max_slots=settings.max_slots or SLOTS[kind],
             max_queue=settings.max_queue,
             deterministic=settings.deterministic,
+            threads=self._threads,
             wake=self._thread.wake,
         )
 
@@ -238,7 +243,7 @@ class EnginePool:
         slots = self._settings.max_slots or SLOTS[self.device.type]
         if len(entry.waiting) >= slots + self._settings.max_queue:
             raise QueueFull(
-                f"{entry.name} is still loading and its queue is full.",
+                f"{entry.source.name} is still loading and its queue is full.",
                 hint="Ask again later.",
                 retry_after=RETRY_AFTER,
             )
@@ -263,8 +268,9 @@ def _device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def _load_error(entry: _Entry, error: Exception) -> MusicGenError:
-    _log.error("loading %s failed: %s", entry.name, where(error))
+def _unforeseen(entry: _Entry, error: Exception) -> MusicGenError:
+    name = entry.source.name
+    _log.error("%s: %s", name, where(error))
     if isinstance(error, MemoryError | torch.cuda.OutOfMemoryError):
-        return LoadFailed(f"{entry.name} does not fit into memory.", hint="Take a smaller model.", field="model")
-    return LoadFailed(f"{entry.name} could not be loaded ({briefly(error)}).", field="model")
+        return LoadFailed(f"{name} does not fit into memory.", hint="Take a smaller model.", field="model")
+    return LoadFailed(f"{name} could not be loaded ({briefly(error)}).", field="model")

@@ -8,84 +8,90 @@ import torch
 from torch import Tensor
 
 from musicgen_bento.engine.delay import DelayPattern
+from musicgen_bento.engine.hub import Source
 from musicgen_bento.engine.weights import CrossAttention, Layer, LMShape, LMWeights, Norm
-from musicgen_bento.errors import BrokenCheckpoint, InvalidRequest, MusicGenError
+from musicgen_bento.errors import InvalidRequest
 
 # Every released MusicGen's; the codec must have the same.
 FRAME_RATE = 50
 
 
-def broken(source: str, filename: str, what: str) -> MusicGenError:
-    """What is wrong with a file of a model, and the way out."""
-    return BrokenCheckpoint(
-        f"{filename} of {source} {what}.",
-        hint="Put back the file as it was released; from the hub's cache (HF_HOME) remove it, and it is fetched anew.",
-        field="model",
-    )
-
-
-def read_shape(source: str, config: Any) -> LMShape:
+def read_shape(source: Source, config: Any) -> LMShape:
     """The sizes, after making sure that the model is built as every released MusicGen is."""
     lm = config.transformer_lm
     conditioners = set(config.get("conditioners") or {}) - {"args"}
     if conditioners - {"description"}:
         raise InvalidRequest(
-            f"{source} listens to a melody, which this version does not serve yet.",
+            f"{source.name} listens to a melody, which this version does not serve yet.",
             hint="Take a model that is conditioned on text alone, such as facebook/musicgen-medium.",
             field="model",
         )
-    fuser = config.fuser
+    fuser, delay = config.fuser, config.codebooks_pattern.delay
+    description = config.conditioners.description
     text = "cross" if "description" in fuser.cross else "prepend" if "description" in fuser.prepend else ""
-    delay = config.codebooks_pattern.delay
+    # What is left out of a configuration is what AudioCraft's classes have as their default.
     expected = {
         "lm_model": (config.lm_model, "transformer_lm"),
         "conditioners": (conditioners, {"description"}),
-        "conditioners.description.model": (config.conditioners.description.model, "t5"),
-        "conditioners.description.t5.normalize_text": (config.conditioners.description.t5.normalize_text, False),
-        "fuser": (bool(text) and not fuser.sum and not fuser.input_interpolate, True),
-        "fuser.cross_attention_pos_emb": (fuser.cross_attention_pos_emb, False),
+        "conditioners.description.model": (description.model, "t5"),
+        "conditioners.description.t5.normalize_text": (description.t5.get("normalize_text", False), False),
+        "fuser": (bool(text) and not fuser.get("sum") and not fuser.get("input_interpolate"), True),
+        "fuser.cross_attention_pos_emb": (fuser.get("cross_attention_pos_emb", False), False),
         "codebooks_pattern": (config.codebooks_pattern.modeling, "delay"),
         "codebooks_pattern.delay.flatten_first": (delay.get("flatten_first", 0), 0),
         "codebooks_pattern.delay.empty_initial": (delay.get("empty_initial", 0), 0),
-        "transformer_lm.activation": (lm.activation, "gelu"),
-        "transformer_lm.norm": (lm.norm, "layer_norm"),
-        "transformer_lm.norm_first": (lm.norm_first, True),
-        "transformer_lm.positional_embedding": (lm.positional_embedding, "sin"),
+        "transformer_lm.activation": (lm.get("activation", "relu"), "gelu"),
+        "transformer_lm.norm": (lm.get("norm", "layer_norm"), "layer_norm"),
+        "transformer_lm.norm_first": (lm.get("norm_first", False), True),
+        "transformer_lm.positional_embedding": (lm.get("positional_embedding", "sin"), "sin"),
         "transformer_lm.positional_scale": (lm.get("positional_scale", 1), 1),
-        "transformer_lm.qk_layer_norm": (lm.qk_layer_norm, False),
-        "transformer_lm.qk_layer_norm_cross": (lm.qk_layer_norm_cross, False),
-        "transformer_lm.kv_repeat": (lm.kv_repeat, 1),
-        "transformer_lm.past_context": (lm.past_context, None),
-        "transformer_lm.layer_scale": (lm.layer_scale, None),
-        "transformer_lm.biases": (lm.bias_ff or lm.bias_attn or lm.bias_proj, False),
+        "transformer_lm.max_period": (lm.get("max_period", 10_000), 10_000),
+        "transformer_lm.qk_layer_norm": (lm.get("qk_layer_norm", False), False),
+        "transformer_lm.qk_layer_norm_cross": (lm.get("qk_layer_norm_cross", False), False),
+        "transformer_lm.kv_repeat": (lm.get("kv_repeat", 1), 1),
+        "transformer_lm.past_context": (lm.get("past_context"), None),
+        "transformer_lm.layer_scale": (lm.get("layer_scale"), None),
+        **{f"transformer_lm.{bias}": (lm.get(bias, True), False) for bias in ("bias_ff", "bias_attn", "bias_proj")},
     }
     for key, (found, wanted) in expected.items():
         if found != wanted:
-            raise broken(source, "state_dict.bin", f"has {key} = {found}, which no released MusicGen has")
-    return LMShape(
-        dim=lm.dim,
-        heads=lm.num_heads,
-        layers=lm.num_layers,
-        card=lm.card,
-        pattern=DelayPattern(tuple(delay.delays)),
+            raise source.broken("state_dict.bin", f"has another {key} than every released MusicGen")
+    shape = LMShape(
+        dim=int(lm.dim),
+        hidden=int(lm.get("hidden_scale", 4) * lm.dim),
+        heads=int(lm.num_heads),
+        layers=int(lm.num_layers),
+        card=int(lm.card),
+        pattern=DelayPattern(tuple(int(delay) for delay in delay.get("delays") or range(lm.n_q))),
         window=int(config.dataset.segment_duration * FRAME_RATE),
         text=text,
     )
+    delays = shape.pattern.delays
+    if (
+        min(shape.dim, shape.heads, shape.layers, shape.card) < 1
+        or shape.dim % (2 * shape.heads)
+        or shape.window < 2
+        or len(delays) != lm.n_q
+        or delays[0] != 0
+        or list(delays) != sorted(delays)
+    ):
+        raise source.broken("state_dict.bin", "has a configuration (xp.cfg) whose sizes do not go together")
+    return shape
 
 
 class _Tensors:
     """The tensors of a file by name, each taken once, in the dtype and on the device wanted."""
 
-    def __init__(self, source: str, state: dict[str, Tensor], device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(self, source: Source, state: dict[str, Tensor], device: torch.device, dtype: torch.dtype) -> None:
         self._source, self._state = source, dict(state)
         self._device, self._dtype = device, dtype
 
     def take(self, name: str, *size: int) -> Tensor:
         tensor = self._state.pop(name, None)
         if tensor is None:
-            raise broken(self._source, "state_dict.bin", f"has no tensor {name}")
+            raise self._source.broken("state_dict.bin", f"has no tensor {name}")
         if tuple(tensor.shape) != size:
-            raise broken(self._source, "state_dict.bin", f"has {name} of size {list(tensor.shape)}, not {list(size)}")
+            raise self._source.broken("state_dict.bin", f"has {name} of size {list(tensor.shape)}, not {list(size)}")
         return tensor.to(self._device, self._dtype)
 
     def norm(self, name: str, dim: int) -> Norm:
@@ -93,11 +99,11 @@ class _Tensors:
 
     def finish(self) -> None:
         for name in self._state:
-            raise broken(self._source, "state_dict.bin", f"has a tensor {name}, which no released MusicGen has")
+            raise self._source.broken("state_dict.bin", f"has a tensor {name}, which no released MusicGen has")
 
 
 def read_weights(
-    source: str, shape: LMShape, state: dict[str, Tensor], device: torch.device, dtype: torch.dtype
+    source: Source, shape: LMShape, state: dict[str, Tensor], device: torch.device, dtype: torch.dtype
 ) -> LMWeights:
     """The tensors of `best_state`, each where it belongs; one missing, of another size or left over is an error."""
     tensors = _Tensors(source, state, device, dtype)
@@ -118,7 +124,7 @@ def read_weights(
 
 
 def _layer(tensors: _Tensors, name: str, shape: LMShape) -> Layer:
-    dim, hidden = shape.dim, 4 * shape.dim
+    dim, hidden = shape.dim, shape.hidden
     cross = None
     if shape.text == "cross":
         packed = tensors.take(f"{name}.cross_attention.in_proj_weight", 3 * dim, dim)

@@ -2,7 +2,7 @@
 
 A draw from softmax(logits) is argmax(logits + g) with g standard Gumbel noise (Gumbel 1954; Maddison et al. 2014).
 The noise is a hash of (seed, key, codebook, entry) and nothing else: no generator is advanced, so a row's draw
-depends on no other row and on no history, and is the same on every device.
+depends on no other row and on no history. The hash is exact on every device; the logarithms may differ in a bit.
 """
 
 from __future__ import annotations

@@ -106,10 +106,13 @@ class Engine(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ModelStatus:
-    """What the pool knows of a model. `state` is downloadable, cached, loading or loaded."""
+    """What the pool knows of a model. `state` is downloadable, cached, loading or loaded; `default` marks the one of a
+    request that names none.
+    """
 
     id: str
     state: str
+    default: bool = False
 
 
 class Pool(Protocol):
@@ -132,7 +135,7 @@ class Pool(Protocol):
         """Whether all preloaded models are in memory. Raises what kept one of them out."""
 
     def statuses(self) -> list[ModelStatus]:
-        """The state of every model of the catalogue, and of others in memory."""
+        """The state of every model of the catalogue, of others in memory, and of the default model."""
 
     def close(self, drain_seconds: float = 0.0) -> None:
         """Take no more clips, let what runs finish for so long, then stop the threads."""

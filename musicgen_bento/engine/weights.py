@@ -16,6 +16,7 @@ class LMShape:
 
     Attributes:
         dim: width.
+        hidden: width between the two linears of a layer.
         heads: of attention.
         layers: depth.
         card: entries of a codebook; the special token is the id after them.
@@ -25,6 +26,7 @@ class LMShape:
     """
 
     dim: int
+    hidden: int
     heads: int
     layers: int
     card: int

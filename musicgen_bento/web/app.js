@@ -35,8 +35,8 @@ async function ask(path, options) {
 function describe() {
   const model = models.get(at("model").value);
   if (!model) return;
-  const parts = [model.note, `Licence of the weights: ${model.license}.`];
-  if (model.state === "downloadable") {
+  const parts = [model.note, model.license && `Licence of the weights: ${model.license}.`];
+  if (model.state === "downloadable" && model.download_bytes) {
     parts.push(`It is downloaded first (${(model.download_bytes / 1e9).toFixed(1)} GB).`);
   }
   at("about").textContent = parts.filter(Boolean).join(" ");
