@@ -20,6 +20,7 @@ from musicgen_bento.body import MAX_BODY, check_headers, parse
 from musicgen_bento.drain import Drain
 from musicgen_bento.errors import MusicGenError
 from musicgen_bento.exchange import Answer, Exchange, current_exchange, unexpected
+from musicgen_bento.metrics import count_error
 from musicgen_bento.quiet import where
 
 UNLOGGED = frozenset(("/livez", "/readyz", "/healthz", "/metrics"))
@@ -94,6 +95,8 @@ class Middleware:
                 await answer.refuse(unexpected(current), receive)
         finally:
             current_exchange.reset(token)
+            if current.error:
+                count_error(current.error.code)
             if current.path not in UNLOGGED:
                 _log.info(current.line())
 

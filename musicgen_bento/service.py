@@ -17,7 +17,7 @@ from _bentoml_sdk import Service  # type: ignore[import-untyped]
 from bentoml.validators import ContentType
 from pydantic import Field
 
-from musicgen_bento import app, openapi, schemas
+from musicgen_bento import app, metrics, openapi, schemas
 from musicgen_bento.config import Settings
 from musicgen_bento.desk import Admission, Desk
 from musicgen_bento.drain import Drain
@@ -89,8 +89,8 @@ class MusicGenRunner:
     def __init__(self) -> None:
         from musicgen_bento.engine.pool import EnginePool  # brings torch, which the front does without
 
-        self._pool = EnginePool(SETTINGS, allow_any_model=SETTINGS.allow_any_model)
-        self._desk = Desk(self._pool)
+        self._pool = EnginePool(SETTINGS, allow_any_model=SETTINGS.allow_any_model, loaded=metrics.count_load)
+        self._desk = Desk(metrics.MeasuredPool(self._pool, self._pool.loads))
         self._drain = Drain(SETTINGS.drain_seconds + RUNNER_OUTLIVES, lambda: len(self._desk) > 0, idle_seconds=1.0)
 
     @bentoml.on_startup

@@ -130,8 +130,10 @@ class ModelEngine:
     def load(self) -> tuple[int, int]:
         """Clips running and clips waiting."""
         with self._lock:
-            running = len(self._scheduler.running)
-            return running, len(self._scheduler) - running
+            running = len(
+                self._scheduler.running & self._slots.keys()
+            )  # a cancelled one has its slot till the step ends
+            return running, len(self._slots) - running
 
     def fail_all(self, error: MusicGenError) -> None:
         """End everything that waits or runs."""

@@ -67,12 +67,21 @@ class EnginePool:
         settings: the operator's.
         allow_any_model: whether names outside the catalogue mean repositories on the hub.
         allow_folders: whether they may mean folders of this machine.
+        loaded: told the name of every model that is in memory now.
     """
 
-    def __init__(self, settings: Settings, *, allow_any_model: bool = False, allow_folders: bool = False) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        allow_any_model: bool = False,
+        allow_folders: bool = False,
+        loaded: Callable[[str], None] = lambda name: None,
+    ) -> None:
         self._settings = settings
         self._allow_any_model, self._allow_folders = allow_any_model, allow_folders
         self.device = _device(settings.device)
+        self._loaded = loaded
         self._threads = torch.get_num_threads()
         self._lock = threading.RLock()
         self._thread = DeviceThread()
@@ -150,6 +159,12 @@ class EnginePool:
             ModelStatus(name, state, default is not None and name == default.name) for name, state in states.items()
         ]
 
+    def loads(self) -> dict[str, tuple[int, int]]:
+        """Clips running and clips waiting, by model."""
+        with self._lock:
+            entries = [(entry.source.name, entry.engine, len(entry.waiting)) for entry in self._entries.values()]
+        return {name: engine.load if engine else (0, waiting) for name, engine, waiting in entries}
+
     def close(self, drain_seconds: float = 0.0) -> None:
         """See `Pool.close`."""
         atexit.unregister(self.close)
@@ -199,6 +214,7 @@ class EnginePool:
         with self._lock:
             self._thread.add(engine)
             entry.engine = engine
+            self._loaded(entry.source.name)
             self._failures.pop(entry.source.place, None)
             waiting, entry.waiting = entry.waiting, []
             for request in waiting:
