@@ -34,11 +34,12 @@ serve: $(STAMP)  ## start the service and its page on http://HOST:PORT
 test: $(STAMP)  ## run the tests
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
-check: $(STAMP)  ## format, lint, types, imports go down, docs match the code
+check: $(STAMP)  ## format, lint, types, imports go down, docs match the code, manifests are valid
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q tests/test_imports.py tests/test_docs.py
+	$(BIN)/python -m deploy.check
 
 format: $(STAMP)  ## put the code into the form that `make check` wants
 	$(BIN)/ruff check --fix .
