@@ -72,7 +72,7 @@ PLANTED: dict[str, tuple[Break, str]] = {
     "unknown model": (lambda f: settings(f).update(MUSICGEN_PRELOAD="facebook/musicgen-tiny"), "there is no model"),
     "unknown variable": (lambda f: settings(f).update(HF_HOEM="/app/cache"), "what is HF_HOEM for?"),
     # the way out
-    "grace too short": (lambda f: settings(f).update(MUSICGEN_DRAIN_SECONDS="70"), "100 is not longer than 100"),
+    "grace too short": (lambda f: settings(f).update(MUSICGEN_DRAIN_SECONDS="310"), "340 is not longer than 340"),
     "no preStop": (lambda f: container(f).pop("lifecycle"), "no preStop"),
     # names
     "no such ConfigMap": (lambda f: f["ConfigMap"]["metadata"].update(name="other"), "there is no ConfigMap"),
@@ -239,10 +239,18 @@ def test_prefetch_fetches_what_is_missing_and_nothing_else(
     monkeypatch.setenv("MUSICGEN_DEFAULT_MODEL", "facebook/musicgen-small")
     monkeypatch.setenv("MUSICGEN_PRELOAD", "facebook/musicgen-medium")
     monkeypatch.setattr(module, "snapshot_download", fetch)
-    monkeypatch.setattr(module, "try_to_load_from_cache", lambda repo, name: "/there" if repo == "t5-base" else None)
+    monkeypatch.setattr(module, "is_cached", lambda repo, name: repo == "t5-base")
     assert module.main() == 1
     assert [repo for repo, _ in asked] == ["facebook/musicgen-small", "facebook/musicgen-medium"]
     assert asked[0][1] == ("state_dict.bin", "compression_state_dict.bin")
     said = capsys.readouterr()
     assert said.out == "t5-base: in the cache\nfacebook/musicgen-small: fetched\n"
     assert re.match("facebook/musicgen-medium: cannot be fetched into .*: no way to the hub\n", said.err)
+
+
+def test_prefetch_says_what_cannot_be_served(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MUSICGEN_PRELOAD", "facebook/musicgen-melody")
+    assert prefetch().main() == 1
+    assert "melody" in capsys.readouterr().err

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 
-from huggingface_hub import snapshot_download, try_to_load_from_cache
+from huggingface_hub import snapshot_download
 
-from musicgen_bento.catalogue import find
 from musicgen_bento.config import Settings
+from musicgen_bento.engine.hub import is_cached
+from musicgen_bento.engine.names import resolve
+from musicgen_bento.errors import MusicGenError
 
 MODEL_FILES = ["state_dict.bin", "compression_state_dict.bin"]
 # T5, which every released MusicGen hears its prompt through; as musicgen_bento/engine/checkpoint.py loads it.
@@ -18,19 +21,24 @@ T5_NEEDED = ["config.json", "model.safetensors", "spiece.model"]
 
 
 def wanted(settings: Settings) -> dict[str, tuple[list[str], list[str]]]:
-    """Repository → the files without which it is not there, and the patterns to fetch."""
+    """Repository → the files without which it is not there, and the patterns to fetch. Folders need nothing."""
     repos = {}
     for name in (settings.default_model, *settings.preload):
-        card = find(name)
-        if card is None or card.folder is None:
-            repos[card.id if card else name] = (MODEL_FILES, MODEL_FILES)
+        place = resolve(name, any_model=True, folders=True).place
+        if not isinstance(place, Path):
+            repos[place] = (MODEL_FILES, MODEL_FILES)
     return {T5: (T5_NEEDED, T5_FILES), **repos} if repos else {}
 
 
 def main() -> int:
     """Fetch what is missing; 1 when something could not be had."""
-    for repo, (needed, patterns) in wanted(Settings()).items():
-        if all(isinstance(try_to_load_from_cache(repo, name), str) for name in needed):
+    try:
+        repos = wanted(Settings())
+    except MusicGenError as error:
+        print(f"{error} {error.hint}", file=sys.stderr)
+        return 1
+    for repo, (needed, patterns) in repos.items():
+        if all(is_cached(repo, name) for name in needed):
             print(f"{repo}: in the cache")
             continue
         try:
