@@ -8,12 +8,15 @@ value is computed once, a block costs its share of the whole, and nothing is hea
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from musicgen_bento.engine.clip import Clip
 from musicgen_bento.engine.seanet import Chain
+from musicgen_bento.engine.types import Chunk
 
 # Frames to decode at a time: little first, so that sound comes soon, then blocks large enough to be cheap.
 # Fixed, so that a clip's arithmetic, and every bit of it, is the same however its frames arrive.
@@ -69,3 +72,40 @@ class CodecStream:
     def _channels(self, wav: Tensor | None) -> Tensor | None:
         """[1 or 2, 1, n] → [C, n]."""
         return None if wav is None else wav.reshape(-1, wav.shape[-1])
+
+
+class ClipSound:
+    """A clip's tokens as chunks, in blocks of the schedule, as soon as their frames are complete."""
+
+    def __init__(self, stream: CodecStream, device: torch.device) -> None:
+        self._stream = stream
+        self._device = device
+        self._blocks = 0
+        self._frames = 0
+        self._samples = 0
+
+    def chunks(self, clip: Clip) -> Iterator[Chunk]:
+        """What can be heard now that could not before; all of the rest once the clip is done.
+
+        Raises:
+            FloatingPointError: the codec gave NaN or infinity.
+        """
+        while (ahead := clip.complete_frames - self._frames) > 0:
+            size = BLOCKS[min(self._blocks, len(BLOCKS) - 1)]
+            if ahead < size and not clip.done:
+                return
+            end = self._frames + min(size, ahead)
+            codes = torch.from_numpy(clip.tokens[:, self._frames : end]).to(self._device)
+            yield from self._chunk(self._stream.push(codes))
+            self._frames, self._blocks = end, self._blocks + 1
+        if clip.done:
+            yield from self._chunk(self._stream.finish())
+
+    def _chunk(self, wav: Tensor | None) -> Iterator[Chunk]:
+        if wav is None or wav.shape[-1] == 0:
+            return
+        if not bool(wav.isfinite().all()):
+            raise FloatingPointError
+        samples = wav.cpu().numpy()
+        yield Chunk(samples, self._samples)
+        self._samples += samples.shape[1]

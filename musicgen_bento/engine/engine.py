@@ -13,12 +13,12 @@ from torch import Tensor
 
 from musicgen_bento.engine.checkpoint import Checkpoint
 from musicgen_bento.engine.clip import Clip
-from musicgen_bento.engine.codec import BLOCKS, CodecDecoder, CodecStream
+from musicgen_bento.engine.codec import ClipSound, CodecDecoder
 from musicgen_bento.engine.conditioning import TextConditioner
 from musicgen_bento.engine.decoder import Decoder, Sequence
 from musicgen_bento.engine.sampling import SamplingRows, sample
 from musicgen_bento.engine.scheduler import Scheduler
-from musicgen_bento.engine.types import Chunk, Event, Failed, Finished, GenerationParams, Listener, Started, Waiting
+from musicgen_bento.engine.types import Event, Failed, Finished, GenerationParams, Listener, Started, Waiting
 from musicgen_bento.errors import GenerationFailed, MusicGenError, QueueFull
 from musicgen_bento.quiet import briefly, where
 
@@ -43,11 +43,8 @@ class Slot:
     clip: Clip
     place: int = -1
     sequence: Sequence | None = None
-    codec: CodecStream | None = None
+    sound: ClipSound | None = None
     known: list[Tensor] = field(default_factory=list)  # inputs to read before the next step, in pieces
-    blocks: int = 0
-    frames: int = 0  # decoded
-    samples: int = 0  # given
     cancelled: bool = False
 
     @property
@@ -177,7 +174,7 @@ class ModelEngine:
             for slot in self._running:
                 if self._slots.get(slot.ticket) is not slot:
                     self._scheduler.remove(slot.ticket)
-                    slot.sequence = slot.codec = None
+                    slot.sequence = slot.sound = None
                     slot.known.clear()
             kept = [slot for slot in self._running if slot.sequence is not None]
             if len(kept) != len(self._running):
@@ -202,7 +199,7 @@ class ModelEngine:
         text = self._conditioner.encode(slot.ids)
         positions = self._shape.pattern.last_position(clip.window_frames)
         slot.sequence = self._decoder.open(text, slot.guided, positions)
-        slot.codec = self._codec.open()
+        slot.sound = ClipSound(self._codec.open(), self._device)
         slot.known = self._pieces(slot.sequence, self._decoder.prefix(slot.sequence))
         self._running.append(slot)
         checkpoint = self.checkpoint
@@ -262,31 +259,16 @@ class ModelEngine:
         return self._rows[1:]
 
     def _emit(self, slot: Slot) -> None:
-        """Decode and give what is complete, in blocks of the codec's schedule."""
-        assert slot.codec is not None
+        """Give what can be heard by now."""
+        assert slot.sound is not None
         try:
-            while (ahead := slot.clip.complete_frames - slot.frames) > 0:
-                size = BLOCKS[min(slot.blocks, len(BLOCKS) - 1)]
-                if ahead < size and not slot.clip.done:
-                    return
-                frames = slice(slot.frames, slot.frames + min(size, ahead))
-                codes = torch.from_numpy(slot.clip.tokens[:, frames]).to(self._device)
-                self._give(slot, slot.codec.push(codes))
-                slot.frames, slot.blocks = frames.stop, slot.blocks + 1
-            if slot.clip.done:
-                self._give(slot, slot.codec.finish())
-                self._end(slot, Finished())
+            for chunk in slot.sound.chunks(slot.clip):
+                self._tell(slot, chunk)
         except Exception as error:
             self._fail(slot, "The sound could not be decoded", error)
-
-    def _give(self, slot: Slot, wav: Tensor | None) -> None:
-        if wav is None or wav.shape[-1] == 0:
             return
-        if not bool(wav.isfinite().all()):
-            raise FloatingPointError("the codec gave NaN or infinity")
-        samples = wav.cpu().numpy()
-        self._tell(slot, Chunk(samples, slot.samples))
-        slot.samples += samples.shape[1]
+        if slot.clip.done:
+            self._end(slot, Finished())
 
     # ---- telling
 
