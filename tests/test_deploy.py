@@ -234,7 +234,7 @@ def test_prefetch_fetches_what_is_missing_and_nothing_else(
 ) -> None:
     module, asked = prefetch(), []
 
-    def fetch(repo: str, allow_patterns: list[str]) -> str:
+    def fetch(repo: str, allow_patterns: list[str], cache_dir: object) -> str:
         asked.append((repo, tuple(allow_patterns)))
         if len(asked) > 1:
             raise OSError("no way to the hub")
@@ -244,20 +244,32 @@ def test_prefetch_fetches_what_is_missing_and_nothing_else(
     monkeypatch.setenv("MUSICGEN_PRELOAD", "facebook/musicgen-medium")
     monkeypatch.setattr(module, "snapshot_download", fetch)
     monkeypatch.setattr(module, "is_cached", lambda repo, name: repo == "t5-base")
-    assert module.main() == 1
+    with pytest.raises(SystemExit, match=r"^facebook/musicgen-medium: cannot be fetched into .*: no way to the hub$"):
+        module.main()
     assert [repo for repo, _ in asked] == ["facebook/musicgen-small", "facebook/musicgen-medium"]
     assert asked[0][1] == ("state_dict.bin", "compression_state_dict.bin")
-    said = capsys.readouterr()
-    assert said.out == "t5-base: in the cache\nfacebook/musicgen-small: fetched\n"
-    assert re.match("facebook/musicgen-medium: cannot be fetched into .*: no way to the hub\n", said.err)
+    assert capsys.readouterr().out == "t5-base: in the cache\nfacebook/musicgen-small: fetched\n"
 
 
-def test_prefetch_says_what_cannot_be_served(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(("size", "expected"), [(200, ["facebook/encodec_32khz"]), (2_000_000, [])])
+def test_prefetch_fetches_the_codec_that_a_model_names(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, size: int, expected: list[str]
 ) -> None:
+    module, asked = prefetch(), []
+    codec = tmp_path / "compression_state_dict.bin"
+    codec.write_bytes(bytes(size))
+    monkeypatch.setenv("MUSICGEN_DEFAULT_MODEL", "facebook/musicgen-small")
+    monkeypatch.setattr(module, "is_cached", lambda repo, name: "encodec" not in repo)
+    monkeypatch.setattr(module, "try_to_load_from_cache", lambda repo, name, cache_dir: str(codec))
+    monkeypatch.setattr(module, "snapshot_download", lambda repo, **how: asked.append(repo))
+    module.main()
+    assert asked == expected
+
+
+def test_prefetch_says_what_cannot_be_served(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MUSICGEN_PRELOAD", "facebook/musicgen-melody")
-    assert prefetch().main() == 1
-    assert "melody" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="melody"):
+        prefetch().main()
 
 
 def test_the_overlay_of_the_document_is_right(tmp_path: Path) -> None:
