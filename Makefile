@@ -5,6 +5,8 @@ HOST   ?= 127.0.0.1
 PORT   ?= 8000
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
+MODELS ?=
+REGISTRY ?= public
 
 UV_VERSION := 0.13.8
 VENV  := .venv
@@ -19,10 +21,10 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 export DO_NOT_TRACK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve test check format bench lock
+.PHONY: help setup serve test check format bench image image-check lock
 
 help:  ## this list
-	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
 	@echo
 	@echo "  PORT=8000 HOST=127.0.0.1 for serve; PYTHON=python3.11 (3.11 to 3.13) for the set-up; PYTEST_ARGS for test"
 
@@ -47,6 +49,12 @@ format: $(STAMP)  ## put the code into the form that `make check` wants
 
 bench: $(STAMP)  ## measure the service under 16 mixed clients; BENCH_ARGS="--model MODEL"
 	$(BIN)/python -m bench $(BENCH_ARGS)
+
+image: $(STAMP)  ## build the container image; MODELS="facebook/musicgen-small" puts cached models into it
+	image/build $(MODELS)
+
+image-check: $(STAMP)  ## build the image, run it as people do, take it down; REGISTRY=none on a machine without one
+	@BEGAN=$$(date +%s) $(if $(filter none,$(REGISTRY)),image/no-registry) sh -c 'image/build && $(BIN)/python image/check.py'
 
 lock: $(STAMP)  ## resolve requirements.in again, into requirements.lock
 	$(BIN)/uv pip compile requirements.in -o requirements.lock --override overrides.txt --excludes excludes.txt \

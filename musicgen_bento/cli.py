@@ -53,6 +53,11 @@ def _fail(line: str, status: int = FAILED) -> NoReturn:
     sys.exit(status)
 
 
+def commands() -> frozenset[str]:
+    """The names of the commands."""
+    return frozenset(_commands().commands)
+
+
 def _commands() -> Any:
     from musicgen_bento import __version__
 

@@ -30,6 +30,12 @@ def serve(host: str, port: int) -> NoReturn:
             f"{host} can be reached from other machines, and everyone there could use the service.",
             hint="Set MUSICGEN_ALLOW_ANONYMOUS=1 if that is what you want.",
         )
+    if not address.is_loopback:
+        print(  # noqa: T201
+            f"warning: listening on {address}: everyone who can reach it can use the service.",
+            file=sys.stderr,
+            flush=True,
+        )
     for name in ("bentoml", "torch"):
         if importlib.util.find_spec(name) is None:
             raise ModuleNotFoundError(name, name=name)

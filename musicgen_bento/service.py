@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 from collections.abc import AsyncGenerator
 from dataclasses import asdict
@@ -30,6 +31,8 @@ from musicgen_bento.remote import Remote, widen
 # No word of what is done here goes to anyone, however the service is started.
 os.environ.setdefault("BENTOML_DO_NOT_TRACK", "True")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+
+_log = logging.getLogger("bentoml.musicgen")  # below BentoML's, which has a handler
 
 SETTINGS = Settings()
 RUNNER_OUTLIVES = 10.0  # seconds: the front needs the runner until it has told its last client
@@ -88,8 +91,10 @@ class MusicGenRunner:
 
     def __init__(self) -> None:
         from musicgen_bento.engine.pool import EnginePool  # brings torch, which the front does without
+        from musicgen_bento.machine import describe
 
         self._pool = EnginePool(SETTINGS, allow_any_model=SETTINGS.allow_any_model, loaded=metrics.count_load)
+        _log.info(describe(self._pool.device, SETTINGS))
         self._desk = Desk(metrics.MeasuredPool(self._pool, self._pool.loads))
         self._drain = Drain(SETTINGS.drain_seconds + RUNNER_OUTLIVES, lambda: len(self._desk) > 0, idle_seconds=1.0)
 
