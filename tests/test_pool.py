@@ -387,8 +387,9 @@ def test_close_fails_what_is_not_done_in_time(open_pool: Callable[..., EnginePoo
     until(lambda: any(isinstance(event, Chunk) for event in running.events))
     loads.go.clear()
     pool.submit("small", params(), loading)
+    threading.Timer(0.5, loads.go.set).start()
     pool.close(drain_seconds=0.1)
-    loads.go.set()
+    assert not pool._loading
     for story in (running, loading):
         assert isinstance(story.end, Failed)
         assert isinstance(story.end.error, ShuttingDown)

@@ -33,14 +33,16 @@ class DeviceThread:
         self._work.set()
 
     def close(self) -> None:
-        """Stop after the step that runs."""
+        """Stop after the step that runs and one more."""
         self._closed = True
         self.wake()
         self._thread.join(timeout=10)
 
     def _run(self) -> None:
-        while not self._closed:
+        closed = False
+        while not closed:
+            closed = self._closed
             self._work.clear()
             stepped = [engine.step() for engine in self._engines]
-            if not any(stepped):
+            if not any(stepped) and not self._closed:
                 self._work.wait()

@@ -93,6 +93,7 @@ class ModelEngine:
         self._running: list[Slot] = []  # touched by the device's thread alone
         self._rows: tuple[list[Slot], SamplingRows, Tensor] | None = None
         self._step_seconds = 0.0
+        self._doom: MusicGenError | None = None
 
     # ---- any thread
 
@@ -133,11 +134,9 @@ class ModelEngine:
             return running, len(self._slots) - running
 
     def fail_all(self, error: MusicGenError) -> None:
-        """End everything that waits or runs."""
-        with self._lock:
-            slots = list(self._slots.values())
-        for slot in slots:
-            self._end(slot, Failed(error))
+        """End everything that waits or runs, at the next step: a clip's events come from the device's thread alone."""
+        self._doom = error
+        self._wake()
 
     # ---- the device's thread
 
@@ -153,6 +152,8 @@ class ModelEngine:
     def _step(self) -> bool:
         if self._device.type == "cpu" and torch.get_num_threads() != self._threads:
             torch.set_num_threads(self._threads)
+        if self._doom is not None:
+            self._end_all(self._doom)
         self._retire()
         self._admit()
         if not self._running:
@@ -167,6 +168,13 @@ class ModelEngine:
         self._scheduler.tick()
         self._step_seconds += 0.1 * (time.perf_counter() - began - self._step_seconds)
         return True
+
+    def _end_all(self, error: MusicGenError) -> None:
+        self._doom = None
+        with self._lock:
+            slots = list(self._slots.values())
+        for slot in slots:
+            self._end(slot, Failed(error))
 
     def _retire(self) -> None:
         """Free the slots of clips that are done, failed or cancelled."""

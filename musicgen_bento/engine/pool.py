@@ -42,6 +42,7 @@ _log = logging.getLogger("bentoml.musicgen")  # below BentoML's, which has a han
 
 SLOTS = {"cpu": 16, "cuda": 64}
 RETRY_AFTER = 30.0
+UNFINISHED_SECONDS = 5.0  # a load cannot be stopped, and an interpreter that goes while torch is at work crashes
 
 
 @dataclass(slots=True)
@@ -85,6 +86,7 @@ class EnginePool:
         self._threads = torch.get_num_threads()
         self._lock = threading.RLock()
         self._thread = DeviceThread()
+        self._loading: set[threading.Thread] = set()
         self._entries: dict[Path | str, _Entry] = {}
         self._tickets: dict[str, _Entry] = {}
         self._failures: dict[Path | str, tuple[float, MusicGenError]] = {}
@@ -185,6 +187,8 @@ class EnginePool:
             if entry.engine is not None:
                 entry.engine.fail_all(error)
         self._thread.close()
+        for thread in list(self._loading):
+            thread.join(timeout=UNFINISHED_SECONDS)
 
     # ---- names
 
@@ -202,10 +206,18 @@ class EnginePool:
         with self._lock:
             if source.place not in self._entries:
                 self._entries[source.place] = entry = _Entry(source)
-                threading.Thread(target=self._load, args=(entry,), name=f"load {source.name}", daemon=True).start()
+                thread = threading.Thread(target=self._load, args=(entry,), name=f"load {source.name}", daemon=True)
+                self._loading.add(thread)
+                thread.start()
             return self._entries[source.place]
 
     def _load(self, entry: _Entry) -> None:
+        try:
+            self._load_or_say(entry)
+        finally:
+            self._loading.discard(threading.current_thread())
+
+    def _load_or_say(self, entry: _Entry) -> None:
         try:
             engine = self._make(entry)
         except Exception as error:
