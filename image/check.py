@@ -176,12 +176,9 @@ def image(place: Place) -> tuple[str, str]:
     labels = json.loads(engine("image", "inspect", IMAGE).stdout)[0]["Config"]["Labels"]
     keys = ("title", "description", "licenses", "version")
     expect(all(labels.get(f"org.opencontainers.image.{key}") for key in keys), f"labels: {labels}")
-    tools = cli(
-        "sh",
-        "-c",
-        "command -v gcc cc g++ make git ruff pytest mypy uv; find /root/.cache /var/lib/apt/lists /var/cache/apt -type f -size +0",
-        status=2,
-    )
+    look = "command -v gcc cc g++ make git ruff pytest mypy uv; find {} -type f -size +0 2>/dev/null; true"
+    caches = "/root/.cache /var/cache/apt /var/lib/apt/lists /tmp"
+    tools = engine("run", "--rm", "--entrypoint", "sh", IMAGE, "-c", look.format(caches))
     expect(not tools.stdout.strip(), tools.stdout)
     expect("MIT License" in cli("cat", "/usr/share/licenses/musicgen-bento/LICENSE").stdout, "no licence")
     names = [f"musicgen-bento:{labels['org.opencontainers.image.version']}", "musicgen-bento:latest", IMAGE]
@@ -306,6 +303,8 @@ def no_network(place: Place) -> tuple[str, str]:
         )
         expect(made.startswith(SMALL), made)
         expect(outside == "False", f"calls outside: {outside}")
+        container.python("import socket, contextlib as c\nwith c.suppress(OSError): socket.getaddrinfo('planted', 1)")
+        expect(container.python("print(open('/tmp/outside').read())").strip(), "a planted call was not seen")
         stopped = container.stop()
     return "run --network none -v .cache:/app/cache:ro", (
         f"ready in {container.seconds:.1f} s, WAV by {made.split()[0]}, no call to another machine was tried; {stopped}"
