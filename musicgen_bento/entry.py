@@ -55,6 +55,8 @@ def plan(args: Sequence[str], *, out_is_there: bool) -> Plan:
 
 def main(args: Sequence[str]) -> NoReturn:
     """Become who and what is wanted. Ends with one line where that cannot be."""
+    # The first process of a container has no default for it.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     chosen = plan(args, out_is_there=OUT.is_dir())
     if os.getuid() == ROOT:
         uid, gid = _owner(chosen.folder)
@@ -73,7 +75,7 @@ def main(args: Sequence[str]) -> NoReturn:
         sys.exit(_attend([sys.executable, "-m", "musicgen_bento.cli", *chosen.args]))
     if chosen.folder == OUT:
         os.chdir(OUT)  # where a relative --output goes
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # the first process of a container has no default
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: no part of a file stays
     cli.main(list(chosen.args))
 
 
@@ -124,7 +126,8 @@ def _attend(command: list[str]) -> int:
     child = subprocess.Popen(command, process_group=0)
 
     def pass_on(number: int, frame: FrameType | None) -> None:
-        os.kill(child.pid, number)
+        with suppress(ProcessLookupError):  # it has just ended
+            os.kill(child.pid, number)
 
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
         signal.signal(number, pass_on)
