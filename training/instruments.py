@@ -1,0 +1,216 @@
+"""Instruments: a note as samples. Additive, FM and plucked-string synthesis in numpy; nothing is sampled or borrowed.
+
+Every instrument is a function `(frequency, seconds, rng, brightness) -> samples` at SAMPLE_RATE, peak about 1, with its
+own release after `seconds`. `brightness` is 0 (dark) to 1 (bright), 0.5 plain.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.signal import butter, lfilter, sosfilt
+
+Samples = NDArray[np.float64]
+Instrument = Callable[[float, float, np.random.Generator, float], Samples]
+
+SAMPLE_RATE = 32_000
+NYQUIST = SAMPLE_RATE / 2
+
+
+def _time(seconds: float) -> Samples:
+    return np.arange(int(seconds * SAMPLE_RATE)) / SAMPLE_RATE
+
+
+def _envelope(t: Samples, seconds: float, attack: float, release: float) -> Samples:
+    """A held note: up in `attack`, held, down in `release` after `seconds`."""
+    up = np.clip(t / attack, 0, 1)
+    down = np.exp(-np.clip(t - seconds, 0, None) / (release / 5))
+    return up * down
+
+
+def _partials(
+    frequency: float, t: Samples, weights: Samples, decay: Samples | None = None, stretch: float = 0.0
+) -> Samples:
+    """Sum of harmonics; `decay` is a rate per partial, `stretch` makes a string stiff."""
+    n = np.arange(1, len(weights) + 1)
+    frequencies = frequency * n * np.sqrt(1 + stretch * n**2)
+    heard = frequencies < 0.9 * NYQUIST
+    wave = np.zeros_like(t)
+    for f, w, d in zip(
+        frequencies[heard], weights[heard], (decay if decay is not None else np.zeros(len(n)))[heard], strict=True
+    ):
+        wave += w * np.exp(-d * t) * np.sin(2 * np.pi * f * t)
+    return wave
+
+
+def _tilt(brightness: float, count: int, slope: float) -> Samples:
+    """Weights of harmonics: n**-slope, steeper where darker."""
+    return np.arange(1, count + 1) ** -(slope + 1.6 * (0.5 - brightness))
+
+
+def _lowpass(wave: Samples, cutoff: float) -> Samples:
+    sos = butter(2, min(cutoff, 0.9 * NYQUIST), fs=SAMPLE_RATE, output="sos")
+    filtered: Samples = sosfilt(sos, wave)
+    return filtered
+
+
+def _peak(wave: Samples) -> Samples:
+    return wave / max(1e-9, float(np.abs(wave).max()))
+
+
+def piano(frequency: float, seconds: float, rng: np.random.Generator, brightness: float) -> Samples:
+    """Stiff, decaying partials and a hammer's knock."""
+    t = _time(seconds + 0.4)
+    weights = _tilt(brightness, 14, 1.5)
+    wave = _partials(frequency, t, weights, 0.9 + 0.5 * np.arange(1, 15) * (frequency / 440) ** 0.5, 3e-4)
+    knock = _lowpass(rng.standard_normal(len(t)), 900) * np.exp(-t * 90)
+    return _peak(wave + 0.12 * knock) * _envelope(t, seconds, 0.005, 0.4)
+
+
+def electric_piano(frequency: float, seconds: float, rng: np.random.Generator, brightness: float) -> Samples:
+    """A tine: FM with a short, bright attack."""
+    t = _time(seconds + 0.3)
+    index = (0.6 + 1.4 * brightness) * np.exp(-3 * t)
+    wave = np.sin(2 * np.pi * frequency * t + index * np.sin(2 * np.pi * frequency * t))
+    wave += 0.15 * brightness * np.exp(-14 * t) * np.sin(2 * np.pi * min(frequency * 7, 4_200) * t)
+    return _peak(wave * np.exp(-1.1 * t)) * _envelope(t, seconds, 0.004, 0.3)
+
+
+def organ(frequency: float, seconds: float, rng: np.random.Generator, brightness: float) -> Samples:
+    """Drawbars, held."""
+    t = _time(seconds + 0.08)
+    wave = np.zeros_like(t)
+    for ratio, weight in ((0.5, 0.5), (1, 1.0), (1.5, 0.5), (2, 0.7), (3, 0.5), (4, 0.5), (6, 0.3), (8, 0.3)):
+        if frequency * ratio < 0.9 * NYQUIST:
+            wave += weight * ratio ** (1.2 * (brightness - 0.5)) * np.sin(2 * np.pi * frequency * ratio * t)
+    return _peak(wave * (1 + 0.04 * np.sin(2 * np.pi * 6.3 * t))) * _envelope(t, seconds, 0.008, 0.08)
+
+
+def strings(frequency: float, seconds: float, rng: np.random.Generator, brightness: float) -> Samples:
+    """Three detuned players with a slow bow and vibrato."""
+    t = _time(seconds + 0.35)
+    wave = np.zeros_like(t)
+    for detune in (0.9965, 1.0, 1.0038):
+        phase = 2 * np.pi * frequency * detune * t + 0.25 * np.sin(2 * np.pi * 5.2 * t + rng.uniform(0, 6))
+        for n, weight in enumerate(_tilt(brightness, 12, 1.1), 1):
+            if frequency * n < 0.9 * NYQUIST:
+                wave += weight * np.sin(n * phase)
+    return _peak(wave) * _envelope(t, seconds, min(0.14, 0.4 * seconds), 0.35)
+
+
+def pad(frequency: float, seconds: float, rng: np.random.Generator, brightness: float) -> Samples:
+    """Soft and wide, no beginning and no end."""
+    t = _time(seconds + 0.8)
+    wave = np.zeros_like(t)
+    for detune in (0.993, 1.0, 1.006):
+        start = rng.uniform(0, 2 * np.pi)
+        for n, weight in enumerate(_tilt(brightness, 7, 1.7), 1):
+            if frequency * n < 0.9 * NYQUIST:
+                wave += weight * np.sin(2 * np.pi * frequency * detune * n * t + n * start)
+    return _peak(wave) * _envelope(t, seconds, min(0.5, 0.5 * seconds), 0.8)
+
+
+def flute(frequency: float, seconds: float, rng: np.random.Generator, brightness: float) -> Samples:
+    """Few harmonics, breath and vibrato."""
+    t = _time(seconds + 0.12)
+    phase = 2 * np.pi * frequency * t + 0.12 * np.clip(t * 3, 0, 1) * np.sin(2 * np.pi * 5 * t)
+    wave = np.sin(phase) + (0.1 + 0.3 * brightness) * np.sin(2 * phase) + 0.12 * brightness * np.sin(3 * phase)
+    breath = _lowpass(rng.standard_normal(len(t)), 2_000 + 3_000 * brightness)
+    return _peak(wave + 0.05 * breath) * _envelope(t, seconds, 0.05, 0.12)
+
+
+def lead(frequency: float, seconds: float, rng: np.random.Generator, brightness: float) -> Samples:
+    """A saw-tooth through a filter that closes."""
+    t = _time(seconds + 0.06)
+    wave = _partials(frequency, t, _tilt(0.5, 24, 1.0)) + _partials(frequency * 1.005, t, _tilt(0.5, 24, 1.0))
+    return _peak(_lowpass(wave, 700 + 6_000 * brightness**1.5)) * _envelope(t, seconds, 0.006, 0.06)
+
+
+def chip(frequency: float, seconds: float, rng: np.random.Generator, brightness: float) -> Samples:
+    """A square wave, as an early game console's."""
+    t = _time(seconds + 0.01)
+    n = np.arange(1, 40)
+    wave = _partials(frequency, t, np.where(n % 2, 1.0 / n ** (1.2 + 0.6 * (0.5 - brightness)), 0.0))
+    return _peak(wave) * _envelope(t, seconds, 0.002, 0.01)
+
+
+def plucked(frequency: float, seconds: float, rng: np.random.Generator, brightness: float) -> Samples:
+    """A string after Karplus and Strong: noise in a loop that loses its highs."""
+    period = max(2, round(SAMPLE_RATE / frequency))
+    t = _time(seconds + 0.4)
+    burst = np.zeros_like(t)
+    period = min(period, len(t))
+    burst[:period] = _lowpass(rng.uniform(-1, 1, period), min(900 + 2_400 * brightness, 8 * frequency))
+    loop = np.zeros(period + 2)
+    loop[0], loop[period], loop[period + 1] = 1.0, -0.498, -0.498
+    return _peak(lfilter([1.0], loop, burst)) * _envelope(t, seconds, 0.004, 0.4)
+
+
+def bass(frequency: float, seconds: float, rng: np.random.Generator, brightness: float) -> Samples:
+    """Round and low; plays below everything else."""
+    t = _time(seconds + 0.06)
+    wave = _partials(frequency, t, _tilt(brightness, 10, 1.3), np.linspace(0.5, 5, 10))
+    return _peak(_lowpass(wave, 300 + 1_200 * brightness)) * _envelope(t, seconds, 0.006, 0.06)
+
+
+def bells(frequency: float, seconds: float, rng: np.random.Generator, brightness: float) -> Samples:
+    """Inharmonic and ringing."""
+    t = _time(seconds + 1.0)
+    wave = np.zeros_like(t)
+    for ratio, weight, decay in ((1, 1, 1.6), (2.0, 0.6, 2.2), (2.76, 0.5, 3.0), (5.4, 0.3, 5.0), (8.93, 0.15, 9.0)):
+        if frequency * ratio < 0.9 * NYQUIST:
+            wave += (
+                weight * ratio ** (brightness - 0.5) * np.exp(-decay * t) * np.sin(2 * np.pi * frequency * ratio * t)
+            )
+    return _peak(wave) * _envelope(t, seconds + 0.6, 0.002, 0.4)
+
+
+PITCHED: dict[str, Instrument] = {
+    "piano": piano,
+    "electric piano": electric_piano,
+    "organ": organ,
+    "strings": strings,
+    "pad": pad,
+    "flute": flute,
+    "lead": lead,
+    "chip": chip,
+    "plucked": plucked,
+    "bass": bass,
+    "bells": bells,
+}
+
+
+def kick(rng: np.random.Generator, brightness: float) -> Samples:
+    """A falling sine and a click."""
+    t = _time(0.32)
+    sweep = 48 + 130 * np.exp(-38 * t)
+    wave = np.sin(2 * np.pi * np.cumsum(sweep) / SAMPLE_RATE) * np.exp(-11 * t)
+    return wave + 0.25 * brightness * rng.standard_normal(len(t)) * np.exp(-400 * t)
+
+
+def snare(rng: np.random.Generator, brightness: float) -> Samples:
+    """Noise over a short tone."""
+    t = _time(0.24)
+    noise = _lowpass(rng.standard_normal(len(t)), 3_500 + 9_000 * brightness) * np.exp(-18 * t)
+    return 0.8 * _peak(noise) + 0.5 * np.sin(2 * np.pi * 190 * t) * np.exp(-26 * t)
+
+
+def hat(rng: np.random.Generator, brightness: float) -> Samples:
+    """High noise, very short."""
+    t = _time(0.09)
+    noise = np.diff(rng.standard_normal(len(t) + 1))
+    return 0.6 * _peak(noise) * np.exp(-60 * t) * (0.4 + brightness)
+
+
+def clap(rng: np.random.Generator, brightness: float) -> Samples:
+    """Three bursts of noise."""
+    t = _time(0.2)
+    bursts = sum(np.where(t >= at, np.exp(-90 * (t - at)), 0) for at in (0, 0.011, 0.022)) + np.exp(-20 * t) * (
+        t > 0.022
+    )
+    return _peak(_lowpass(rng.standard_normal(len(t)), 2_500 + 5_000 * brightness) * bursts)
+
+
+DRUMS = {"kick": kick, "snare": snare, "hat": hat, "clap": clap}
