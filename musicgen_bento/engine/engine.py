@@ -128,9 +128,8 @@ class ModelEngine:
     def load(self) -> tuple[int, int]:
         """Clips running and clips waiting."""
         with self._lock:
-            running = len(
-                self._scheduler.running & self._slots.keys()
-            )  # a cancelled one has its slot till the step ends
+            # a cancelled one has its slot till the step ends, and is not counted
+            running = len(self._scheduler.running & self._slots.keys())
             return running, len(self._slots) - running
 
     def fail_all(self, error: MusicGenError) -> None:

@@ -36,11 +36,11 @@ from musicgen_bento.errors import (
     QueueFull,
     ShuttingDown,
 )
+from musicgen_bento.machine import max_slots, precision
 from musicgen_bento.quiet import briefly, where
 
 _log = logging.getLogger("bentoml.musicgen")  # below BentoML's, which has a handler
 
-SLOTS = {"cpu": 16, "cuda": 64}
 RETRY_AFTER = 30.0
 UNFINISHED_SECONDS = 5.0  # a load cannot be stopped, and an interpreter that goes while torch is at work crashes
 
@@ -246,17 +246,15 @@ class EnginePool:
             request.listener(Failed(error))
 
     def _make(self, entry: _Entry) -> ModelEngine:
-        settings, kind = self._settings, self.device.type
-        if kind == "cuda" and not torch.cuda.is_available():
+        settings = self._settings
+        if self.device.type == "cuda" and not torch.cuda.is_available():
             raise LoadFailed(
                 f"There is no {self.device} for {entry.source.name}.", hint="Set MUSICGEN_DEVICE to auto or cpu."
             )
-        dtype = {"float32": torch.float32, "float16": torch.float16}.get(
-            settings.precision, torch.float16 if kind == "cuda" else torch.float32
-        )
+        dtype = getattr(torch, precision(self.device, settings))
         return ModelEngine(
             checkpoint.load(entry.source, self.device, dtype),
-            max_slots=settings.max_slots or SLOTS[kind],
+            max_slots=max_slots(self.device, settings),
             max_queue=settings.max_queue,
             deterministic=settings.deterministic,
             threads=self._threads,
@@ -268,8 +266,7 @@ class EnginePool:
         if entry.engine is not None:
             entry.engine.submit(request.ticket, request.params, request.listener)
             return
-        slots = self._settings.max_slots or SLOTS[self.device.type]
-        if len(entry.waiting) >= slots + self._settings.max_queue:
+        if len(entry.waiting) >= max_slots(self.device, self._settings) + self._settings.max_queue:
             raise QueueFull(
                 f"{entry.source.name} is still loading and its queue is full.",
                 hint="Ask again later.",
