@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
-from training.songs import Song
+from training.songs import FAST, SLOW, Song
 
 GENRES = {
     "ambient": ("ambient", "ambient soundscape", "meditation music", "drone", "sleep music"),
@@ -25,7 +27,7 @@ INSTRUMENTS = {
     "electric piano": ("electric piano", "rhodes", "e-piano"),
     "organ": ("organ", "hammond organ", "church organ"),
     "strings": ("strings", "violins", "string section", "orchestra"),
-    "pad": ("synth pad", "pad", "warm pads", "atmosphere"),
+    "pad": ("synth pad", "pad", "soft pads", "atmosphere"),
     "flute": ("flute", "woodwind", "pan flute"),
     "lead": ("synth lead", "saw lead", "synthesizer", "lead synth"),
     "chip": ("square wave", "8-bit lead", "chip sound"),
@@ -33,7 +35,7 @@ INSTRUMENTS = {
     "bells": ("bells", "glockenspiel", "chimes", "celesta"),
 }
 MOODS = {
-    "major": ("happy", "uplifting", "cheerful", "joyful", "hopeful", "bright mood", "in major", "major key"),
+    "major": ("happy", "uplifting", "cheerful", "joyful", "hopeful", "in major", "major key"),
     "minor": ("sad", "melancholic", "moody", "mysterious", "tense", "epic", "in minor", "minor key"),
 }
 TEMPOS = {
@@ -59,7 +61,7 @@ DRUMS = {
 
 def speed(song: Song) -> str:
     """Slow (under 85), middle, or fast (over 140), as captions have it."""
-    return "slow" if song.tempo < 85 else "fast" if song.tempo > 140 else "middle"
+    return "slow" if song.tempo < SLOW else "fast" if song.tempo > FAST else "middle"
 
 
 def colour(song: Song) -> str:
@@ -67,24 +69,108 @@ def colour(song: Song) -> str:
     return "dark" if song.brightness < 0.3 else "bright" if song.brightness > 0.7 else "plain"
 
 
-def caption(song: Song, rng: np.random.Generator) -> str:
-    """A prompt for the song."""
+CHANCES = {
+    "genre": 0.85,
+    "tempo": 0.65,
+    "mood": 0.5,
+    "drums": 0.6,
+    "register": 0.6,
+    "colour": 0.6,
+    "chords": 0.45,
+    "melody": 0.45,
+}
+OPENINGS = (
+    "",
+    "a ",
+    "some ",
+    "make me a ",
+    "I want ",
+    "music: ",
+    "please play a ",
+    "an instrumental ",
+    "the sound of ",
+)
+THINGS = ("track", "song", "piece", "loop", "music", "tune", "instrumental", "background music")
+STRANGERS = (
+    "a",
+    "the",
+    "of",
+    "in",
+    "and",
+    "very",
+    "with",
+    "for",
+    "my",
+    "video",
+    "sunset",
+    "rain",
+    "love",
+    "winter",
+    "cat",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Caption:
+    """A prompt, and which keys of CHANCES it speaks of."""
+
+    text: str
+    says: frozenset[str]
+
+
+def caption(song: Song, rng: np.random.Generator) -> Caption:
+    """A prompt for the song: some of what is true of it, in words and an order that `rng` decides."""
 
     def one(words: tuple[str, ...]) -> str:
         return str(rng.choice(words)) if words else ""
 
+    numbered = rng.random() < 0.4
     parts = {
-        "genre": (one(GENRES[song.style]), 0.85),
-        "tempo": (f"{song.tempo} bpm" if rng.random() < 0.4 else one(TEMPOS[speed(song)]), 0.7),
-        "mood": (one(MOODS[song.mode]), 0.55),
-        "drums": (one(DRUMS[song.drums]), 0.65),
-        "register": (one(REGISTERS[song.register]), 0.7),
-        "colour": (one(COLOURS[colour(song)]), 0.7),
-        "chords": (one(INSTRUMENTS[song.chords]), 0.5),
-        "melody": (one(INSTRUMENTS[song.melody]), 0.5),
+        "genre": one(GENRES[song.style]),
+        "tempo": one((f"{song.tempo} bpm", f"{song.tempo} BPM")) if numbered else one(TEMPOS[speed(song)]),
+        "mood": one(MOODS[song.mode]),
+        "drums": one(DRUMS[song.drums]),
+        "register": one(REGISTERS[song.register]),
+        "colour": one(COLOURS[colour(song)]),
+        "chords": one(INSTRUMENTS[song.chords]),
+        "melody": one(INSTRUMENTS[song.melody]),
     }
-    kept = [words for words, chance in parts.values() if words and rng.random() < chance] or [parts["genre"][0]]
-    order = rng.permutation(len(kept))
-    separator = ", " if rng.random() < 0.6 else " "
-    text = separator.join(dict.fromkeys(kept[i] for i in order))
-    return text.capitalize() if rng.random() < 0.2 else text
+    said = {key: words for key, words in parts.items() if words and rng.random() < CHANCES[key]}
+    said = said or {"genre": parts["genre"]}
+    text = _in_case(_with_strangers(_put(said, rng), rng), rng)
+    return Caption(text, frozenset(said) | (frozenset({"bpm"}) if "tempo" in said and numbered else frozenset()))
+
+
+def _put(said: dict[str, str], rng: np.random.Generator) -> str:
+    """A list, with commas or without, or a sentence."""
+    form = rng.random()
+    if form < 0.7:
+        words = [list(said.values())[i] for i in rng.permutation(len(said))]
+        return (", " if form < 0.45 else " ").join(dict.fromkeys(words))
+    before = [said[key] for key in ("tempo", "mood", "colour") if key in said and "bpm" not in said[key].lower()]
+    before += [said["genre"]] if "genre" in said else []
+    after = [said[key] for key in ("chords", "melody", "register") if key in said]
+    sentence = str(rng.choice(OPENINGS)) + " ".join([*before, str(rng.choice(THINGS))])
+    sentence += " with " + " and ".join(after) if after else ""
+    rest = [said["drums"]] if "drums" in said else []
+    rest += [f"at {said['tempo']}"] if "bpm" in said.get("tempo", "").lower() else []
+    return ", ".join([sentence, *rest])
+
+
+def _with_strangers(text: str, rng: np.random.Generator) -> str:
+    """Now and then a word that says nothing, known or not: real prompts are full of them."""
+    if rng.random() < 0.75:
+        return text
+    words = text.split(" ")
+    for _ in range(int(rng.integers(1, 4))):
+        made_up = "".join(rng.choice(list("abcdefghijklmnoprstuvwy"), int(rng.integers(3, 9))))
+        word = str(rng.choice(STRANGERS)) if rng.random() < 0.7 else made_up
+        words.insert(int(rng.integers(len(words) + 1)), word)
+    return " ".join(words)
+
+
+def _in_case(text: str, rng: np.random.Generator) -> str:
+    form = rng.random()
+    if form < 0.75:
+        return text
+    return text.capitalize() if form < 0.92 else text.title() if form < 0.97 else text.upper()

@@ -97,7 +97,7 @@ def strings(frequency: float, seconds: float, rng: np.random.Generator, brightne
         for n, weight in enumerate(_tilt(brightness, 12, 1.1), 1):
             if frequency * n < 0.9 * NYQUIST:
                 wave += weight * np.sin(n * phase)
-    return _peak(wave) * _envelope(t, seconds, min(0.14, 0.4 * seconds), 0.35)
+    return _peak(wave) * _envelope(t, seconds, min(0.14, 0.2 * seconds), min(0.35, seconds))
 
 
 def pad(frequency: float, seconds: float, rng: np.random.Generator, brightness: float) -> Samples:
@@ -109,7 +109,7 @@ def pad(frequency: float, seconds: float, rng: np.random.Generator, brightness: 
         for n, weight in enumerate(_tilt(brightness, 7, 1.7), 1):
             if frequency * n < 0.9 * NYQUIST:
                 wave += weight * np.sin(2 * np.pi * frequency * detune * n * t + n * start)
-    return _peak(wave) * _envelope(t, seconds, min(0.5, 0.5 * seconds), 0.8)
+    return _peak(wave) * _envelope(t, seconds, min(0.5, 0.2 * seconds), min(0.8, seconds))
 
 
 def flute(frequency: float, seconds: float, rng: np.random.Generator, brightness: float) -> Samples:
@@ -118,7 +118,7 @@ def flute(frequency: float, seconds: float, rng: np.random.Generator, brightness
     phase = 2 * np.pi * frequency * t + 0.12 * np.clip(t * 3, 0, 1) * np.sin(2 * np.pi * 5 * t)
     wave = np.sin(phase) + (0.1 + 0.3 * brightness) * np.sin(2 * phase) + 0.12 * brightness * np.sin(3 * phase)
     breath = _lowpass(rng.standard_normal(len(t)), 2_000 + 3_000 * brightness)
-    return _peak(wave + 0.05 * breath) * _envelope(t, seconds, 0.05, 0.12)
+    return _peak(wave + 0.05 * breath) * _envelope(t, seconds, min(0.05, 0.1 * seconds), 0.12)
 
 
 def lead(frequency: float, seconds: float, rng: np.random.Generator, brightness: float) -> Samples:
@@ -193,7 +193,7 @@ def kick(rng: np.random.Generator, brightness: float) -> Samples:
 def snare(rng: np.random.Generator, brightness: float) -> Samples:
     """Noise over a short tone."""
     t = _time(0.24)
-    noise = _lowpass(rng.standard_normal(len(t)), 3_500 + 9_000 * brightness) * np.exp(-18 * t)
+    noise = _lowpass(rng.standard_normal(len(t)), 7_000 + 5_000 * brightness) * np.exp(-18 * t)
     return 0.8 * _peak(noise) + 0.5 * np.sin(2 * np.pi * 190 * t) * np.exp(-26 * t)
 
 
@@ -210,7 +210,7 @@ def clap(rng: np.random.Generator, brightness: float) -> Samples:
     bursts = sum(np.where(t >= at, np.exp(-90 * (t - at)), 0) for at in (0, 0.011, 0.022)) + np.exp(-20 * t) * (
         t > 0.022
     )
-    return _peak(_lowpass(rng.standard_normal(len(t)), 2_500 + 5_000 * brightness) * bursts)
+    return _peak(_lowpass(rng.standard_normal(len(t)), 6_000 + 5_000 * brightness) * bursts)
 
 
 DRUMS = {"kick": kick, "snare": snare, "hat": hat, "clap": clap}

@@ -1,4 +1,4 @@
-"""A song as sound: instruments mixed, a little room, a level."""
+"""A song as sound: instruments mixed, coloured, in a little room, at a level."""
 
 from __future__ import annotations
 
@@ -6,25 +6,38 @@ from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.signal import butter, fftconvolve, lfilter
+from scipy.signal import butter, fftconvolve, sosfilt
 
 from training.instruments import DRUMS, PITCHED, SAMPLE_RATE
 from training.songs import Song, compose
 
 RMS_DBFS = -20.0
+GRID = 0.08  # seconds: notes are as long as a multiple of it, so that few are rendered twice
+TAIL = 2.0  # seconds a note may sound after its end
 
 
-@lru_cache(maxsize=4096)
-def _note(instrument: str, pitch: int, hundredths: int, brightness: float) -> NDArray[np.float32]:
+@lru_cache(maxsize=8192)
+def _note(instrument: str, pitch: int, cells: int, brightness: float) -> NDArray[np.float32]:
     """A note, rendered once: songs play the same ones again and again."""
-    rng = np.random.default_rng([pitch, hundredths, *map(ord, instrument)])
+    rng = np.random.default_rng([pitch, cells, *map(ord, instrument)])
     frequency = 440.0 * 2 ** ((pitch - 69) / 12)
-    return PITCHED[instrument](frequency, hundredths / 100, rng, brightness).astype(np.float32)
+    wave = PITCHED[instrument](frequency, cells * GRID, rng, brightness)
+    if brightness > 0.7 and instrument != "bass":
+        wave = _excite(wave)
+    return wave.astype(np.float32)
+
+
+def _excite(wave: NDArray[np.float64]) -> NDArray[np.float64]:
+    """A note with overtones of its saturated self, at a level of their own, so that a low flute is bright too."""
+    overtones = sosfilt(_filter(4, (2_600.0, 6_300.0), "band"), np.tanh(5 * wave) * (1 + 0.3 * wave))
+    gain = 0.28 * np.sqrt(np.mean(wave**2) / max(np.mean(overtones**2), 1e-12))
+    return np.asarray(wave + gain * overtones)
 
 
 @lru_cache(maxsize=64)
 def _hit(drum: str, variant: int, brightness: float) -> NDArray[np.float32]:
-    return DRUMS[drum](np.random.default_rng(variant), brightness).astype(np.float32)
+    wave = DRUMS[drum](np.random.default_rng(variant), brightness)
+    return wave.astype(np.float32)
 
 
 @lru_cache(maxsize=4)
@@ -34,35 +47,46 @@ def _room(variant: int) -> NDArray[np.float32]:
     t = np.arange(int(0.35 * SAMPLE_RATE)) / SAMPLE_RATE
     tail = rng.standard_normal(len(t)) * np.exp(-t * 14)
     tail[: int(0.008 * SAMPLE_RATE)] = 0
-    return (0.35 * tail / np.sqrt(np.sum(tail**2))).astype(np.float32)
+    return (0.25 * tail / np.sqrt(np.sum(tail**2))).astype(np.float32)
 
 
-def _colour(mix: NDArray[np.float32], brightness: float) -> NDArray[np.float32]:
-    """The whole mix darker or brighter: a first-order shelf around 1.2 kHz, 14 dB down to 10 dB up."""
-    low = lfilter(*butter(1, 1_200, fs=SAMPLE_RATE), mix)
-    gain = 10 ** (np.interp(brightness, (0, 0.5, 1), (-14, 0, 10)) / 20)
-    return np.asarray(low + gain * (mix - low), np.float32)
+@lru_cache(maxsize=8)
+def _filter(order: int, edge: float | tuple[float, float], kind: str) -> NDArray[np.float64]:
+    return np.asarray(butter(order, edge, kind, fs=SAMPLE_RATE, output="sos"))
 
 
-def render(song: Song, seconds: float, seed: int) -> NDArray[np.float32]:
-    """Samples [T] of a song, within ±1, at about RMS_DBFS."""
+def _colour(tones: NDArray[np.float32], brightness: float) -> NDArray[np.float32]:
+    """Dark tones without their highs; all of them leave what lies above 7 kHz to the drums."""
+    cut = _filter(4, 1_300.0, "low") if brightness < 0.3 else _filter(6, 6_500.0, "low")
+    return np.asarray(sosfilt(cut, tones), np.float32)
+
+
+def render(song: Song, seconds: float, seed: int, begin: float = 0.0) -> NDArray[np.float32]:
+    """Samples [T] of a song from `begin` seconds on, within ±1, at about RMS_DBFS."""
     rng = np.random.default_rng(seed)
     length = int(seconds * SAMPLE_RATE)
-    tones, drums = (np.zeros(length + 2 * SAMPLE_RATE, np.float32) for _ in range(2))
-    for note in compose(song, seconds, rng):
+    tones, drums = (np.zeros(length, np.float32) for _ in range(2))
+    for note in compose(song, begin + seconds, rng):
+        variant = int(rng.integers(4))
+        if note.start + note.length + TAIL < begin:
+            continue
         if note.pitch:
-            wave = _note(note.instrument, note.pitch, max(5, round(note.length * 100)), song.brightness)
+            wave = _note(note.instrument, note.pitch, max(1, round(note.length / GRID)), song.brightness)
         else:
-            wave = _hit(note.instrument, int(rng.integers(4)), song.brightness)
-        track, at = tones if note.pitch else drums, int(note.start * SAMPLE_RATE)
-        wave = wave[: max(0, len(track) - at)]
-        track[at : at + len(wave)] += note.level * wave
+            wave = _hit(note.instrument, variant, song.brightness)
+        _add(tones if note.pitch else drums, note.level * wave, int((note.start - begin) * SAMPLE_RATE))
     # Drums are as loud beside the tones as tones are beside each other, whatever plays.
-    mix = _level(_colour(tones[:length], song.brightness)) + 0.8 * _level(drums[:length])
+    mix = _level(_colour(tones, song.brightness)) + 0.8 * _level(drums)
     wet = fftconvolve(mix, _room(int(rng.integers(4))))[:length]
-    out = mix + wet.astype(np.float32)
-    out = _level(out) * np.float32(10 ** (RMS_DBFS / 20))
+    out = _level(mix + wet.astype(np.float32)) * np.float32(10 ** (RMS_DBFS / 20))
     return np.asarray(out * min(1.0, 0.97 / float(np.abs(out).max())), np.float32)
+
+
+def _add(track: NDArray[np.float32], wave: NDArray[np.float32], at: int) -> None:
+    """Mix a wave into a track from sample `at` on; what sticks out at either end is cut off."""
+    wave = wave[max(0, -at) : max(0, len(track) - at)]
+    at = max(0, at)
+    track[at : at + len(wave)] += wave
 
 
 def _level(wav: NDArray[np.float32]) -> NDArray[np.float32]:

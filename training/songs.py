@@ -8,12 +8,13 @@ import numpy as np
 
 # Steps of a scale, in semitones.
 SCALES = {"major": (0, 2, 4, 5, 7, 9, 11), "minor": (0, 2, 3, 5, 7, 8, 10)}
-# Degrees of the chords, one a bar.
+# Degrees of the chords. The tonic comes first and often: a clip is short, and its mode is to be heard.
 PROGRESSIONS = {
-    "major": ((0, 4, 5, 3), (0, 3, 4, 0), (0, 5, 3, 4), (0, 3, 0, 4)),
-    "minor": ((0, 5, 2, 6), (0, 3, 4, 0), (0, 5, 3, 4), (0, 6, 5, 6)),
+    "major": ((0, 3, 4, 0), (0, 4, 0, 3), (0, 3, 0, 4), (0, 4, 3, 0)),
+    "minor": ((0, 3, 4, 0), (0, 4, 0, 3), (0, 3, 0, 4), (0, 5, 4, 0)),
 }
 STEPS = 4  # a beat
+SLOW, FAST = 85, 140  # beats a minute: below, above
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +40,13 @@ class Style:
 
 
 STYLES: dict[str, Style] = {
-    "ambient": Style((60, 84), ("pad", "strings"), ("bells", "piano", "flute"), 0.0, {}),
+    "ambient": Style(
+        (60, 84),
+        ("pad", "strings"),
+        ("bells", "piano", "flute"),
+        0.05,
+        {"kick": "x...............", "hat": "....x.......x..."},
+    ),
     "techno": Style(
         (122, 145),
         ("pad", "lead"),
@@ -114,7 +121,14 @@ STYLES: dict[str, Style] = {
         1.0,
         {"kick": "x.........x.....", "snare": "....x.......x...", "hat": "x.x.x.x.x.x.x.x."},
     ),
-    "music box": Style((60, 120), ("bells",), ("bells",), 0.0, {}, arpeggio=True),
+    "music box": Style(
+        (60, 120),
+        ("bells",),
+        ("bells",),
+        0.05,
+        {"kick": "x.......x.......", "hat": "....x.......x..."},
+        arpeggio=True,
+    ),
 }
 
 
@@ -154,10 +168,9 @@ def draw_song(rng: np.random.Generator) -> Song:
     """A song at random: the style decides most, the extremes come up often enough to be learnt."""
     name = str(rng.choice(list(STYLES)))
     style = STYLES[name]
-    drums = bool(rng.random() < style.drums)
-    register = str(rng.choice(["low", "middle", "high"], p=[0.28, 0.44, 0.28]))
-    brightness = float(rng.choice([0.05, 0.5, 0.95], p=[0.3, 0.4, 0.3]))
-    low, high = style.tempo
+    drums = bool(rng.random() < (style.drums if rng.random() < 0.7 else 0.5))
+    register = str(rng.choice(["low", "middle", "high"], p=[0.3, 0.4, 0.3]))
+    low, high = style.tempo if rng.random() < 0.7 else (60, 180)
     return Song(
         style=name,
         tempo=int(rng.integers(low, high + 1)),
@@ -168,65 +181,79 @@ def draw_song(rng: np.random.Generator) -> Song:
         drums=drums,
         bass=register == "low" or (register == "middle" and bool(rng.random() < 0.6)),
         register=register,
-        brightness=brightness,
+        brightness=float(rng.choice([0.0, 0.5, 1.0], p=[0.35, 0.3, 0.35])),
     )
 
 
 def compose(song: Song, seconds: float, rng: np.random.Generator) -> list[Note]:
-    """The notes of a song."""
+    """The notes of a song. Slow ones have long notes, fast ones short ones: that is what makes them so."""
     style = STYLES[song.style]
     step = 60 / song.tempo / STEPS
     bar = style.beats * STEPS
     progression = PROGRESSIONS[song.mode][int(rng.integers(len(PROGRESSIONS[song.mode])))]
-    bars = int(np.ceil(seconds / (bar * step)))
-    riff = _riff(bar, rng)
+    # Slow bars hold two chords, so that a few seconds hold the whole progression.
+    halves = 2 if song.tempo < 100 and style.beats == 4 else 1
+    part = bar // halves
+    riffs = [_riff(song, part, rng) for _ in range(2)]
     notes: list[Note] = []
-    for number in range(bars):
+    for number in range(int(np.ceil(seconds / (part * step)))):
         degree = progression[number % len(progression)]
-        begin = number * bar * step
-        notes += _chord(song, style, degree, begin, bar, step)
-        notes += _melody(song, riff if number % 4 != 3 else _riff(bar, rng), degree, begin, step)
+        begin = number * part * step
+        notes += _chord(song, style, degree, begin, part, step)
+        notes += _melody(song, riffs[number % 2], degree, begin, step)
         if song.bass:
-            notes += _bass(song, degree, begin, bar, step)
-        if song.drums:
-            notes += _drums(style, begin, step, rng)
+            notes += _bass(song, degree, begin, part, step)
+        if song.drums and number % halves == 0:
+            notes += _drums(song, begin, step, rng)
     return [note for note in notes if note.start < seconds - 0.05]
 
 
-def _pitch(song: Song, degree: int, octave: int) -> int:
+def _pitch(song: Song, degree: int, octave: int, raised: bool = False) -> int:
+    """A degree's pitch; `raised` is the leading tone of a minor key's fifth."""
     scale = SCALES[song.mode]
-    return 12 * (octave + degree // 7) + song.key + scale[degree % 7]
+    lift = int(raised and song.mode == "minor" and degree % 7 == 6)
+    return 12 * (octave + degree // 7) + song.key + scale[degree % 7] + lift
 
 
 def _octave(song: Song, base: int) -> int:
-    return base + {"low": -1, "middle": 0, "high": 1}[song.register]
+    # Keys from F sharp up lie an octave lower, so that every key is in the same place.
+    return base + {"low": -1, "middle": 0, "high": 1}[song.register] - int(song.key > 5)
 
 
-def _chord(song: Song, style: Style, degree: int, begin: float, bar: int, step: float) -> list[Note]:
-    triad = [_pitch(song, degree + third, _octave(song, 4)) for third in (0, 2, 4)]
+def _chord(song: Song, style: Style, degree: int, begin: float, part: int, step: float) -> list[Note]:
+    triad = [_pitch(song, degree + third, _octave(song, 5), degree == 4) for third in (0, 2, 4)]
     if style.arpeggio:
-        every = 2
+        every = 4 if song.tempo < SLOW else 2
         order = [0, 1, 2, 1]
         return [
             Note(song.chords, triad[order[i % 4]], begin + i * every * step, every * step, 0.5)
-            for i in range(bar // every)
+            for i in range(part // every)
         ]
     if style.beats == 3:  # oom-pah-pah
         return [
             Note(song.chords, pitch, begin + beat * STEPS * step, STEPS * step, 0.45)
-            for beat in (1, 2)
+            for beat in ((0, 1, 2) if song.tempo > FAST else (1, 2))
             for pitch in triad
         ]
-    return [Note(song.chords, pitch, begin, bar * step, 0.42) for pitch in triad]
+    strikes = part // 4 if song.tempo > FAST else 1
+    length = part // strikes
+    return [
+        Note(song.chords, pitch, begin + i * length * step, length * step, 0.42)
+        for i in range(strikes)
+        for pitch in triad
+    ]
 
 
-def _riff(bar: int, rng: np.random.Generator) -> list[tuple[int, int, int]]:
-    """A bar of melody: (step, length in steps, degree over the chord)."""
+def _riff(song: Song, part: int, rng: np.random.Generator) -> list[tuple[int, int, int]]:
+    """A chord's melody: (step, length in steps, degree over the chord). Strong places have tones of the chord."""
+    lengths = (4, 4, 8) if song.tempo < SLOW else (2, 2, 2, 4) if song.tempo > FAST else (2, 4, 4, 6)
     riff, at, degree = [], 0, int(rng.choice([0, 2, 4]))
-    while at < bar:
-        length = int(rng.choice([2, 4, 4, 6]))
-        if rng.random() < 0.85:
-            riff.append((at, min(length, bar - at), degree))
+    while at < part:
+        length = int(rng.choice(lengths))
+        if at % 8 == 0:
+            degree = int(rng.choice([0, 2, 4]))
+        if at == 0 or rng.random() < 0.9:
+            riff.append((at, min(length, part - at), degree))
         degree = int(np.clip(degree + rng.choice([-2, -1, 1, 2]), -2, 7))
         at += length
     return riff
@@ -234,21 +261,29 @@ def _riff(bar: int, rng: np.random.Generator) -> list[tuple[int, int, int]]:
 
 def _melody(song: Song, riff: list[tuple[int, int, int]], degree: int, begin: float, step: float) -> list[Note]:
     return [
-        Note(song.melody, _pitch(song, degree + above, _octave(song, 5)), begin + at * step, length * step, 0.8)
+        Note(
+            song.melody,
+            _pitch(song, degree + above, _octave(song, 6), degree == 4),
+            begin + at * step,
+            length * step,
+            0.8,
+        )
         for at, length, above in riff
     ]
 
 
-def _bass(song: Song, degree: int, begin: float, bar: int, step: float) -> list[Note]:
+def _bass(song: Song, degree: int, begin: float, part: int, step: float) -> list[Note]:
     root = _pitch(song, degree, 3)
-    root -= 12 if root > 52 else 0
-    return [Note("bass", root, begin + at * step, 3.5 * step, 0.9) for at in range(0, bar, 4)]
+    root -= 12 if root > 48 else 0
+    every = 8 if song.tempo < SLOW else 4 if song.tempo < FAST else 2
+    return [Note("bass", root, begin + at * step, 0.9 * every * step, 0.9) for at in range(0, part, every)]
 
 
-def _drums(style: Style, begin: float, step: float, rng: np.random.Generator) -> list[Note]:
+def _drums(song: Song, begin: float, step: float, rng: np.random.Generator) -> list[Note]:
+    thin = song.tempo < SLOW  # a hat on the beats alone
     return [
         Note(drum, 0, begin + at * step, 0.1, float(rng.uniform(0.8, 1.0)))
-        for drum, pattern in style.pattern.items()
+        for drum, pattern in STYLES[song.style].pattern.items()
         for at, place in enumerate(pattern)
-        if place == "x"
+        if place == "x" and not (thin and drum == "hat" and at % 4)
     ]

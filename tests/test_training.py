@@ -1,0 +1,226 @@
+"""The built-in model's making, at toy size: what is trained is what the engine plays."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from musicgen_bento.engine import checkpoint
+from musicgen_bento.engine.conditioning import TextConditioner
+from musicgen_bento.engine.decoder import Decoder
+from musicgen_bento.engine.hub import Source
+from training import codec, dataset, export, language_model, meters, text
+from training.captions import CHANCES, caption, colour, speed
+from training.loop import Clock, OutOfTime, steps
+from training.network import Network, delayed
+from training.plan import CARD, CODEBOOKS, SAMPLE_RATE, Plan
+from training.render import render
+from training.songs import Song, compose, draw_song
+
+SONG = Song("rock", 120, "major", 0, "organ", "lead", drums=True, bass=True, register="middle", brightness=0.5)
+
+
+@pytest.fixture(scope="module")
+def plan(tmp_path_factory: pytest.TempPathFactory) -> Plan:
+    return Plan(
+        folder=tmp_path_factory.mktemp("training"),
+        songs=100,
+        codec_steps=4,
+        plain_steps=2,
+        codec_batch=2,
+        lm_steps=3,
+        lm_batch=2,
+        lm_seconds=2.0,
+        filters=4,
+        latent=16,
+        dim=32,
+        heads=4,
+        layers=2,
+        text_dim=16,
+    )
+
+
+@pytest.fixture(scope="module")
+def songs(plan: Plan) -> dataset.Dataset:
+    few = [dataset.one(plan.seed, number, 10.0) for number in range(4)]
+    (plan.folder / "songs").mkdir()
+    samples = np.stack([few[n % 4][1] for n in range(100)])
+    np.save(plan.folder / "songs" / "songs-000.npy", np.round(samples * 32_767).astype(np.int16))
+    dataset.describe(plan.folder / "songs" / "songs-000.json", [few[n % 4][0] for n in range(100)])
+    return dataset.Dataset(plan.folder / "songs")
+
+
+@pytest.fixture(scope="module")
+def made(plan: Plan, songs: dataset.Dataset) -> tuple[Path, Network]:
+    """A model trained for a moment, in the released format."""
+    trained = codec.train(plan, songs, Clock(10))
+    tokens = language_model.encode(plan, trained, songs)
+    network, encoder, tokenizer = language_model.train(plan, tokens, songs, Clock(10))
+    folder = plan.folder / "model"
+    export.write(plan, trained, network, encoder, tokenizer, folder)
+    return folder, network
+
+
+def test_what_was_trained_is_what_the_engine_plays(plan: Plan, made: tuple[Path, Network]) -> None:
+    folder, network = made
+    loaded = checkpoint.load(Source(str(folder), folder), torch.device("cpu"), torch.float32)
+    hears = TextConditioner(loaded)
+    text_rows = hears.encode(hears.tokenize("a slow waltz, 🎹"))
+    decoder = Decoder(loaded.weights)
+    read, _ = delayed(torch.randint(CARD, (1, CODEBOOKS, 20)))
+    sequence = decoder.open(text_rows, guided=True, positions=64)
+    stepped = torch.stack(
+        [decoder.step([sequence], read[:, :, s], torch.tensor([2.0]))[0] for s in range(read.shape[-1])], dim=1
+    )
+    network.load_state_dict({k: v.half().float() for k, v in network.state_dict().items()})
+    with torch.no_grad():
+        hidden = loaded.text_encoder(input_ids=hears.tokenize("a slow waltz, 🎹")).last_hidden_state
+        mask = torch.ones(hidden.shape[:2], dtype=torch.bool)
+        heard, deaf = (network(read, hidden, mask, torch.tensor([h]))[0] for h in (1.0, 0.0))
+    torch.testing.assert_close(stepped, deaf + 2.0 * (heard - deaf), atol=1e-4, rtol=1e-4)
+
+
+def test_padding_of_a_shorter_caption_changes_nothing(plan: Plan, made: tuple[Path, Network]) -> None:
+    network, tokenizer = made[1], text.tokenizer(plan)
+    encoder = text.encoder(plan, len(tokenizer)).eval()
+    read, _ = delayed(torch.randint(CARD, (1, CODEBOOKS, 8)))
+
+    def logits(prompts: list[str]) -> torch.Tensor:
+        batch = tokenizer(prompts, return_tensors="pt", padding=True)
+        hidden = encoder(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).last_hidden_state
+        ones = torch.ones(len(prompts))
+        out: torch.Tensor = network(read.expand(len(prompts), -1, -1), hidden, batch["attention_mask"].bool(), ones)
+        return out
+
+    with torch.no_grad():
+        alone, beside = logits(["techno"])[0], logits(["techno", "a very long caption of a slow sad waltz"])[0]
+    torch.testing.assert_close(alone, beside, atol=1e-4, rtol=1e-4)
+
+
+def test_a_codebook_reads_what_it_said_one_position_before() -> None:
+    codes = torch.arange(12).view(1, 4, 3)
+    read, say = delayed(codes)
+    assert read.shape == say.shape == (1, 4, 6)
+    assert (read[:, :, 0] == CARD).all()
+    for k in range(4):
+        assert say[0, k].tolist() == [-100] * k + codes[0, k].tolist() + [-100] * (3 - k)
+        said = say[0, k, :-1]
+        assert read[0, k, 1:].tolist() == torch.where(said < 0, CARD, said).tolist()
+
+
+def test_training_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
+    def run(folder: Path, budgets: list[float]) -> torch.Tensor:
+        folder.mkdir()
+        for minutes in budgets:
+            torch.manual_seed(0)
+            model = torch.nn.Linear(4, 1)
+            optimizer = torch.optim.AdamW(model.parameters())
+
+            def step(number: int, model: torch.nn.Module = model, optimizer: torch.optim.Optimizer = optimizer):  # type: ignore[no-untyped-def]
+                x = torch.randn(8, 4, generator=torch.Generator().manual_seed(number))
+                loss = (model(x) - x.sum(1, keepdim=True)).square().mean()
+                optimizer.zero_grad()
+                loss.backward()  # type: ignore[no-untyped-call]
+                optimizer.step()
+                return {"loss": loss.item()}
+
+            try:
+                steps("toy", folder, 6, {"model": model, "optimizer": optimizer}, step, Clock(minutes))
+            except OutOfTime:
+                continue
+        return model.weight.detach()
+
+    whole = run(tmp_path / "whole", [1])
+    in_parts = run(tmp_path / "parts", [0, 0, 0, 1])  # the first three end after a step each
+    assert torch.equal(whole, in_parts)
+
+
+def test_the_same_seed_is_the_same_codec_batch(plan: Plan, songs: dataset.Dataset) -> None:
+    one, again, other = (codec._windows(plan, songs, number) for number in (3, 3, 4))
+    assert (one == again).all()
+    assert not np.array_equal(one, other)
+
+
+def test_too_large_a_model_is_not_written(
+    plan: Plan, made: tuple[Path, Network], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(export, "LARGEST", 1_000)
+    tokenizer = text.tokenizer(plan)
+    with pytest.raises(ValueError, match="more than 1000"):
+        export.write(plan, codec.build(plan), made[1], text.encoder(plan, len(tokenizer)), tokenizer, tmp_path / "out")
+
+
+def test_kmeans_finds_the_middles() -> None:
+    torch.manual_seed(0)
+    middles = torch.tensor([[0.0, 0.0], [10.0, 0.0], [0.0, 10.0]])
+    points = (middles[:, None] + 0.1 * torch.randn(3, 50, 2)).reshape(-1, 2)
+    centres, sizes = codec.kmeans(points, 8)
+    assert sizes.sum() >= len(points)
+    assert torch.cdist(middles, centres).min(dim=1).values.max() < 0.3
+
+
+def test_a_song_is_its_seed_and_the_middle_of_it_is_the_same_song() -> None:
+    assert np.array_equal(render(SONG, 2.0, 7), render(SONG, 2.0, 7))
+    assert not np.array_equal(render(SONG, 2.0, 7), render(SONG, 2.0, 8))
+    notes = compose(SONG, 8.0, np.random.default_rng(7))
+    assert {note.instrument for note in notes} == {"organ", "lead", "bass", "kick", "snare", "hat"}
+    assert all(0 <= note.start < 8 for note in notes)
+
+
+@pytest.mark.parametrize("number", range(12))
+def test_songs_are_sound(number: int) -> None:
+    song, wav = dataset.one(5, number, 4.0)
+    assert wav.shape == (4 * SAMPLE_RATE,)
+    assert np.isfinite(wav).all()
+    assert np.abs(wav).max() <= 0.98
+    assert -24 < 20 * np.log10(np.sqrt(np.mean(wav**2))) < -16, song
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "meter", "threshold"),
+    [
+        ({"drums": False}, {"drums": True}, "percussion", meters.DRUMS),
+        ({"tempo": 70}, {"tempo": 160}, "pace", meters.FAST),
+        ({"register": "low"}, {"register": "high", "bass": False}, "register", meters.HIGH),
+        ({"brightness": 0.0}, {"brightness": 1.0}, "brightness", meters.BRIGHT),
+        ({"mode": "minor"}, {"mode": "major"}, "mode", meters.MAJOR),
+    ],
+)
+@pytest.mark.parametrize(("style", "chords"), [("rock", "organ"), ("folk", "plucked"), ("lofi", "electric piano")])
+def test_meters_tell_songs_apart_that_differ_in_one_thing(
+    one: dict[str, object], other: dict[str, object], meter: str, threshold: float, style: str, chords: str
+) -> None:
+    plain = replace(SONG, style=style, chords=chords, melody=chords)
+    below = getattr(meters.read(render(replace(plain, **one), 8.0, 3)), meter)
+    above = getattr(meters.read(render(replace(plain, **other), 8.0, 3)), meter)
+    assert below < threshold < above
+
+
+def test_captions_say_what_is_true_and_what_they_say_is_told() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        song = draw_song(rng)
+        said = caption(song, rng)
+        assert said.text
+        assert said.says <= {*CHANCES, "bpm"}
+        words = said.text.lower()
+        if "bpm" in said.says:
+            assert f"{song.tempo} bpm" in words or "bpm" in words
+        if not song.drums:
+            assert "punchy" not in words
+        if speed(song) == "fast":
+            assert "slow" not in words
+        if colour(song) == "dark":
+            assert "crisp" not in words
+            assert "sparkling" not in words
+
+
+def test_the_tokenizer_spells_any_word(plan: Plan) -> None:
+    tokenizer = text.tokenizer(plan)
+    ids = tokenizer("Zyzzyva quixotic #42, lofi!")["input_ids"]
+    assert tokenizer.unk_token_id not in ids
+    assert len(tokenizer("lofi")["input_ids"]) <= 3

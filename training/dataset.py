@@ -1,0 +1,75 @@
+"""The songs that are learnt from: rendered once, in shards, on all cores.
+
+A shard is two files, `songs-000.npy` with samples [SHARD, T] as int16 and `songs-000.json` with what each song is.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from training.render import render
+from training.songs import Song, draw_song
+
+SECONDS = 10.0  # of a song; more than a window, so that windows begin anywhere
+SHARD = 100
+
+
+def one(seed: int, number: int, seconds: float = SECONDS) -> tuple[Song, NDArray[np.float32]]:
+    """Song `number` of a seed and its samples [T]; every second one is heard from its middle."""
+    rng = np.random.default_rng([seed, number])
+    song = draw_song(rng)
+    begin = float(rng.uniform(0, 8)) if number % 2 else 0.0
+    return song, render(song, seconds, int(rng.integers(2**31)), begin)
+
+
+def _write_shard(folder: Path, seed: int, shard: int) -> None:
+    clips = [one(seed, number) for number in range(shard * SHARD, (shard + 1) * SHARD)]
+    samples = np.stack([np.round(wav * 32_767).astype(np.int16) for _, wav in clips])
+    place = folder / f"songs-{shard:03}.npy"
+    with open(f"{place}.part", "wb") as file:
+        np.save(file, samples)
+    describe(place.with_suffix(".json"), [song for song, _ in clips])
+    os.replace(f"{place}.part", place)  # last: a shard that is there is whole
+
+
+def describe(place: Path, songs: list[Song]) -> None:
+    """Write what the songs of a shard are."""
+    place.write_text(json.dumps([asdict(song) for song in songs]), encoding="utf-8")
+
+
+def write(folder: Path, songs: int, seed: int) -> None:
+    """Render what is not there yet."""
+    folder.mkdir(parents=True, exist_ok=True)
+    missing = [n for n in range(songs // SHARD) if not (folder / f"songs-{n:03}.npy").exists()]
+    with ProcessPoolExecutor() as pool:
+        work = [pool.submit(_write_shard, folder, seed, shard) for shard in missing]
+        for job in tqdm(work, desc=f"rendering, {SHARD} songs each", disable=None):
+            job.result()
+
+
+class Dataset:
+    """All rendered songs: samples [N, T] and what they are.
+
+    The samples are mapped, not read: a window of one song is all that is ever in memory.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        places = sorted(folder.glob("songs-*.npy"))
+        self._shards = [np.load(place, mmap_mode="r") for place in places]
+        self.songs = [Song(**song) for place in places for song in json.loads(place.with_suffix(".json").read_text())]
+
+    def __len__(self) -> int:
+        return len(self.songs)
+
+    def window(self, number: int, begin: int, length: int) -> NDArray[np.float32]:
+        """Samples [length] of a song, within ±1."""
+        samples = self._shards[number // SHARD][number % SHARD, begin : begin + length]
+        return np.asarray(samples, np.float32) / np.float32(32_767)

@@ -1,0 +1,30 @@
+"""From what was trained to the folder that `demo` is: AudioCraft's released format."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from training import text
+from training.network import Network
+from training.plan import Plan
+from training.released import configuration, pack
+
+LARGEST = 24_000_000  # bytes, of all files together
+
+
+def write(plan: Plan, codec: Any, network: Network, encoder: Any, tokenizer: Any, folder: Path) -> int:
+    """Write the model's files; gives their size in bytes.
+
+    Raises:
+        ValueError: they are larger than a repository should hold.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    config = configuration(plan)
+    pack(network.released(), config, folder / "state_dict.bin")
+    pack(codec.state_dict(), config, folder / "compression_state_dict.bin")
+    text.save(tokenizer, encoder, folder / "t5")
+    size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    if size > LARGEST:
+        raise ValueError(f"The model is {size} bytes, more than {LARGEST}.")
+    return size

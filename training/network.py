@@ -1,0 +1,133 @@
+"""MusicGen's language model (Copet et al. 2023) for training: whole sequences at once, tensors named as released.
+
+`musicgen_bento.engine.decoder` is the same network for serving, step by step.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from training.plan import CARD, CODEBOOKS, Plan
+
+
+class Attention(nn.Module):
+    """Multi-head attention without biases; the three projections of the input are packed in one matrix."""
+
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.in_proj_weight = nn.Parameter(torch.randn(3 * dim, dim) * dim**-0.5)
+        self.out_proj = nn.Linear(dim, dim, bias=False)
+
+    def forward(self, x: Tensor, heard: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+        """Rows x [B, S, dim] attend causally to themselves, or to `heard` [B, L, dim] where `mask` [B, L] is true."""
+        if heard is None:
+            query, key, value = F.linear(x, self.in_proj_weight).chunk(3, dim=-1)
+        else:
+            to_query, to_rest = self.in_proj_weight.split([x.shape[-1], 2 * x.shape[-1]])
+            query = F.linear(x, to_query)
+            key, value = F.linear(heard, to_rest).chunk(2, dim=-1)
+        split = [part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in (query, key, value)]
+        allowed = None if mask is None else mask[:, None, None, :]
+        out = F.scaled_dot_product_attention(*split, attn_mask=allowed, is_causal=heard is None)
+        result: Tensor = self.out_proj(out.transpose(1, 2).flatten(2))
+        return result
+
+
+class Layer(nn.Module):
+    """Pre-norm: self-attention, cross-attention to the prompt, feed-forward."""
+
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        self.norm1, self.norm_cross, self.norm2 = (nn.LayerNorm(dim) for _ in range(3))
+        self.self_attn, self.cross_attention = Attention(dim, heads), Attention(dim, heads)
+        self.linear1, self.linear2 = nn.Linear(dim, 4 * dim, bias=False), nn.Linear(4 * dim, dim, bias=False)
+
+    def forward(self, x: Tensor, text: Tensor, mask: Tensor, hears: Tensor) -> Tensor:
+        """Rows x [B, S, dim]; those where `hears` [B] is 0 go without the prompt, as the deaf row of guidance does."""
+        x = x + self.self_attn(self.norm1(x))
+        x = x + hears[:, None, None] * self.cross_attention(self.norm_cross(x), text, mask)
+        out: Tensor = x + self.linear2(F.gelu(self.linear1(self.norm2(x))))
+        return out
+
+
+class Transformer(nn.Module):
+    """The layers, under the name that AudioCraft gives them."""
+
+    def __init__(self, plan: Plan) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(Layer(plan.dim, plan.heads) for _ in range(plan.layers))
+        with torch.no_grad():
+            for layer in self.layers:  # residual branches begin small, the deeper the smaller
+                for name in ("self_attn.out_proj", "cross_attention.out_proj", "linear2"):
+                    layer.get_parameter(f"{name}.weight").div_((2 * plan.layers) ** 0.5)
+
+    def forward(self, x: Tensor, text: Tensor, mask: Tensor, hears: Tensor) -> Tensor:
+        """Through all layers."""
+        for layer in self.layers:
+            x = layer(x, text, mask, hears)
+        return x
+
+
+class Network(nn.Module):
+    """Tokens and prompts to logits."""
+
+    def __init__(self, plan: Plan) -> None:
+        super().__init__()
+        torch.manual_seed(plan.seed)
+        dim = plan.dim
+        self.emb = nn.ModuleList(nn.Embedding(CARD + 1, dim) for _ in range(CODEBOOKS))
+        self.transformer = Transformer(plan)
+        self.out_norm = nn.LayerNorm(dim)
+        self.linears = nn.ModuleList(nn.Linear(dim, CARD, bias=False) for _ in range(CODEBOOKS))
+        self.output_proj = nn.Linear(plan.text_dim, dim)
+        self.positions: Tensor
+        self.register_buffer("positions", _positions(plan.window + CODEBOOKS, dim), persistent=False)
+        with torch.no_grad():
+            for weight in self.emb.parameters():
+                weight.normal_(std=dim**-0.5)
+
+    def forward(self, tokens: Tensor, text: Tensor, mask: Tensor, hears: Tensor) -> Tensor:
+        """Logits [B, K, S, card].
+
+        Args:
+            tokens: [B, K, S], delayed.
+            text: the text encoder's [B, L, text_dim].
+            mask: [B, L], true where there is text.
+            hears: [B], 0 where guidance's deaf row is trained.
+        """
+        x = torch.stack([embed(tokens[:, k]) for k, embed in enumerate(self.emb)]).sum(dim=0)
+        x = x + self.positions[: x.shape[1]]
+        x = self.out_norm(self.transformer(x, self.output_proj(text), mask, hears))
+        return torch.stack([head(x) for head in self.linears], dim=1)
+
+    def released(self) -> dict[str, Tensor]:
+        """The tensors by the names that AudioCraft gives them."""
+        prefix = "condition_provider.conditioners.description."
+        return {(prefix if name.startswith("output_proj") else "") + name: t for name, t in self.state_dict().items()}
+
+
+def _positions(count: int, dim: int) -> Tensor:
+    """Sinusoids [count, dim], cosines first."""
+    half = dim // 2
+    phase = torch.arange(count)[:, None] / 10_000 ** (torch.arange(half) / (half - 1))
+    return torch.cat([phase.cos(), phase.sin()], dim=-1).float()
+
+
+def delayed(codes: Tensor) -> tuple[Tensor, Tensor]:
+    """Codes [B, K, T] → what the network reads and what it is to say, both [B, K, T + K - 1].
+
+    Codebook k lags k positions behind; position 0 reads the special token; where a codebook has nothing to say the
+    target is -100.
+    """
+    batch, codebooks, frames = codes.shape
+    length = frames + codebooks - 1
+    read = torch.full((batch, codebooks, length), CARD, dtype=torch.long, device=codes.device)
+    say = torch.full((batch, codebooks, length), -100, dtype=torch.long, device=codes.device)
+    for k in range(codebooks):
+        say[:, k, k : k + frames] = codes[:, k]
+        kept = min(frames, length - k - 1)
+        read[:, k, k + 1 : k + 1 + kept] = codes[:, k, :kept]
+    return read, say

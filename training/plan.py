@@ -1,0 +1,56 @@
+"""What is trained, how large and how long: everything that a run depends on, in one place."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+SAMPLE_RATE = 32_000
+FRAME_RATE = 50
+HOP = SAMPLE_RATE // FRAME_RATE
+CODEBOOKS = 4
+CARD = 1_024
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A run. The defaults made `demo`.
+
+    Attributes:
+        folder: where everything goes that is not the result.
+        seed: of songs, weights, batches.
+        songs: how many are rendered.
+        codec_steps, codec_batch, codec_seconds, codec_rate: of the codec's training; the rate is AdamW's highest.
+        plain_steps: the codec's first steps, without quantisation; its codebooks are then found by k-means.
+        lm_steps, lm_batch, lm_seconds, lm_rate: of the language model's; a window is `lm_seconds` long.
+    """
+
+    folder: Path = Path("build/training")
+    seed: int = 1
+    songs: int = 4_800
+    codec_steps: int = 5_000
+    codec_batch: int = 8
+    codec_seconds: float = 0.5
+    codec_rate: float = 1e-3
+    plain_steps: int = 600
+    lm_steps: int = 9_000
+    lm_batch: int = 4
+    lm_seconds: float = 8.0
+    lm_rate: float = 1e-3
+
+    # Sizes, in AudioCraft's terms.
+    filters: int = 16
+    latent: int = 64
+    dim: int = 256
+    heads: int = 8
+    layers: int = 6
+    text_dim: int = 64
+    text_layers: int = 2
+    text_heads: int = 4
+    text_hidden: int = 192
+    text_vocab: int = 900
+
+    @property
+    def window(self) -> int:
+        """Frames of the language model's window."""
+        return int(self.lm_seconds * FRAME_RATE)

@@ -1,0 +1,69 @@
+"""The text encoder: a small T5 (Raffel et al. 2020) with its own tokenizer, learnt with the language model."""
+
+from __future__ import annotations
+
+import io
+import string
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import sentencepiece
+import torch
+
+from training.captions import caption
+from training.plan import Plan
+from training.songs import draw_song
+
+CAPTIONS = 20_000  # that the tokenizer is learnt from
+
+
+def tokenizer(plan: Plan) -> Any:
+    """A unigram tokenizer (Kudo 2018) of captions; every ASCII character is in it, so that any word can be spelled."""
+    from transformers import T5Tokenizer
+
+    rng = np.random.default_rng([plan.seed, 20])
+    lines = [caption(draw_song(rng), rng).text for _ in range(CAPTIONS)]
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(lines),
+        model_writer=model,
+        vocab_size=plan.text_vocab,
+        required_chars=string.ascii_letters + string.digits + string.punctuation,
+        pad_id=0,
+        eos_id=1,
+        unk_id=2,
+        bos_id=-1,
+        hard_vocab_limit=False,
+        num_threads=1,  # the same pieces each time
+        minloglevel=2,
+    )
+    pieces = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
+    vocab = [(pieces.id_to_piece(i), pieces.get_score(i)) for i in range(pieces.get_piece_size())]
+    return T5Tokenizer(vocab=vocab, extra_ids=0)
+
+
+def encoder(plan: Plan, vocabulary: int) -> Any:
+    """The untrained encoder."""
+    from transformers import T5Config, T5EncoderModel
+
+    torch.manual_seed(plan.seed)
+    return T5EncoderModel(
+        T5Config(
+            vocab_size=vocabulary,
+            d_model=plan.text_dim,
+            d_kv=plan.text_dim // plan.text_heads,
+            d_ff=plan.text_hidden,
+            num_layers=plan.text_layers,
+            num_heads=plan.text_heads,
+            dropout_rate=0.0,
+        )
+    )
+
+
+def save(tokenizer: Any, encoder: Any, folder: Path) -> None:
+    """Write both as `checkpoint.py` reads them, in half precision."""
+    tokenizer.save_pretrained(folder)
+    encoder.half().save_pretrained(folder)
+    for file in folder.iterdir():
+        file.chmod(0o644)
