@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,15 +13,56 @@ from tqdm import tqdm
 
 from training import codec as codecs
 from training import text
-from training.captions import caption
+from training.captions import caption, speed
 from training.dataset import Dataset
+from training.instruments import PITCHED
 from training.loop import Clock, cosine, steps
 from training.network import Network, delayed
 from training.plan import Plan
+from training.songs import STYLES, Song
 
+TEACHING = 0.3  # the weight of the text encoder's own lesson
 DEAF = 0.15  # of the clips, that guidance's second row is learnt from
 HELD_OUT = 40  # of so many songs one, the last ones, for the curves' second line
 LOOK = 100  # steps between two points of it
+
+
+class Lesson(nn.Module):
+    """What the text encoder learns at once, where the music would take hours to teach it: what a caption says.
+
+    Left out of the model when it is done.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        super().__init__()
+        torch.manual_seed(plan.seed)
+        self.heads = nn.ModuleList(nn.Linear(plan.text_dim, count) for count in CLASSES)
+
+    def forward(self, hidden: Tensor, mask: Tensor, songs: Sequence[Song]) -> Tensor:
+        """How wrongly a song's classes are read off the mean of its caption's encoding [B, L, text_dim]."""
+        weights = mask.to(hidden.dtype)[:, :, None]
+        mean = (hidden * weights).sum(dim=1) / weights.sum(dim=1)
+        wanted = torch.tensor([classes(song) for song in songs], device=hidden.device)
+        parts = [F.cross_entropy(head(mean), wanted[:, i]) for i, head in enumerate(self.heads)]
+        return torch.stack(parts).mean()
+
+
+def classes(song: Song) -> list[int]:
+    """A song as numbers, each below its place in CLASSES."""
+    return [
+        list(STYLES).index(song.style),
+        list(PITCHED).index(song.chords),
+        list(PITCHED).index(song.melody),
+        ["low", "middle", "high"].index(song.register),
+        round(2 * song.brightness),
+        int(song.mode == "major"),
+        int(song.drums),
+        min((song.tempo - 60) // 10, 11),
+        ["slow", "middle", "fast"].index(speed(song)),
+    ]
+
+
+CLASSES = (len(STYLES), len(PITCHED), len(PITCHED), 3, 3, 2, 2, 12, 3)
 
 
 def encode(plan: Plan, codec: Any, songs: Dataset) -> Tensor:
@@ -43,10 +85,11 @@ def train(plan: Plan, tokens: Tensor, songs: Dataset, clock: Clock) -> tuple[Net
     tokenizer = text.tokenizer(plan)
     encoder = text.encoder(plan, len(tokenizer)).to(device).train()
     network = Network(plan).to(device).train()
-    parameters = [*network.parameters(), *encoder.parameters()]
+    lesson = Lesson(plan).to(device)
+    parameters = [*network.parameters(), *encoder.parameters(), *lesson.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=plan.lm_rate, betas=(0.9, 0.95), weight_decay=0.05)
 
-    def loss_of(rng: np.random.Generator, candidates: range) -> Tensor:
+    def losses(rng: np.random.Generator, candidates: range) -> tuple[Tensor, Tensor]:
         chosen = rng.choice(candidates, plan.lm_batch, replace=False)
         begin = rng.integers(0, tokens.shape[-1] - plan.window + 1, plan.lm_batch)
         codes = torch.stack([tokens[n, :, b : b + plan.window] for n, b in zip(chosen, begin, strict=True)])
@@ -57,7 +100,8 @@ def train(plan: Plan, tokens: Tensor, songs: Dataset, clock: Clock) -> tuple[Net
         hidden = encoder(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).last_hidden_state
         hears = torch.from_numpy((rng.random(plan.lm_batch) >= DEAF).astype(np.float32)).to(device)
         logits = network(read, hidden, batch["attention_mask"].bool(), hears)
-        return F.cross_entropy(logits.flatten(0, 2), say.flatten())
+        taught = lesson(hidden, batch["attention_mask"], [songs.songs[n] for n in chosen])
+        return F.cross_entropy(logits.flatten(0, 2), say.flatten()), taught
 
     learnt = len(songs) - len(songs) // HELD_OUT
     held_out = 0.0
@@ -67,25 +111,25 @@ def train(plan: Plan, tokens: Tensor, songs: Dataset, clock: Clock) -> tuple[Net
         rng = np.random.default_rng([plan.seed, 30, number])
         for group in optimizer.param_groups:
             group["lr"] = plan.lm_rate * cosine(number, plan.lm_steps)
-        loss = loss_of(rng, range(learnt))
+        loss, taught = losses(rng, range(learnt))
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        (loss + TEACHING * taught).backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         if number % LOOK == 0:
             with torch.no_grad():
                 looks = [
-                    loss_of(np.random.default_rng([plan.seed, 31, look]), range(learnt, len(songs)))
+                    losses(np.random.default_rng([plan.seed, 31, look]), range(learnt, len(songs)))[0]
                     for look in range(4)
                 ]
             held_out = float(torch.stack(looks).mean())
-        return {"loss": float(loss.detach()), "held_out": held_out}
+        return {"loss": loss.item(), "lesson": taught.item(), "held_out": held_out}
 
     steps(
         "language_model",
         plan.folder,
         plan.lm_steps,
-        {"network": network, "encoder": encoder, "optimizer": optimizer},
+        {"network": network, "encoder": encoder, "lesson": lesson, "optimizer": optimizer},
         step,
         clock,
     )

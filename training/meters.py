@@ -16,10 +16,10 @@ from training.instruments import SAMPLE_RATE
 Samples = NDArray[np.float32]
 HOP = 512
 # Where the sides meet, halfway between the renderer's clips.
-DRUMS = -29.0
-FAST = 2.2
-HIGH = 6.0
-BRIGHT = -21.5
+DRUMS = -47.0
+FAST = 2.1
+HIGH = 6.3
+BRIGHT = -30.0
 MAJOR = 0.0
 FRAMES_A_SECOND = SAMPLE_RATE / HOP
 
@@ -101,17 +101,17 @@ def tempo(frequencies: NDArray[np.float64], magnitudes: NDArray[np.float64]) -> 
 
 
 def register(frequencies: NDArray[np.float64], steady: NDArray[np.float64]) -> float:
-    """Where the pitches lie, in dB: the energy from 360 Hz to 2 kHz beside that from 85 to 330 Hz."""
+    """Where the pitches lie, in dB: the energy from 290 Hz to 2 kHz beside that from 85 to 270 Hz."""
     energy = (steady**2).sum(axis=1)
-    high = energy[(frequencies > 360) & (frequencies < 2_000)].sum()
-    low = energy[(frequencies > 85) & (frequencies < 330)].sum()
+    high = energy[(frequencies > 290) & (frequencies < 2_000)].sum()
+    low = energy[(frequencies > 85) & (frequencies < 270)].sum()
     return float(10 * np.log10(max(high, 1e-20) / max(low, 1e-20)))
 
 
 def brightness(frequencies: NDArray[np.float64], steady: NDArray[np.float64]) -> float:
-    """How much overtones have, in dB: the energy from 3 to 6 kHz beside that from 85 Hz to 2 kHz."""
+    """How much overtones have, in dB: the energy from 2.5 to 5 kHz beside that from 85 Hz to 2 kHz."""
     energy = (steady**2).sum(axis=1)
-    high = energy[(frequencies > 3_000) & (frequencies < 6_000)].sum()
+    high = energy[(frequencies > 2_500) & (frequencies < 5_000)].sum()
     low = energy[(frequencies > 85) & (frequencies < 2_000)].sum()
     return float(10 * np.log10(max(high, 1e-20) / max(low, 1e-20)))
 

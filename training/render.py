@@ -13,6 +13,7 @@ from training.songs import Song, compose
 
 RMS_DBFS = -20.0
 GRID = 0.08  # seconds: notes are as long as a multiple of it, so that few are rendered twice
+DRUM_LEVELS = {"kick": 1.8, "snare": 0.9, "clap": 0.8, "hat": 0.6}  # peaks, beside tones of an RMS of 1
 TAIL = 2.0  # seconds a note may sound after its end
 
 
@@ -29,7 +30,7 @@ def _note(instrument: str, pitch: int, cells: int, brightness: float) -> NDArray
 
 def _excite(wave: NDArray[np.float64]) -> NDArray[np.float64]:
     """A note with overtones of its saturated self, at a level of their own, so that a low flute is bright too."""
-    overtones = sosfilt(_filter(4, (2_600.0, 6_300.0), "band"), np.tanh(5 * wave) * (1 + 0.3 * wave))
+    overtones = sosfilt(_filter(4, (2_400.0, 5_000.0), "band"), np.tanh(5 * wave) * (1 + 0.3 * wave))
     gain = 0.28 * np.sqrt(np.mean(wave**2) / max(np.mean(overtones**2), 1e-12))
     return np.asarray(wave + gain * overtones)
 
@@ -47,7 +48,7 @@ def _room(variant: int) -> NDArray[np.float32]:
     t = np.arange(int(0.35 * SAMPLE_RATE)) / SAMPLE_RATE
     tail = rng.standard_normal(len(t)) * np.exp(-t * 14)
     tail[: int(0.008 * SAMPLE_RATE)] = 0
-    return (0.25 * tail / np.sqrt(np.sum(tail**2))).astype(np.float32)
+    return (0.15 * tail / np.sqrt(np.sum(tail**2))).astype(np.float32)
 
 
 @lru_cache(maxsize=8)
@@ -56,8 +57,8 @@ def _filter(order: int, edge: float | tuple[float, float], kind: str) -> NDArray
 
 
 def _colour(tones: NDArray[np.float32], brightness: float) -> NDArray[np.float32]:
-    """Dark tones without their highs; all of them leave what lies above 7 kHz to the drums."""
-    cut = _filter(4, 1_300.0, "low") if brightness < 0.3 else _filter(6, 6_500.0, "low")
+    """Dark tones without their highs; all of them leave what lies above 8 kHz to the drums."""
+    cut = _filter(4, 1_300.0, "low") if brightness < 0.3 else _filter(8, 6_000.0, "low")
     return np.asarray(sosfilt(cut, tones), np.float32)
 
 
@@ -74,9 +75,9 @@ def render(song: Song, seconds: float, seed: int, begin: float = 0.0) -> NDArray
             wave = _note(note.instrument, note.pitch, max(1, round(note.length / GRID)), song.brightness)
         else:
             wave = _hit(note.instrument, variant, song.brightness)
-        _add(tones if note.pitch else drums, note.level * wave, int((note.start - begin) * SAMPLE_RATE))
-    # Drums are as loud beside the tones as tones are beside each other, whatever plays.
-    mix = _level(_colour(tones, song.brightness)) + 0.8 * _level(drums)
+        gain = note.level if note.pitch else note.level * DRUM_LEVELS[note.instrument]
+        _add(tones if note.pitch else drums, gain * wave, int((note.start - begin) * SAMPLE_RATE))
+    mix = _level(_colour(tones, song.brightness)) + drums
     wet = fftconvolve(mix, _room(int(rng.integers(4))))[:length]
     out = _level(mix + wet.astype(np.float32)) * np.float32(10 ** (RMS_DBFS / 20))
     return np.asarray(out * min(1.0, 0.97 / float(np.abs(out).max())), np.float32)

@@ -15,6 +15,10 @@ PROGRESSIONS = {
 }
 STEPS = 4  # a beat
 SLOW, FAST = 85, 140  # beats a minute: below, above
+# Lowest pitches, MIDI numbers; each part keeps to the octave from there.
+CHORDS_FROM = {"low": 45, "middle": 52, "high": 62}
+MELODY_FROM = {"low": 52, "middle": 60, "high": 68}
+BASS_FROM = 33
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,20 +212,15 @@ def compose(song: Song, seconds: float, rng: np.random.Generator) -> list[Note]:
     return [note for note in notes if note.start < seconds - 0.05]
 
 
-def _pitch(song: Song, degree: int, octave: int, raised: bool = False) -> int:
-    """A degree's pitch; `raised` is the leading tone of a minor key's fifth."""
-    scale = SCALES[song.mode]
+def _pitch(song: Song, degree: int, lowest: int, raised: bool = False) -> int:
+    """A degree's pitch in the octave from `lowest` on; `raised` is the leading tone of a minor key's fifth."""
     lift = int(raised and song.mode == "minor" and degree % 7 == 6)
-    return 12 * (octave + degree // 7) + song.key + scale[degree % 7] + lift
-
-
-def _octave(song: Song, base: int) -> int:
-    # Keys from F sharp up lie an octave lower, so that every key is in the same place.
-    return base + {"low": -1, "middle": 0, "high": 1}[song.register] - int(song.key > 5)
+    above = song.key + SCALES[song.mode][degree % 7] + lift - lowest
+    return lowest + above % 12
 
 
 def _chord(song: Song, style: Style, degree: int, begin: float, part: int, step: float) -> list[Note]:
-    triad = [_pitch(song, degree + third, _octave(song, 5), degree == 4) for third in (0, 2, 4)]
+    triad = sorted(_pitch(song, degree + third, CHORDS_FROM[song.register], degree == 4) for third in (0, 2, 4))
     if style.arpeggio:
         every = 4 if song.tempo < SLOW else 2
         order = [0, 1, 2, 1]
@@ -263,7 +262,7 @@ def _melody(song: Song, riff: list[tuple[int, int, int]], degree: int, begin: fl
     return [
         Note(
             song.melody,
-            _pitch(song, degree + above, _octave(song, 6), degree == 4),
+            _pitch(song, degree + above, MELODY_FROM[song.register], degree == 4),
             begin + at * step,
             length * step,
             0.8,
@@ -273,8 +272,7 @@ def _melody(song: Song, riff: list[tuple[int, int, int]], degree: int, begin: fl
 
 
 def _bass(song: Song, degree: int, begin: float, part: int, step: float) -> list[Note]:
-    root = _pitch(song, degree, 3)
-    root -= 12 if root > 48 else 0
+    root = _pitch(song, degree, BASS_FROM)
     every = 8 if song.tempo < SLOW else 4 if song.tempo < FAST else 2
     return [Note("bass", root, begin + at * step, 0.9 * every * step, 0.9) for at in range(0, part, every)]
 
