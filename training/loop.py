@@ -50,6 +50,7 @@ def steps(
     """
     place, curves = folder / f"{name}.state", folder / f"{name}.jsonl"
     first, spent = _restore(place, state)
+    _forget_after(curves, first)
     begin = saved = time.monotonic()
     figures: list[dict[str, float]] = []
 
@@ -62,7 +63,7 @@ def steps(
     with open(curves, "a", encoding="utf-8") as log:
         for number in _progress(name, first, count):
             figures.append(step(number))
-            if len(figures) == 20 or number == count - 1:
+            if number % 20 == 19 or number == count - 1:
                 means = {key: sum(f[key] for f in figures) / len(figures) for key in figures[0]}
                 line = {"step": number + 1, "seconds": round(spent + time.monotonic() - begin, 1)}
                 print(json.dumps(line | {key: round(value, 4) for key, value in means.items()}), file=log, flush=True)
@@ -86,6 +87,13 @@ def _restore(place: Path, state: dict[str, Any]) -> tuple[int, float]:
     for key, thing in state.items():
         thing.load_state_dict(package[key])
     return package["done"], package["seconds"]
+
+
+def _forget_after(curves: Path, step: int) -> None:
+    """Points of a curve that were drawn and not saved come again."""
+    if curves.exists():
+        lines = [line for line in curves.read_text().splitlines(keepends=True) if json.loads(line)["step"] <= step]
+        curves.write_text("".join(lines))
 
 
 def _progress(name: str, first: int, count: int) -> Iterator[int]:

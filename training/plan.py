@@ -27,13 +27,13 @@ class Plan:
 
     folder: Path = Path("build/training")
     seed: int = 1
-    songs: int = 4_800
-    codec_steps: int = 5_000
+    songs: int = 2_400
+    codec_steps: int = 4_000
     codec_batch: int = 8
     codec_seconds: float = 0.5
     codec_rate: float = 1e-3
-    plain_steps: int = 600
-    lm_steps: int = 9_000
+    plain_steps: int = 500
+    lm_steps: int = 4_000
     lm_batch: int = 4
     lm_seconds: float = 8.0
     lm_rate: float = 1e-3

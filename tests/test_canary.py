@@ -1,0 +1,54 @@
+"""What the built-in model's start finds wrong with a machine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from musicgen_bento.engine import canary, sampling
+from musicgen_bento.engine.clip import Clip
+from musicgen_bento.engine.codec import ClipSound
+from musicgen_bento.engine.engine import ModelEngine
+from musicgen_bento.engine.types import Chunk
+from musicgen_bento.errors import LoadFailed
+from tests import models
+
+
+def test_a_model_that_works_passes_and_is_left_as_it_was() -> None:
+    engine = models.engine()
+    canary.check(engine)
+    assert engine.load == (0, 0)
+
+
+def test_silence_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = ClipSound.chunks
+
+    def mute(self: ClipSound, clip: Clip) -> Iterator[Chunk]:
+        return (Chunk(np.zeros_like(chunk.samples), chunk.position) for chunk in plain(self, clip))
+
+    monkeypatch.setattr(ClipSound, "chunks", mute)
+    with pytest.raises(LoadFailed, match="silent"):
+        canary.check(models.engine())
+
+
+def test_a_seed_that_means_nothing_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain, drift = sampling.gumbel, iter(range(10_000))
+    monkeypatch.setattr(sampling, "gumbel", lambda seeds, *rest: plain(seeds + next(drift), *rest))
+    with pytest.raises(LoadFailed, match="another clip for the same seed"):
+        canary.check(models.engine())
+
+
+def test_a_prompt_that_is_not_heard_is_found() -> None:
+    checkpoint = models.load(models.MONO)
+    deaf = replace(
+        checkpoint.weights,
+        text_weight=torch.zeros_like(checkpoint.weights.text_weight),
+        text_bias=torch.zeros_like(checkpoint.weights.text_bias),
+    )
+    engine = ModelEngine(replace(checkpoint, weights=deaf), max_slots=1, max_queue=1, deterministic=False)
+    with pytest.raises(LoadFailed, match="does not hear"):
+        canary.check(engine)

@@ -1,0 +1,96 @@
+"""The figures of the model card are what they are called."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from training import evaluate, meters
+from training.captions import Caption
+from training.card import table
+from training.evaluate import QUESTIONS, Result, Tally
+from training.plan import SAMPLE_RATE
+from training.render import render
+from training.songs import Song
+
+SONG = Song("rock", 150, "major", 0, "organ", "lead", drums=True, bass=True, register="low", brightness=1.0)
+TONE = np.sin(2 * np.pi * 220 * np.arange(SAMPLE_RATE) / SAMPLE_RATE).astype(np.float32)
+NOISE = np.random.default_rng(0).standard_normal(SAMPLE_RATE).astype(np.float32)
+
+
+@pytest.mark.parametrize("ratio", [0.1, 1.0])
+def test_si_sdr_is_the_noise_in_decibels_and_forgets_the_level(ratio: float) -> None:
+    made = 0.3 * (TONE + ratio * NOISE * np.sqrt(np.mean(TONE**2)))
+    assert evaluate.si_sdr(made, TONE) == pytest.approx(-20 * math.log10(ratio), abs=0.3)
+
+
+def test_a_clip_has_no_distance_from_itself_and_some_from_another() -> None:
+    assert evaluate.log_mel_distance(TONE, TONE) == 0.0
+    assert evaluate.log_mel_distance(0.5 * TONE, TONE) == pytest.approx(0.3, abs=0.3)  # few bands sound at all
+    assert evaluate.log_mel_distance(NOISE, TONE) > 10
+
+
+def test_noise_is_flat_and_a_tone_is_not() -> None:
+    assert evaluate.flatness(NOISE) > 0.8
+    assert evaluate.flatness(TONE) < 0.01
+
+
+def test_the_longest_silence_is_found() -> None:
+    wav = np.concatenate([TONE, np.zeros(SAMPLE_RATE // 2), TONE, np.zeros(2 * SAMPLE_RATE)]).astype(np.float32)
+    assert evaluate.longest_silence(wav) == pytest.approx(2.0, abs=0.05)
+    assert evaluate.longest_silence(TONE) == 0.0
+
+
+def test_a_clip_is_asked_only_what_its_caption_says() -> None:
+    tallies = {question.name: Tally() for question in QUESTIONS}
+    evaluate._ask(tallies, SONG, Caption("fast rock with drums", frozenset({"tempo", "drums"})), render(SONG, 8.0, 1))
+    assert {name: (t.right, t.asked) for name, t in tallies.items() if t.asked} == {
+        "drums or none": (1, 1),
+        "slow or fast": (1, 1),
+    }
+
+
+def test_the_wrong_music_is_counted_as_wrong() -> None:
+    tallies = {question.name: Tally() for question in QUESTIONS}
+    evaluate._ask(tallies, SONG, Caption("bright, bass, drums", frozenset({"colour", "register", "drums"})), TONE)
+    assert tallies["drums or none"].right == 0
+    assert tallies["dark or bright"].right == 0
+
+
+@pytest.mark.parametrize(
+    "wav, fault",
+    [
+        (np.full(SAMPLE_RATE, np.nan, np.float32), "not a number"),
+        (3 * TONE, "clipped"),
+        (1e-3 * TONE, "RMS outside -32 to -10 dBFS"),
+        (np.concatenate([0.3 * TONE, np.zeros(2 * SAMPLE_RATE, np.float32)]), "silent for over a second"),
+        (0.1 * NOISE, "flatter than the renderer's noisiest"),
+    ],
+)
+def test_every_fault_is_seen(wav: np.ndarray, fault: str) -> None:  # type: ignore[type-arg]
+    result = Result(flatness_bar=0.1)
+    evaluate._look_for_faults(result, 0.2 * TONE)
+    assert not any(result.broken.values())
+    evaluate._look_for_faults(result, wav)
+    assert result.broken[fault] == 1
+
+
+def test_held_out_songs_are_none_of_those_learnt_from() -> None:
+    song, said, wav = evaluate.held_out(1)[0]
+    assert wav.shape == (8 * SAMPLE_RATE,)
+    assert said.text
+    assert meters.read(wav).tempo > 0
+    assert evaluate.SEED != 1
+    assert song.tempo >= 60
+
+
+def test_the_table_has_a_row_for_every_question_and_fault() -> None:
+    result = Result(clips=3, broken={"clipped": 0, "not a number": 1}, si_sdr=5.5, log_mel=3.0, real_time=8.0)
+    result.obeyed["drums or none"] = Tally(19, 20)
+    text = table(result)
+    assert all(question.name in text for question in QUESTIONS)
+    assert "95.0% of 20" in text
+    assert "not a number | 0 | 1 of 3" in text
+    assert "5.50 dB" in text
