@@ -24,7 +24,7 @@ from training.songs import Song
 
 SEED = 2  # of the held-out songs; training has another
 SECONDS = 8.0
-CLIPS = 300
+CLIPS = 200
 AT_ONCE = 12
 Samples = NDArray[np.float32]
 

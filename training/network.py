@@ -87,7 +87,7 @@ class Network(nn.Module):
         self.register_buffer("positions", _positions(plan.window + CODEBOOKS, dim), persistent=False)
         with torch.no_grad():
             for weight in self.emb.parameters():
-                weight.normal_(std=dim**-0.5)
+                weight.normal_(std=0.5)  # beside positions of 0.7; AudioCraft's dim**-0.5 is drowned for hours
 
     def forward(self, tokens: Tensor, text: Tensor, mask: Tensor, hears: Tensor) -> Tensor:
         """Logits [B, K, S, card].

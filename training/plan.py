@@ -14,7 +14,7 @@ CARD = 1_024
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A run. The defaults made `demo`.
+    """A run. The defaults are to make `demo`.
 
     Attributes:
         folder: where everything goes that is not the result.
@@ -33,7 +33,7 @@ class Plan:
     codec_seconds: float = 0.5
     codec_rate: float = 1e-3
     plain_steps: int = 500
-    lm_steps: int = 4_000
+    lm_steps: int = 8_000
     lm_batch: int = 4
     lm_seconds: float = 8.0
     lm_rate: float = 1e-3
