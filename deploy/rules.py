@@ -162,7 +162,7 @@ def ports(found: Set) -> Iterator[str]:
 
 
 def selectors(found: Set) -> Iterator[str]:
-    """What selects pods or Services finds them, and the pods of one Deployment only."""
+    """What selects pods or Services finds them, and the pods of one Deployment only; a client stays with its pod."""
 
     def finds(selector: dict[str, str], labels: dict[str, str]) -> bool:
         return bool(selector) and selector.items() <= labels.items()
@@ -175,6 +175,9 @@ def selectors(found: Set) -> Iterator[str]:
         own = [deployment["spec"].get("selector", {}), *(constraint["labelSelector"] for constraint in constraints)]
         if not all(finds(selector.get("matchLabels", {}), labels) for selector in own):
             yield f"Deployment {deployment['metadata']['name']} has a selector that does not find its pods"
+    for service in found["Service"]:
+        if service["spec"].get("sessionAffinity") != "ClientIP":
+            yield f"Service {service['metadata']['name']} must keep a client at its pod: that has its jobs"
     others = [(service, service["spec"].get("selector", {})) for service in found["Service"]]
     others += [(d, d["spec"].get("selector", {}).get("matchLabels", {})) for d in found["PodDisruptionBudget"]]
     others += [(d, d["spec"].get("podSelector", {}).get("matchLabels", {})) for d in found["NetworkPolicy"]]

@@ -10,9 +10,11 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from musicgen_bento import job_routes
 from musicgen_bento.errors import MusicGenError
 from musicgen_bento.exchange import refuse
-from musicgen_bento.schemas import ModelList
+from musicgen_bento.jobs import Jobs
+from musicgen_bento.schemas import GenerationRequest, ModelList
 
 WEB = Path(__file__).parent / "web"
 PAGES = {
@@ -31,11 +33,15 @@ HEADERS = {
 }
 
 
-def build(list_models: Callable[[], Awaitable[ModelList]]) -> Starlette:
+def build(
+    list_models: Callable[[], Awaitable[ModelList]], jobs: Callable[[], Jobs], asks: type[GenerationRequest]
+) -> Starlette:
     """The routes. No catch-all: what is not here is BentoML's.
 
     Args:
         list_models: what `GET /models` answers with.
+        jobs: the process's own; asked for with every request, as there are none before the service has begun.
+        asks: what a request for a clip is.
     """
 
     async def models(_: Request) -> Response:
@@ -45,7 +51,7 @@ def build(list_models: Callable[[], Awaitable[ModelList]]) -> Starlette:
             return refuse(error)
 
     pages = [Route(path, _page(name, kind)) for path, (name, kind) in PAGES.items()]
-    return Starlette(routes=[*pages, Route("/models", models)])
+    return Starlette(routes=[*pages, Route("/models", models), *job_routes.routes(jobs, asks)])
 
 
 def _page(name: str, kind: str) -> Callable[[Request], Awaitable[Response]]:

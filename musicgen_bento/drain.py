@@ -10,12 +10,31 @@ from __future__ import annotations
 import asyncio
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar
 
+from musicgen_bento.errors import ShuttingDown
+
+Result = TypeVar("Result")
 STEP = 0.05
 LAST_ANSWERS = 5.0  # seconds: to tell the clients whose work was cut off, and again to send what is finished
+
+
+class Work:
+    """What must not be cut off: `with work:` around it."""
+
+    def __init__(self) -> None:
+        self._running = 0
+
+    def __bool__(self) -> bool:
+        return self._running > 0
+
+    def __enter__(self) -> None:
+        self._running += 1
+
+    def __exit__(self, *_: object) -> None:
+        self._running -= 1
 
 
 class Drain:
@@ -57,6 +76,23 @@ class Drain:
         elif number == signal.SIGINT and self._handlers:
             self.expired.set()
 
+    async def finish(self, work: Awaitable[Result]) -> Result:
+        """The work's result, if it has one before the time is up. If the caller is cancelled, so is the work.
+
+        Raises:
+            ShuttingDown: the time is up; the work is cancelled.
+        """
+        working, expired = asyncio.ensure_future(work), asyncio.ensure_future(self.expired.wait())
+        try:
+            await asyncio.wait((working, expired), return_when=asyncio.FIRST_COMPLETED)
+            if working.done():
+                return working.result()
+            raise ShuttingDown(
+                "The server stopped before the clip was finished.", hint="Try again later.", retry_after=5
+            )
+        finally:
+            await cancel(working, expired)
+
     async def _run(self, number: int) -> None:
         if not await self._quiet(self._seconds, self._idle_seconds):
             self.expired.set()
@@ -85,3 +121,10 @@ class Drain:
             if (now >= deadline and self._busy()) or (self.expired.is_set() and seconds == self._seconds):
                 return False
             await asyncio.sleep(STEP)
+
+
+async def cancel(*tasks: asyncio.Future[Any]) -> None:
+    """Cancel them and wait until they have cleared up."""
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)

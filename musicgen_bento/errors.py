@@ -4,10 +4,13 @@ MusicGenError                     500 failed
 ├── InvalidRequest                400 invalid
 │   └── UnknownModel              400 unknown_model
 ├── NotFound                      404 not_found
+│   └── UnknownJob                404 unknown_job
 ├── MethodNotAllowed              405 method_not_allowed
+├── NotReady                      409 not_ready
 ├── BodyTooLarge                  413 too_large
 ├── UnsupportedMediaType          415 unsupported_media_type
 ├── QueueFull                     429 queue_full            (retry_after)
+├── JobsFull                      429 jobs_full             (retry_after)
 ├── GenerationFailed              500 generation_failed
 ├── BrokenCheckpoint              500 broken_checkpoint
 ├── LoadFailed                    500 load_failed
@@ -91,10 +94,22 @@ class NotFound(MusicGenError):
     status, code = 404, "not_found"
 
 
+class UnknownJob(NotFound):
+    """The job is not here: fetched, deleted, too old, or another server's."""
+
+    code = "unknown_job"
+
+
 class MethodNotAllowed(MusicGenError):
     """The address exists, for another method."""
 
     status, code = 405, "method_not_allowed"
+
+
+class NotReady(MusicGenError):
+    """The job has no music: it is not done."""
+
+    status, code = 409, "not_ready"
 
 
 class BodyTooLarge(MusicGenError):
@@ -113,6 +128,12 @@ class QueueFull(MusicGenError):
     """Every place in the queue is taken."""
 
     status, code = 429, "queue_full"
+
+
+class JobsFull(MusicGenError):
+    """The memory for the music of jobs is spoken for."""
+
+    status, code = 429, "jobs_full"
 
 
 class GenerationFailed(MusicGenError):

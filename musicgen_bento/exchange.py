@@ -141,9 +141,15 @@ class Answer:
         self.complete = True
 
 
-def unexpected(current: Exchange) -> MusicGenError:
-    """What a client is told of a failure that nobody foresaw."""
-    return MusicGenError(f"The server failed (request {current.id}).", hint="The server's log says where.")
+async def until_gone(receive: Receive) -> None:
+    """Until the client has left. Nothing else may receive meanwhile."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+def unexpected(request: str) -> MusicGenError:
+    """What a client is told of a failure that nobody foresaw. `request` is its id, as the log has it."""
+    return MusicGenError(f"The server failed (request {request}).", hint="The server's log says where.")
 
 
 def _foreign(status: int, current: Exchange) -> MusicGenError:
@@ -166,7 +172,7 @@ def _foreign(status: int, current: Exchange) -> MusicGenError:
         case _ if status < 500:
             return errors.InvalidRequest("The request is not valid.", hint="See /docs.json.")
         case _:
-            return unexpected(current)
+            return unexpected(current.id)
 
 
 async def _discard(receive: Receive) -> None:

@@ -1,27 +1,21 @@
-"""What the front does with a valid request: asks the runner, writes the WAV, names things for people."""
+"""What the front answers: a whole clip, the models, whether it is ready."""
 
 from __future__ import annotations
 
 import asyncio
-import logging
-import secrets
 from typing import Any
-from urllib.parse import quote
 
 from starlette.responses import Response
 
-from musicgen_bento import audio, catalogue, schemas
-from musicgen_bento.config import Settings
+from musicgen_bento import catalogue, schemas
 from musicgen_bento.drain import Drain
-from musicgen_bento.engine.types import GenerationParams, Started
+from musicgen_bento.engine.types import Event, Started
 from musicgen_bento.errors import MusicGenError, ShuttingDown, Unavailable
-from musicgen_bento.exchange import exchange, refuse, unexpected
-from musicgen_bento.quiet import where
-from musicgen_bento.remote import Clip, Remote
+from musicgen_bento.exchange import exchange, refuse
+from musicgen_bento.remote import Remote
+from musicgen_bento.studio import Studio
 
 READY_SECONDS = 1.0
-
-_log = logging.getLogger("bentoml.musicgen")
 
 
 class Front:
@@ -29,37 +23,28 @@ class Front:
 
     Args:
         remote: the runner.
-        settings: of the service.
+        studio: has clips made there.
         drain: while it lasts the front is not ready.
     """
 
-    def __init__(self, remote: Remote, settings: Settings, drain: Drain) -> None:
+    def __init__(self, remote: Remote, studio: Studio, drain: Drain) -> None:
         self._remote = remote
-        self._settings = settings
+        self._studio = studio
         self._drain = drain
 
     async def generate(self, request: schemas.GenerationRequest) -> Response:
         """The whole WAV, or a refusal. Raises nothing: BentoML would log it with the values it met."""
         current = exchange()
-        name = request.model or self._settings.default_model
-        card = catalogue.find(name)
-        current.model = card.id if card else "(other)"  # a client may write anything there
-        current.duration = request.duration
-        seed = secrets.randbelow(schemas.MAX_SEED + 1) if request.seed is None else request.seed
-        asked = request.model_dump(exclude={"model", "normalize", "seed"})
 
-        def started(event: Started) -> None:
-            current.model = event.model
+        def listen(event: Event) -> None:
+            if isinstance(event, Started):
+                current.model = event.model
 
         try:
-            clip = await self._remote.clip(current.id, name, GenerationParams(seed=seed, **asked), started)
-            wav = await asyncio.to_thread(_wav, clip, request.normalize)
+            music = await self._studio.make(await self._studio.take(request, current), listen)
         except MusicGenError as error:
-            return refuse(unexpected(current) if type(error) is MusicGenError else error)
-        except Exception as error:
-            _log.error("id=%s failed: %s", current.id, where(error))
-            return refuse(unexpected(current))
-        return Response(wav, media_type="audio/wav", headers=_headers(clip, seed))
+            return refuse(error)
+        return Response(music.wav, media_type="audio/wav", headers=music.headers)
 
     async def models(self) -> schemas.ModelList:
         """The catalogue, with the state of each model.
@@ -107,18 +92,3 @@ def _info(card: catalogue.ModelCard, status: dict[str, Any]) -> schemas.ModelInf
         note=card.note,
         **status,
     )
-
-
-def _wav(clip: Clip, how: schemas.Normalize) -> bytes:
-    return audio.encode_wav(audio.normalize(clip.samples, clip.sample_rate, how), clip.sample_rate)
-
-
-def _headers(clip: Clip, seed: int) -> dict[str, str]:
-    channels, samples = clip.samples.shape
-    return {
-        "X-Seed": str(seed),
-        "X-Model": quote(clip.model, safe="/:@+ "),
-        "X-Audio-Sample-Rate": str(clip.sample_rate),
-        "X-Audio-Channels": str(channels),
-        "X-Audio-Duration": f"{samples / clip.sample_rate:.3f}",
-    }

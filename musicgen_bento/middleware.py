@@ -9,20 +9,22 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 from pydantic import BaseModel
 from starlette.datastructures import Headers
+from starlette.routing import compile_path
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from musicgen_bento import errors
 from musicgen_bento.body import MAX_BODY, check_headers, parse
-from musicgen_bento.drain import Drain
+from musicgen_bento.drain import Drain, Work, cancel
 from musicgen_bento.errors import MusicGenError
-from musicgen_bento.exchange import Answer, Exchange, current_exchange, unexpected
+from musicgen_bento.exchange import Answer, Exchange, current_exchange, unexpected, until_gone
 from musicgen_bento.metrics import count_error
 from musicgen_bento.quiet import where
 
+NAMED = "musicgen.named"
+JOB_PATH = "/jobs/{id}"
 UNLOGGED = frozenset(("/livez", "/readyz", "/healthz", "/metrics"))
 
 _log = logging.getLogger("bentoml.musicgen")
@@ -31,7 +33,8 @@ _log = logging.getLogger("bentoml.musicgen")
 class KnownPaths:
     """Stands before everything: a path that is none of ours is known as `/-` from here on.
 
-    It holds whatever a client wrote there, and BentoML keeps a set of metrics, on disk, for each it meets.
+    It holds whatever a client wrote there, and BentoML keeps a set of metrics, on disk, for each it meets. For the
+    same reason a path such as `/jobs/{id}` is known by just that; the id is in the scope, under `NAMED`.
 
     Args:
         app: what comes after it.
@@ -41,24 +44,23 @@ class KnownPaths:
     def __init__(self, app: ASGIApp, paths: frozenset[str]) -> None:
         self._app = app
         self._paths = paths
+        self._patterns = {path: compile_path(path)[0] for path in sorted(paths) if "{" in path}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on; one slash too many at the end is forgiven."""
         if scope["type"] == "http" and scope["path"] not in self._paths:
-            path = scope["path"].removesuffix("/")
-            path = path if path in self._paths else "/-"
-            scope = {**scope, "path": path, "raw_path": path.encode(), "query_string": b""}
+            path, named = self._known(scope["path"].removesuffix("/"))
+            query = scope["query_string"] if path != "/-" else b""
+            scope = {**scope, "path": path, "raw_path": path.encode(), "query_string": query, NAMED: named}
         await self._app(scope, receive, send)
 
-
-class Work:
-    """The requests whose bodies are accepted and not yet answered."""
-
-    def __init__(self) -> None:
-        self.running = 0
-
-    def __bool__(self) -> bool:
-        return self.running > 0
+    def _known(self, path: str) -> tuple[str, dict[str, str]]:
+        if path in self._paths:
+            return path, {}
+        for template, pattern in self._patterns.items():
+            if found := pattern.match(path):
+                return template, found.groupdict()
+        return "/-", {}
 
 
 class Middleware:
@@ -68,7 +70,7 @@ class Middleware:
         app: what comes after it.
         bodies: what a POST to each API path takes; None where it takes nothing.
         drain: refuses new work once it has begun, and says when running work must stop.
-        work: counts what runs.
+        work: counts the requests whose bodies are accepted and not yet answered.
     """
 
     def __init__(self, app: ASGIApp, bodies: Mapping[str, type[BaseModel] | None], drain: Drain, work: Work) -> None:
@@ -92,12 +94,12 @@ class Middleware:
                 await answer.refuse(error, receive)
             except Exception as error:  # only its place is logged: its text may hold the prompt
                 _log.error("id=%s failed: %s", current.id, where(error))
-                await answer.refuse(unexpected(current), receive)
+                await answer.refuse(unexpected(current.id), receive)
         finally:
             current_exchange.reset(token)
             if current.error:
                 count_error(current.error.code)
-            if current.path not in UNLOGGED:
+            if current.path not in UNLOGGED and not _is_poll(current):
                 _log.info(current.line())
 
     async def _serve(self, scope: Scope, receive: Receive, answer: Answer, current: Exchange) -> None:
@@ -113,32 +115,28 @@ class Middleware:
             return
         kind = self._bodies[scope["path"]]
         parse(body, kind)
-        self._work.running += 1
-        try:
+        with self._work:
             await self._work_for(scope, receive, body if kind else b"{}", answer)
-        finally:
-            self._work.running -= 1
 
     async def _work_for(self, scope: Scope, receive: Receive, body: bytes, answer: Answer) -> None:
         """Run the app while the client listens and the server may: cancelled, it drops what it has begun."""
         scope = {**scope, "headers": _as_json(scope["headers"])}
-        gone = asyncio.ensure_future(_until_gone(receive))
-        expired = asyncio.ensure_future(self._drain.expired.wait())
-        app = asyncio.ensure_future(self._app(scope, _replay(body, gone), answer.send))
+        gone = asyncio.ensure_future(until_gone(receive))
+        app = asyncio.ensure_future(self._drain.finish(self._app(scope, _replay(body, gone), answer.send)))
         try:
-            await asyncio.wait((app, gone, expired), return_when=asyncio.FIRST_COMPLETED)
-            if app.done():
+            await asyncio.wait((app, gone), return_when=asyncio.FIRST_COMPLETED)
+            if app.done() or answer.complete:  # a client may leave as soon as it has everything
                 await app
             else:
-                await _cancel(app)
-                if gone.done():
-                    await answer.gone()
-                else:
-                    raise errors.ShuttingDown(
-                        "The server stopped before the clip was finished.", hint="Try again later.", retry_after=5
-                    )
+                await cancel(app)
+                await answer.gone()
         finally:
-            await _cancel(app, gone, expired)
+            await cancel(app, gone)
+
+
+def _is_poll(current: Exchange) -> bool:
+    """One of the many questions after a job; the job has a line of its own when it is over."""
+    return (current.method, current.path, current.error) == ("GET", JOB_PATH, None)
 
 
 async def _read(receive: Receive) -> bytes | None:
@@ -160,11 +158,6 @@ async def _read(receive: Receive) -> bytes | None:
             return b"".join(pieces)
 
 
-async def _until_gone(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
-
-
 def _replay(body: bytes, gone: asyncio.Future[None]) -> Receive:
     """A receive that gives the body that was read already, then waits for the client to leave."""
     given = False
@@ -183,9 +176,3 @@ def _replay(body: bytes, gone: asyncio.Future[None]) -> Receive:
 def _as_json(headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
     """BentoML picks its parser by the content type; ours has accepted the body as JSON."""
     return [(k, v) for k, v in headers if k.lower() != b"content-type"] + [(b"content-type", b"application/json")]
-
-
-async def _cancel(*tasks: asyncio.Future[Any]) -> None:
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)

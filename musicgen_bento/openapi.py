@@ -7,12 +7,15 @@ import json
 from http import HTTPStatus
 from typing import Any
 
+from pydantic import BaseModel
+
 from musicgen_bento import __version__
-from musicgen_bento.schemas import ErrorBody, ModelList
+from musicgen_bento.schemas import AudioQuestion, ErrorBody, Job, JobQuestion, ModelList
 
 TITLE = "musicgen-bento"
 DESCRIPTION = "Text to music with MusicGen. `GET /` is a page for people."
 ERRORS = {"/generate": (400, 413, 415, 429, 500, 503), "/list_models": (400, 413, 415, 503)}
+SUBMIT_ERRORS = (400, 413, 415, 429, 503)
 AUDIO_HEADERS = {
     "X-Seed": ("integer", "The seed that makes this clip again."),
     "X-Model": ("string", "The model that made it."),
@@ -40,7 +43,7 @@ def correct(document: dict[str, Any]) -> Document:
     schemas = document["components"]["schemas"]
     for name in _FOREIGN:
         schemas.pop(name, None)
-    for model in (ErrorBody, ModelList):
+    for model in (ErrorBody, ModelList, Job):
         schema = model.model_json_schema(ref_template=_REF)
         schemas.update(schema.pop("$defs", {}))
         schemas[model.__name__] = schema
@@ -49,7 +52,8 @@ def correct(document: dict[str, Any]) -> Document:
         operation["description"] = inspect.cleandoc(operation["description"])
         good = operation["responses"]["200"]
         operation["responses"] = {"200": good, **{str(status): _error(status) for status in statuses}}
-    document["paths"]["/generate"]["post"]["responses"]["200"]["headers"] = {
+    generate = document["paths"]["/generate"]["post"]
+    generate["responses"]["200"]["headers"] = {
         name: {"description": text, "schema": {"type": kind}} for name, (kind, text) in AUDIO_HEADERS.items()
     }
     models = {"$ref": _REF.format(model="ModelList")}
@@ -63,7 +67,63 @@ def correct(document: dict[str, Any]) -> Document:
             },
         }
     }
+    document["paths"].update(_jobs(generate))
     return document
+
+
+def _jobs(generate: dict[str, Any]) -> dict[str, Any]:
+    """The routes of the jobs, which take and give what /generate does."""
+    job = {"application/json": {"schema": {"$ref": _REF.format(model="Job")}}}
+    name = {"name": "id", "in": "path", "required": True, "schema": {"type": "string"}}
+    submit: dict[str, Any] = {
+        "summary": "Have a clip made, whether or not the client stays.",
+        "operationId": "MusicGenService__submit_job",
+        "requestBody": generate["requestBody"],
+        "responses": {
+            "202": {
+                "description": "The runner has taken it.",
+                "headers": {"Location": {"description": "/jobs/{id}", "schema": {"type": "string"}}},
+                "content": job,
+            },
+            **{str(status): _error(status) for status in SUBMIT_ERRORS},
+        },
+    }
+    follow: dict[str, Any] = {
+        "summary": "How it is going; waits for news if asked to.",
+        "operationId": "MusicGenService__job",
+        "parameters": [name, *_query(JobQuestion)],
+        "responses": {
+            "200": {"description": "The job.", "content": job},
+            **{str(status): _error(status) for status in (400, 404)},
+        },
+    }
+    drop: dict[str, Any] = {
+        "summary": "Cancel it; forget it where it is over.",
+        "operationId": "MusicGenService__drop_job",
+        "parameters": [name],
+        "responses": {"204": {"description": "Done."}, "404": _error(404)},
+    }
+    audio: dict[str, Any] = {
+        "summary": "The whole WAV, once: when its last byte has been sent the job is forgotten, unless it is kept.",
+        "operationId": "MusicGenService__job_audio",
+        "parameters": [name, *_query(AudioQuestion)],
+        "responses": {
+            "200": generate["responses"]["200"],
+            **{str(status): _error(status) for status in (400, 404, 409)},
+        },
+    }
+    return {
+        "/jobs": {"post": submit},
+        "/jobs/{id}": {"get": follow, "delete": drop},
+        "/jobs/{id}/audio": {"get": audio},
+    }
+
+
+def _query(kind: type[BaseModel]) -> list[dict[str, Any]]:
+    return [
+        {"name": field, "in": "query", "required": False, "description": about.pop("description"), "schema": about}
+        for field, about in kind.model_json_schema()["properties"].items()
+    ]
 
 
 def _error(status: int) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from bentoml.exceptions import BentoMLException
 
 from musicgen_bento.desk import Admission
 from musicgen_bento.drain import Drain
-from musicgen_bento.engine.types import Chunk, Failed, Finished, GenerationParams, Samples, Started
+from musicgen_bento.engine.types import Chunk, Failed, Finished, GenerationParams, Listener, Samples, Started
 from musicgen_bento.errors import GenerationFailed, MusicGenError, ShuttingDown, Unavailable
 from musicgen_bento.wire import Decoder
 
@@ -47,32 +47,45 @@ class Remote:
         self._calls = proxy.to_async
         self._drain = drain
 
-    async def clip(
-        self, request: str, model: str, params: GenerationParams, started: Callable[[Started], None]
-    ) -> Clip:
-        """Have a clip made. If the caller is cancelled, so is the clip.
+    async def admit(self, request: str, model: str, params: GenerationParams) -> str:
+        """Have a clip taken in, and give the ticket to collect it with. If the caller is cancelled, so is the clip.
 
         Args:
             request: the request's id, for the runner's log.
             model: as the client spelled it.
             params: what to make.
-            started: told once the clip has a slot.
+
+        Raises:
+            MusicGenError: it is not taken.
+        """
+        # Chosen here: it can be cancelled even where the answer was lost.
+        ticket = f"{request}-{uuid.uuid4().hex}"
+        answered = False
+        try:
+            answers = await self._ask(lambda: self._calls.admit([Admission(ticket=ticket, model=model, params=params)]))
+            answered = True
+        finally:
+            if not answered:
+                await asyncio.shield(self._cancel(ticket))
+        if "error" in answers[0]:
+            raise MusicGenError.from_dict(answers[0])
+        return ticket
+
+    async def collect(self, ticket: str, listen: Listener) -> Clip:
+        """The whole clip. If the caller is cancelled, so is the clip.
+
+        Args:
+            ticket: what `admit` gave.
+            listen: told of every event.
 
         Raises:
             MusicGenError: it could not be made.
         """
-        ticket = (
-            f"{request}-{uuid.uuid4().hex}"  # chosen here: it can be cancelled even where the answer to admit was lost
-        )
         over = False
         try:
-            answers = await self._ask(lambda: self._calls.admit([Admission(ticket=ticket, model=model, params=params)]))
-            over = "error" in answers[0]
-            if over:
-                raise MusicGenError.from_dict(answers[0])
-            collected = await self._collect(ticket, started)
+            clip = await self._collect(ticket, listen)
             over = True
-            return collected
+            return clip
         finally:
             if not over:
                 await asyncio.shield(self._cancel(ticket))
@@ -97,14 +110,14 @@ class Remote:
         except (*Dropped, TimeoutError, BentoMLException):
             raise self._lost() from None
 
-    async def _collect(self, ticket: str, started: Callable[[Started], None]) -> Clip:
+    async def _collect(self, ticket: str, listen: Listener) -> Clip:
         clip: Clip | None = None
         try:
             async with aclosing(self._events(ticket)) as events:
                 async for event in events:
+                    listen(event)
                     match event:
                         case Started():
-                            started(event)
                             samples = np.zeros((event.channels, event.samples), np.float32)
                             clip = Clip(samples, event.sample_rate, event.model)
                         case Chunk(samples, position) if clip:

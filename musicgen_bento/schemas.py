@@ -112,3 +112,54 @@ class ErrorBody(BaseModel):
     """The body of every answer that is not a success."""
 
     error: ErrorDetail
+
+
+JobState = Literal["queued", "loading", "running", "done", "failed", "cancelled"]
+
+
+class Job(BaseModel):
+    """A clip that is made without a connection held open for it."""
+
+    id: str = Field(description="Unguessable: whoever has it can follow, fetch and cancel the job.")
+    state: JobState = Field(
+        description="queued; loading: its model is on its way into memory; running; done: the music is at "
+        "/jobs/{id}/audio; failed: see `error`; cancelled: by a client, or because nobody asked after it for 5 minutes."
+    )
+    version: int = Field(description="Counts the changes, from 1; told of progress five times a second at most.")
+    position: int | None = Field(None, description="Its place in the queue, 1 is next; null where it is in none.")
+    model: str = Field(description="The model that makes it.", examples=["demo"])
+    seed: int = Field(description="Asked for or drawn.")
+    duration: float = Field(description="Its whole length in seconds; once it runs, cut to whole frames.")
+    audio_seconds: float = Field(description="How much of it is made.")
+    error: ErrorDetail | None = Field(None, description="Why it failed.")
+    expires_in: float | None = Field(
+        None, description="Seconds until a job that is over is forgotten; null while it is not over."
+    )
+
+
+class JobQuestion(BaseModel):
+    """How long to wait for news of a job."""
+
+    model_config = ConfigDict(frozen=True)
+
+    wait: float = Field(
+        0.0, ge=0, le=30, allow_inf_nan=False, description="Seconds to wait for a change; 0 answers at once."
+    )
+    version: int | None = Field(
+        None,
+        ge=0,
+        description="The version that is known already: the answer comes as soon as there is a newer one. "
+        "Left out: the one at the time of asking.",
+    )
+
+
+class AudioQuestion(BaseModel):
+    """What becomes of a job whose music has been sent."""
+
+    model_config = ConfigDict(frozen=True)
+
+    keep: bool = Field(
+        False,
+        description="Keep the job until it is deleted or too old. For a client that wants to be sure: what a network "
+        "loses behind the last byte, the server does not see.",
+    )

@@ -21,12 +21,14 @@ from pydantic import Field
 from musicgen_bento import app, metrics, openapi, schemas
 from musicgen_bento.config import Settings
 from musicgen_bento.desk import Admission, Desk
-from musicgen_bento.drain import Drain
+from musicgen_bento.drain import Drain, Work
 from musicgen_bento.errors import MusicGenError
 from musicgen_bento.exchange import exchange, refuse
 from musicgen_bento.front import Front
-from musicgen_bento.middleware import KnownPaths, Middleware, Work
+from musicgen_bento.jobs import Jobs
+from musicgen_bento.middleware import KnownPaths, Middleware
 from musicgen_bento.remote import Remote, widen
+from musicgen_bento.studio import Studio
 
 # No word of what is done here goes to anyone, however the service is started.
 os.environ.setdefault("BENTOML_DO_NOT_TRACK", "True")
@@ -145,22 +147,31 @@ async def _models() -> schemas.ModelList:
     return await service.front.models()  # type: ignore[no-any-return]
 
 
+def _jobs() -> Jobs:
+    service: Any = bentoml.get_current_service()
+    return service.jobs  # type: ignore[no-any-return]
+
+
 @bentoml.service(
     service_class=Plain,
+    workers=1,  # a job lives in the process that took it
     traffic={"timeout": FOREVER},
     http={"host": "127.0.0.1", "port": 8000},
     # It would ask the runner without a limit of time; __is_ready__ has one.
     runner_probe={"enabled": False, "timeout": 1, "period": 10},
     logging={"access": {"enabled": False}},
 )
-@bentoml.asgi_app(app.build(_models), path="/")
+@bentoml.asgi_app(app.build(_models, _jobs, GenerationRequest), path="/")
 class MusicGenService:
     """Text to music with MusicGen. GET / is a page for people, GET /models lists the models."""
 
     runner = bentoml.depends(MusicGenRunner)
 
     def __init__(self) -> None:
-        self.front = Front(Remote(self.runner, DRAIN), SETTINGS, DRAIN)
+        remote = Remote(self.runner, DRAIN)
+        studio = Studio(remote, SETTINGS)
+        self.front = Front(remote, studio, DRAIN)
+        self.jobs = Jobs(studio, SETTINGS, DRAIN, WORK)
 
     @bentoml.on_startup
     async def take_signals(self) -> None:
@@ -193,5 +204,8 @@ class MusicGenService:
 
 
 MusicGenService.add_asgi_middleware(  # type: ignore[attr-defined]
-    Middleware, bodies={"/generate": GenerationRequest, "/list_models": None}, drain=DRAIN, work=WORK
+    Middleware,
+    bodies={"/generate": GenerationRequest, "/jobs": GenerationRequest, "/list_models": None},
+    drain=DRAIN,
+    work=WORK,
 )

@@ -16,10 +16,11 @@ from starlette.testclient import TestClient
 
 from musicgen_bento import app
 from musicgen_bento.body import MAX_BODY
-from musicgen_bento.drain import Drain
+from musicgen_bento.drain import Drain, Work
 from musicgen_bento.errors import QueueFull, Unavailable
 from musicgen_bento.exchange import Broken, exchange, refuse
-from musicgen_bento.middleware import KnownPaths, Middleware, Work
+from musicgen_bento.jobs import Jobs
+from musicgen_bento.middleware import KnownPaths, Middleware
 from musicgen_bento.schemas import ErrorBody, GenerationRequest, ModelList
 
 SECRET = "a secret prompt"
@@ -60,11 +61,15 @@ async def no_models() -> ModelList:
     raise Unavailable("The runner is gone.", retry_after=9)
 
 
+def no_jobs() -> Jobs:
+    raise Unavailable("The runner is gone.")
+
+
 def stack(drain: Drain | None = None) -> KnownPaths:
     routes = [
         Route("/generate", generate, methods=["POST"]),
         Route("/list_models", list_models, methods=["POST"]),
-        *app.build(no_models).routes,
+        *app.build(no_models, no_jobs, GenerationRequest).routes,
     ]
     inner = Middleware(
         Starlette(routes=routes),

@@ -39,6 +39,8 @@ def test_every_setting_can_be_set_by_its_variable(monkeypatch: pytest.MonkeyPatc
         "deterministic": ("1", True),
         "allow_any_model": ("true", True),
         "allow_anonymous": ("yes", True),
+        "job_megabytes": ("64", 64),
+        "job_minutes": ("2.5", 2.5),
         "drain_seconds": ("5", 5.0),
     }
     untried = set(Settings.model_fields) - set(values)

@@ -92,6 +92,7 @@ PLANTED: dict[str, tuple[Break, str]] = {
     "monitor of no port": (
         lambda f: f["ServiceMonitor"]["spec"]["endpoints"][0].update(port="web"), "no Service has the port"
     ),
+    "any pod": (lambda f: f["Service"]["spec"].update(sessionAffinity="None"), "must keep a client at its pod"),
     "no selector": (lambda f: f["Service"]["spec"].pop("selector"), "Service musicgen-bento selects the pods of 0"),
     "selector of others": (
         lambda f: f["PodDisruptionBudget"]["spec"].update(selector={"matchLabels": {"a": "b"}}), "the pods of 0"

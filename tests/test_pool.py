@@ -105,11 +105,13 @@ def test_one_load_however_many_ask(open_pool: Callable[..., EnginePool], loads: 
     for thread in threads:
         thread.join()
     assert {status.id: status.state for status in pool.statuses()}["demo"] == "loading"
-    assert all(isinstance(story.events[0], Waiting) for story in stories)
+    assert sorted(story.events[0].place for story in stories if isinstance(story.events[0], Waiting)) == list(range(20))
+    assert all(story.events[0].loading for story in stories)  # type: ignore[union-attr]
     loads.go.set()
     until(lambda: all(story.end for story in stories))
     assert loads.names == ["demo"]
     assert all(isinstance(story.end, Finished) for story in stories)
+    assert not any(event.loading for story in stories for event in story.events[1:] if isinstance(event, Waiting))
     assert {status.id: status.state for status in pool.statuses()}["demo"] == "loaded"
 
 

@@ -16,7 +16,7 @@ samples = arrays(
     elements=st.floats(-4, 4, width=32),
 )
 events = st.one_of(
-    st.builds(Waiting, st.integers(0, 10_000)),
+    st.builds(Waiting, st.integers(0, 10_000), st.booleans()),
     st.builds(Started, st.text(max_size=20), st.integers(8000, 48000), st.integers(1, 2), st.integers(0, 2**40)),
     st.builds(Chunk, samples, st.integers(0, 2**40)),
     st.just(Finished()),

@@ -273,7 +273,7 @@ class EnginePool:
                 retry_after=RETRY_AFTER,
             )
         entry.waiting.append(request)
-        request.listener(Waiting(len(entry.waiting) - 1))
+        request.listener(Waiting(len(entry.waiting) - 1, loading=True))
 
     def _forgetting(self, ticket: str, listener: Listener) -> Callable[[Event], None]:
         """The listener, and after the last event no memory of the ticket."""

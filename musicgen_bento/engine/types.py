@@ -40,9 +40,10 @@ class GenerationParams:
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """In the queue; `place` 0 is next."""
+    """In the queue; `place` 0 is next. `loading`: the queue before the model, which is on its way into memory."""
 
     place: int
+    loading: bool = False
 
 
 @dataclass(frozen=True, slots=True)
