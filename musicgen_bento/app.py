@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -17,19 +18,20 @@ from musicgen_bento.jobs import Jobs
 from musicgen_bento.schemas import GenerationRequest, ModelList
 
 WEB = Path(__file__).parent / "web"
-PAGES = {
-    "/": ("index.html", "text/html; charset=utf-8"),
-    "/app.js": ("app.js", "text/javascript; charset=utf-8"),
-    "/style.css": ("style.css", "text/css; charset=utf-8"),
+KINDS = {
+    ".html": "text/html; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".css": "text/css; charset=utf-8",
+    ".svg": "image/svg+xml",
 }
 HEADERS = {
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; media-src blob:; "
-        "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+        "img-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     ),
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
-    "Cache-Control": "no-cache",
+    "Cache-Control": "no-cache",  # kept, and asked for anew each time: the modules of two versions must not mix
 }
 
 
@@ -50,14 +52,22 @@ def build(
         except MusicGenError as error:
             return refuse(error)
 
-    pages = [Route(path, _page(name, kind)) for path, (name, kind) in PAGES.items()]
+    pages = [Route(_path(file), _page(file)) for file in sorted(WEB.iterdir()) if file.suffix in KINDS]
     return Starlette(routes=[*pages, Route("/models", models), *job_routes.routes(jobs, asks)])
 
 
-def _page(name: str, kind: str) -> Callable[[Request], Awaitable[Response]]:
-    content = (WEB / name).read_bytes()
+def _path(file: Path) -> str:
+    return "/" if file.name == "index.html" else f"/{file.name}"
 
-    async def page(_: Request) -> Response:
-        return Response(content, headers={**HEADERS, "Content-Type": kind})
+
+def _page(file: Path) -> Callable[[Request], Awaitable[Response]]:
+    content = file.read_bytes()
+    tag = f'"{hashlib.sha256(content).hexdigest()[:16]}"'
+    headers = {**HEADERS, "Content-Type": KINDS[file.suffix], "ETag": tag}
+
+    async def page(request: Request) -> Response:
+        if request.headers.get("if-none-match") == tag:
+            return Response(status_code=304, headers=headers)
+        return Response(content, headers=headers)
 
     return page

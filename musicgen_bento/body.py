@@ -79,7 +79,7 @@ def _message(fault: str, loc: tuple[int | str, ...], text: str) -> str:
             return "there is a field that this service does not know"
         case "json_invalid":
             return f"The body is not valid JSON{text.removeprefix('Invalid JSON')}"
-        case "string_pattern_mismatch":
+        case "string_too_short" | "string_pattern_mismatch":
             return f"{name} should hold some text and no control characters"
         case "model_type" | "model_attributes_type":
             return "The body should be a JSON object"

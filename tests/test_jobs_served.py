@@ -160,6 +160,17 @@ def test_neither_an_id_nor_a_prompt_is_kept_or_logged(server: Server) -> None:
     assert "status=499" not in log
 
 
+def test_a_runner_that_dies_fails_its_jobs_and_the_next_ones_are_made(server: Server) -> None:
+    job = submit(server, duration=200)
+    follow(server, job, "running")
+    server.worker("MusicGenRunner").kill()
+    failed = follow(server, job, "failed")[-1]
+    assert failed.error
+    assert failed.error.code == "unavailable"
+    server.wait_until_ready()
+    follow(server, submit(server, duration=0.2), "done")
+
+
 def test_sigterm_finishes_jobs_and_their_clients_fetch_them(server: Server) -> None:
     """The last test: it ends the server."""
     jobs = [submit(server, duration=15) for _ in range(2)]

@@ -1,125 +1,176 @@
-"use strict";
+// The page: from the form to clips, and the history.
+
+import * as api from "./api.js";
+import { Card } from "./card.js";
+import { collect, follow } from "./follow.js";
+import * as form from "./form.js";
+import * as models from "./models.js";
+import { copy, curl, python } from "./snippets.js";
+import * as store from "./store.js";
+import { seconds } from "./words.js";
 
 const at = (id) => document.getElementById(id);
-const models = new Map();
-let running = null; // the AbortController of the request that is going on
-let clip = null; // the object URL of the clip that is shown
+const cards = new Map(); // card → {id, stop}
+const calm = matchMedia("(prefers-reduced-motion: reduce)");
 
-function fail(error) {
-  at("message").textContent = error.message;
-  at("hint").textContent = error.hint || "";
-  at("error").hidden = false;
-  for (const name of ["prompt", "model", "duration"]) at(name).toggleAttribute("aria-invalid", error.field === name);
-  if (["prompt", "model", "duration"].includes(error.field)) at(error.field).focus();
+const say = (text) => {
+  at("status").textContent = text;
+};
+
+function reveal(element) {
+  element.scrollIntoView({ block: "nearest", behavior: calm.matches ? "auto" : "smooth" });
 }
 
-// Whatever went wrong comes back as {message, hint, field}; a server that is not there has no words of its own.
-async function ask(path, options) {
-  let response;
-  try {
-    response = await fetch(path, options);
-  } catch (error) {
-    if (error.name === "AbortError") throw error;
-    throw { message: "The server cannot be reached.", hint: "Is it running? Try again in a moment." };
-  }
-  if (response.ok) return response;
-  let body = {};
-  try {
-    body = await response.json();
-  } catch {
-    // not from this service: a proxy's page, say
-  }
-  throw body.error || { message: `The server answered ${response.status}.`, hint: "Try again in a moment." };
+function put(request) {
+  const card = new Card(request, hears);
+  at("list").prepend(card.element);
+  at("empty").hidden = true;
+  return card;
 }
 
-function describe() {
-  const model = models.get(at("model").value);
-  if (!model) return;
-  const parts = [model.note, model.license && `Licence of the weights: ${model.license}.`];
-  if (model.state === "downloadable" && model.download_bytes) {
-    parts.push(`It is downloaded first (${(model.download_bytes / 1e9).toFixed(1)} GB).`);
-  }
-  at("about").textContent = parts.filter(Boolean).join(" ");
-}
-
-async function list() {
-  try {
-    const answer = await (await ask("models")).json();
-    at("model").replaceChildren(
-      ...answer.models
-        .filter((model) => !model.conditioning.includes("melody"))
-        .map((model) => {
-          models.set(model.id, model);
-          const where = model.state === "loaded" ? "" : ` (${model.state})`;
-          return new Option(model.id + where, model.id, model.default, model.default);
-        }),
-    );
-    at("model").disabled = false;
-    describe();
-  } catch (error) {
-    at("model").replaceChildren(new Option("the server's default", ""));
-    fail(error);
-  }
-}
-
-async function longest() {
-  try {
-    const schemas = (await (await ask("docs.json")).json()).components.schemas;
-    at("duration").max = schemas.GenerationRequest.properties.duration.maximum;
-  } catch {
-    // the server checks it anyway
-  }
-}
-
-function show(wav, headers) {
-  if (clip) URL.revokeObjectURL(clip);
-  clip = URL.createObjectURL(wav);
-  at("audio").src = clip;
-  at("download").href = clip;
-  at("download").download = `music-${headers.get("x-seed")}.wav`;
-  at("facts").textContent =
-    `${headers.get("x-model")}, ${Number(headers.get("x-audio-duration"))} s, seed ${headers.get("x-seed")}`;
-  at("result").hidden = false;
-}
-
-async function generate(event) {
+async function submit(event) {
   event.preventDefault();
-  if (running) return;
-  running = new AbortController();
-  at("error").hidden = true;
-  at("generate").disabled = true;
-  at("cancel").hidden = false;
-  const started = performance.now();
-  const clock = setInterval(() => {
-    at("status").textContent = `Making it… ${Math.round((performance.now() - started) / 1000)} s`;
-  }, 1000);
-  at("status").textContent = "Making it…";
+  form.clear();
   try {
-    const body = { prompt: at("prompt").value, duration: Number(at("duration").value) };
-    if (at("model").value) body.model = at("model").value;
-    const response = await ask("generate", {
-      method: "POST",
-      headers: { "Content-Type": "application/json" },
-      body: JSON.stringify(body),
-      signal: running.signal,
-    });
-    show(await response.blob(), response.headers);
-    at("status").textContent = `Made in ${((performance.now() - started) / 1000).toFixed(1)} s.`;
+    await make(form.request());
   } catch (error) {
-    at("status").textContent = error.name === "AbortError" ? "Cancelled." : "";
-    if (error.name !== "AbortError") {
-      fail(error.message ? error : { message: "The answer broke off.", hint: "Try again." });
-    }
-  } finally {
-    clearInterval(clock);
-    running = null;
-    at("generate").disabled = false;
-    at("cancel").hidden = true;
+    form.show(asFailure(error));
   }
 }
 
-at("form").addEventListener("submit", generate);
-at("cancel").addEventListener("click", () => running && running.abort());
-at("model").addEventListener("change", describe);
-list();
-longest();
+async function make(request) {
+  at("generate").disabled = true;
+  try {
+    const job = await api.submit(request);
+    const whole = { ...request, model: job.model, seed: job.seed };
+    store.keepJob({ id: job.id, request: whole });
+    store.remember(whole);
+    showHistory();
+    const card = put(whole);
+    reveal(card.element);
+    say("Taken. It is in the queue.");
+    watch(card, job.id);
+  } finally {
+    at("generate").disabled = false;
+  }
+}
+
+async function watch(card, id) {
+  const stop = new AbortController();
+  cards.set(card, { id, stop });
+  store.claim(id);
+  let state = "";
+  const tell = (job) => {
+    card.tell(job);
+    if (job.state !== state && ["loading", "running"].includes(job.state)) models.refresh().catch(() => {});
+    state = job.state;
+  };
+  const heard = { tell, trouble: (failure) => card.trouble(failure), signal: stop.signal };
+  try {
+    const job = await follow(id, heard);
+    if (job.state === "done") {
+      card.line("Fetching it");
+      await card.music(await collect(id, heard));
+      say(`A clip of ${seconds(job.duration)} is ready.`);
+    } else {
+      card.end(job.error);
+      say(job.error ? `A clip failed: ${job.error.message}` : "Cancelled.");
+    }
+    api.drop(id).catch(() => {}); // it is forgotten there in time, at the latest
+  } catch (error) {
+    if (stop.signal.aborted) return; // removed
+    card.end(asFailure(error));
+    say("A clip was lost.");
+  }
+  store.forgetJob(id);
+  models.refresh().catch(() => {});
+}
+
+function asFailure(error) {
+  if (error instanceof api.Failure) return error;
+  console.error(error);
+  return new api.Failure({ code: "page", message: "The page failed.", hint: "Load it again." });
+}
+
+const hears = {
+  async cancel(card) {
+    card.parts.cancel.disabled = true;
+    try {
+      await api.drop(cards.get(card).id);
+    } catch (error) {
+      card.trouble(asFailure(error));
+      card.parts.cancel.disabled = false;
+    }
+  },
+  again(card) {
+    use(card.request);
+  },
+  retry(card) {
+    form.clear();
+    make(card.request).then(() => hears.remove(card), (error) => form.show(asFailure(error)));
+  },
+  remove(card) {
+    const { id, stop } = cards.get(card);
+    stop.abort();
+    store.forgetJob(id);
+    cards.delete(card);
+    card.remove();
+    at("empty").hidden = cards.size > 0;
+    at("clips").focus({ preventScroll: true });
+  },
+};
+
+function use(request) {
+  form.fill(request);
+  reveal(at("form"));
+  at("prompt").focus({ preventScroll: true });
+}
+
+function showHistory() {
+  const past = store.history();
+  at("history").hidden = past.length === 0;
+  at("past").replaceChildren(
+    ...past.map((request) => {
+      const item = document.createElement("li");
+      const button = document.createElement("button");
+      button.type = "button";
+      const prompt = document.createElement("span");
+      prompt.textContent = request.prompt;
+      const facts = document.createElement("small");
+      facts.textContent = `${request.model.replace("facebook/", "")} · ${seconds(request.duration ?? 30)} · seed ${request.seed}`;
+      button.append(prompt, facts);
+      button.addEventListener("click", () => use(request));
+      item.append(button);
+      return item;
+    }),
+  );
+}
+
+function offer(button, write) {
+  at(button).addEventListener("click", (event) => {
+    form.clear();
+    try {
+      copy(event.currentTarget, write(form.request()), say);
+    } catch (error) {
+      form.show(asFailure(error));
+    }
+  });
+}
+
+at("form").addEventListener("submit", submit);
+offer("curl", curl);
+offer("python", python);
+at("clear").addEventListener("click", () => {
+  store.clearHistory();
+  showHistory();
+  say("The history is cleared.");
+});
+models.list.addEventListener("news", () => cards.forEach((_, card) => card.arriving()));
+addEventListener("focus", () => models.refresh().catch(() => {}));
+
+showHistory();
+models.refresh().catch((error) => form.show(asFailure(error)));
+api.longestDuration().then((longest) => {
+  at("duration").max = longest;
+}, () => {}); // the server checks it anyway
+store.orphans().then((jobs) => jobs.forEach(({ id, request }) => watch(put(request), id)));

@@ -1,0 +1,162 @@
+// One clip on the page: what is known of it while it is made, then its music.
+
+import { arrival } from "./models.js";
+import { Wave, decode } from "./wave.js";
+import { about, clock, fault, seconds } from "./words.js";
+
+const template = document.getElementById("card");
+const STEADY = 1.5; // seconds of work after which its speed says something
+
+let playing = null; // one at a time
+
+export class Card {
+  // `hears` has what its buttons do: cancel, again, retry, remove.
+  constructor(request, hears) {
+    this.request = request;
+    this.element = template.content.firstElementChild.cloneNode(true);
+    this.parts = Object.fromEntries([...this.element.querySelectorAll("[data-part]")].map((part) => [part.dataset.part, part]));
+    this.parts.prompt.textContent = request.prompt;
+    this.parts.progress.removeAttribute("value");
+    this.line("Asking for it");
+    this.facts(request);
+    for (const name of ["cancel", "again", "remove"]) this.parts[name].addEventListener("click", () => hears[name](this));
+    this.hears = hears;
+  }
+
+  facts({ model, duration, seed }) {
+    const known = [model?.replace("facebook/", ""), duration && seconds(duration), seed !== undefined && `seed\u00a0${seed}`];
+    this.parts.facts.textContent = known.filter(Boolean).join(" · ");
+  }
+
+  line(text) {
+    this.parts.line.textContent = text;
+  }
+
+  // What the server says of the job.
+  tell(job) {
+    this.job = job;
+    this.facts(job);
+    if (job.state === "queued") this.progress(place(job.position));
+    if (job.state === "loading") this.arriving();
+    if (job.state === "running") this.progress(this.made(job), job.audio_seconds / job.duration);
+  }
+
+  // Its model is on its way; the list of the models says how far.
+  arriving() {
+    if (this.job?.state !== "loading") return;
+    const { words, part } = arrival(this.job.model);
+    this.progress(`Its model: ${words}`, part);
+  }
+
+  // `part` is 0 to 1; left out where nobody knows.
+  progress(text, part) {
+    this.line(text);
+    if (part === undefined) this.parts.progress.removeAttribute("value");
+    else this.parts.progress.value = part;
+  }
+
+  made({ audio_seconds: done, duration }) {
+    if (done >= duration) return "Setting the level";
+    const now = performance.now() / 1000;
+    this.began ??= { at: now, done };
+    const spent = now - this.began.at;
+    const speed = (done - this.began.done) / spent;
+    const left = spent > STEADY && speed > 0 ? ` · ${about((duration - done) / speed)} left` : "";
+    return `${done.toFixed(1)} of ${seconds(duration)}${left || " made"}`;
+  }
+
+  trouble(failure) {
+    this.line(`${failure.message} Trying again…`);
+  }
+
+  // There will be no music.
+  end(error) {
+    const { alert, making, actions, download } = this.parts;
+    making.hidden = true;
+    actions.hidden = false;
+    download.hidden = true;
+    if (error) {
+      alert.replaceChildren(...fault(error));
+      alert.hidden = false;
+      this.retry();
+    } else {
+      this.parts.facts.textContent += " · cancelled";
+      this.element.classList.add("over");
+    }
+  }
+
+  retry() {
+    const button = document.createElement("button");
+    button.type = "button";
+    button.className = "plain";
+    button.textContent = "Try again";
+    button.addEventListener("click", () => this.hears.retry(this));
+    this.parts.actions.prepend(button);
+  }
+
+  async music({ wav, headers }) {
+    const { making, player, actions, download } = this.parts;
+    const seed = headers.get("X-Seed");
+    this.url = URL.createObjectURL(wav);
+    this.length = Number(headers.get("X-Audio-Duration"));
+    this.facts({ model: headers.get("X-Model"), duration: this.length, seed });
+    download.href = this.url;
+    download.download = `music-${seed}.wav`;
+    download.hidden = false;
+    making.hidden = true;
+    player.hidden = false;
+    actions.hidden = false;
+    this.player();
+    this.wave = new Wave(this.parts.wave, await decode(wav));
+  }
+
+  player() {
+    const { play, seek, time } = this.parts;
+    const audio = new Audio(this.url);
+    this.audio = audio;
+    seek.max = this.length;
+    const show = () => {
+      seek.value = audio.currentTime;
+      seek.setAttribute("aria-valuetext", `${seconds(audio.currentTime)} of ${seconds(this.length)}`);
+      time.textContent = audio.paused && !audio.currentTime ? clock(this.length) : clock(audio.currentTime);
+      this.wave?.show(audio.currentTime / this.length);
+    };
+    const turn = () => {
+      play.setAttribute("aria-pressed", String(!audio.paused));
+      play.setAttribute("aria-label", audio.paused ? "Play" : "Pause");
+      const tick = () => {
+        show();
+        if (!audio.paused) requestAnimationFrame(tick);
+      };
+      tick();
+    };
+    play.addEventListener("click", () => (audio.paused ? audio.play() : audio.pause()));
+    seek.addEventListener("input", () => {
+      audio.currentTime = Number(seek.value);
+      show();
+    });
+    audio.addEventListener("play", () => {
+      if (playing !== audio) playing?.pause();
+      playing = audio;
+      turn();
+    });
+    audio.addEventListener("pause", turn);
+    audio.addEventListener("ended", () => {
+      audio.currentTime = 0;
+    });
+    audio.addEventListener("seeked", show);
+    show();
+  }
+
+  remove() {
+    this.audio?.pause();
+    if (this.url) URL.revokeObjectURL(this.url);
+    this.element.remove();
+  }
+}
+
+function place(position) {
+  if (position === null) return "In the queue";
+  if (position === 1) return "Next in the queue";
+  return `In the queue, ${position - 1} before it`;
+}
