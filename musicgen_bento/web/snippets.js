@@ -38,6 +38,7 @@ export async function copy(button, text, said) {
     code.value = text;
     document.getElementById("snippet").showModal();
     code.select();
+    code.scrollTop = 0;
     return;
   }
   const label = button.textContent;
