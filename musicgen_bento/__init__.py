@@ -1,3 +1,17 @@
 """musicgen-bento: text to music with MusicGen, served by BentoML."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from musicgen_bento.pipelines import Pipeline
+
 __version__ = "0.1.0"
+
+
+def pipeline(model: str | None = None, *, device: str | None = None, precision: str | None = None) -> Pipeline:
+    """A model in this process: `pipeline("demo")("lofi hip hop", duration=10).save("lofi.wav")`. See Pipeline."""
+    from musicgen_bento.pipelines import Pipeline  # brings torch
+
+    return Pipeline(model, device=device, precision=precision)

@@ -9,9 +9,9 @@ from pydantic import BaseModel, ValidationError
 from starlette.datastructures import Headers
 
 from musicgen_bento.errors import BodyTooLarge, InvalidRequest, UnsupportedMediaType
+from musicgen_bento.faults import invalid
 
 MAX_BODY = 1024 * 1024
-MAX_MESSAGES = 5
 
 
 def check_headers(headers: Headers) -> None:
@@ -57,41 +57,3 @@ def _refuse_twice(pairs: list[tuple[str, Any]]) -> None:
         if name in seen:
             raise InvalidRequest(f"{name} is given twice.", hint="Give each field once.", field=name)
         seen.add(name)
-
-
-def invalid(error: ValidationError, kind: type[BaseModel]) -> InvalidRequest:
-    """What pydantic found, in words for people and without the values."""
-    faults = error.errors(include_url=False, include_context=False, include_input=False)
-    first = faults[0]
-    field = str(first["loc"][0])[:100] if first["loc"] else None
-    messages = [_message(fault["type"], fault["loc"], fault["msg"]) for fault in faults[:MAX_MESSAGES]]
-    if len(faults) > MAX_MESSAGES:
-        messages.append(f"and {len(faults) - MAX_MESSAGES} more")
-    return InvalidRequest("; ".join(messages), hint=_hint(first["type"], kind), field=field)
-
-
-def _message(fault: str, loc: tuple[int | str, ...], text: str) -> str:
-    name = str(loc[0])[:100] if loc else "The body"
-    match fault:
-        case "missing":
-            return f"{name} is missing"
-        case "extra_forbidden":
-            return "there is a field that this service does not know"
-        case "json_invalid":
-            return f"The body is not valid JSON{text.removeprefix('Invalid JSON')}"
-        case "string_too_short" | "string_pattern_mismatch":
-            return f"{name} should hold some text and no control characters"
-        case "model_type" | "model_attributes_type":
-            return "The body should be a JSON object"
-        case _:
-            return text.replace("Input", name, 1) if text.startswith("Input") else f"{name}: {text}"
-
-
-def _hint(fault: str, kind: type[BaseModel]) -> str:
-    match fault:
-        case "json_invalid" | "model_type" | "model_attributes_type":
-            return 'Send a JSON object, such as {"prompt": "calm piano", "duration": 10}.'
-        case "missing" | "extra_forbidden":
-            return f"The fields are {', '.join(kind.model_fields)}."
-        case _:
-            return "See /docs.json for what each field takes."

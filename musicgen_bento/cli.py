@@ -1,4 +1,4 @@
-"""The command line: make a clip in this process, serve, list the models.
+"""The command line: a group of commands, exit statuses, errors of one line.
 
 Nothing but the standard library and click is imported before it is known what is wanted.
 """
@@ -7,122 +7,101 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import NoReturn
 
-from musicgen_bento.errors import InvalidRequest, MusicGenError
+import click
+from click.shell_completion import CompletionItem
 
-try:
-    import click
-except ModuleNotFoundError:  # the base install is the client alone
-    click = None  # type: ignore[assignment]
+from musicgen_bento import __version__
+from musicgen_bento.commands.generate import generate
+from musicgen_bento.commands.models import models
+from musicgen_bento.commands.serve import serve
+from musicgen_bento.errors import InvalidRequest, JobsFull, ModelUnavailable, MusicGenError, QueueFull, Unavailable
 
-OK, FAILED, MISUSE, INTERRUPTED = 0, 1, 2, 130
-INSTALL = 'error: this command needs the server: pip install "musicgen-bento[serve]"'
+OK, FAILED, MISUSE, UNREACHABLE, REFUSED, INTERRUPTED = 0, 1, 2, 3, 4, 130
+STATUSES = {
+    OK: "Done.",
+    FAILED: "Failed: the music could not be made or written, the model's files could not be had.",
+    MISUSE: "Misused: the command, a setting or the request is wrong as it is written; nothing was begun.",
+    UNREACHABLE: "Unreachable: no such server answers at that address, or not in time.",
+    REFUSED: "Refused: the server is too busy, or about to stop; later it may do.",
+    INTERRUPTED: "Interrupted: Ctrl-C; what was begun is cancelled, on the server too.",
+}
+INSTALL = 'this needs the model or the server: pip install "musicgen-bento[serve]"'
 HELP = """Text to music with MusicGen.
 
-Without a command: make a clip here, in this process, and write it to a WAV file.
+Without a command it is `generate`, whose options are below.
 
 \b
 musicgen-bento --prompt "lofi hip hop" --duration 20 --output lofi.wav
 """
-NORMALIZE = ("loudness", "peak", "rms", "clip", "none")
+
+
+class Program(click.Group):
+    """A group that takes the options of `generate` without its name, as documents in use write them."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Put the name before the options, where it is left out."""
+        own = {name for option in self.get_params(ctx) for name in option.opts}
+        unnamed = args[0].startswith("-") and args[0] not in own if args else not ctx.resilient_parsing
+        return super().parse_args(ctx, ["generate", *args] if unnamed else args)
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The options of `generate` and its own, then the commands."""
+        options = {option.name: option.get_help_record(ctx) for option in (*generate.params, *self.get_params(ctx))}
+        with formatter.section("Options"):
+            formatter.write_dl([record for record in options.values() if record])
+        self.format_commands(ctx, formatter)
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Commands, and the options of `generate`."""
+        unnamed = generate.make_context("generate", [], parent=ctx, resilient_parsing=True)
+        return [*super().shell_complete(ctx, incomplete), *generate.shell_complete(unnamed, incomplete)]
+
+
+PROGRAM = Program(
+    commands=[generate, models, serve],
+    help=HELP,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+)
+click.version_option(__version__)(PROGRAM)
 
 
 def main(args: Sequence[str] | None = None) -> NoReturn:
-    """Run the command and exit: 0 done, 1 failed, 2 misused, 130 interrupted; an error is one line on stderr."""
-    if click is None:
-        _fail(INSTALL)
+    """Run the command and exit with one of STATUSES; where it did not go well, one line on standard error says why."""
     try:
-        status = _commands().main(args=args, prog_name="musicgen-bento", standalone_mode=False)
+        status = PROGRAM.main(args=args, prog_name="musicgen-bento", standalone_mode=False)
     except click.ClickException as error:
         usage = " See musicgen-bento --help." if isinstance(error, click.UsageError) else ""
         _fail(f"error: {' '.join(error.format_message().split())}{usage}", error.exit_code)
     except (click.Abort, KeyboardInterrupt):
         _fail("interrupted", INTERRUPTED)
     except MusicGenError as error:
-        _fail(f"error: {error}", MISUSE if isinstance(error, InvalidRequest) else FAILED)
+        _fail(f"error: {error}", _status(error))
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("musicgen_bento"):
             raise
-        _fail(f"{INSTALL} (there is no {error.name})")
+        _fail(f"error: {INSTALL} (there is no {error.name})")
     sys.exit(status or OK)
+
+
+def commands() -> frozenset[str]:
+    """The names of the commands."""
+    return frozenset(PROGRAM.commands)
+
+
+def _status(error: MusicGenError) -> int:
+    if isinstance(error, InvalidRequest):
+        return MISUSE
+    if not error.status:  # no server has spoken; see calls.py
+        return UNREACHABLE
+    busy = isinstance(error, QueueFull | JobsFull | Unavailable) and not isinstance(error, ModelUnavailable)
+    return REFUSED if busy else FAILED
 
 
 def _fail(line: str, status: int = FAILED) -> NoReturn:
     print(line, file=sys.stderr)  # noqa: T201
     sys.exit(status)
-
-
-def commands() -> frozenset[str]:
-    """The names of the commands."""
-    return frozenset(_commands().commands)
-
-
-def _commands() -> Any:
-    from musicgen_bento import __version__
-
-    @click.group(
-        invoke_without_command=True,
-        help=HELP,
-        context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
-    )
-    @click.option("--prompt", metavar="TEXT", help="What the music should sound like.")
-    @click.option(
-        "--duration", type=float, default=30.0, show_default=True, metavar="SECONDS", help="Length of the clip."
-    )
-    @click.option("--output", metavar="FILE", help="The WAV to write.")
-    @click.option(
-        "--model",
-        metavar="ID-OR-FOLDER",
-        help="A model by id, or a folder with its files.  [default: from MUSICGEN_DEFAULT_MODEL, else demo]",
-    )
-    @click.option(
-        "--seed", type=int, metavar="N", help="The same seed and options give the same clip.  [default: drawn]"
-    )
-    @click.option("--temperature", type=float, default=1.0, show_default=True, help="Higher is wilder; 0 is greedy.")
-    @click.option(
-        "--top-k", type=int, default=250, show_default=True, help="Sample among the k likeliest tokens; 0 is all."
-    )
-    @click.option(
-        "--top-p",
-        type=float,
-        default=0.0,
-        show_default=True,
-        help="Sample among the likeliest of this total; 0 is off.",
-    )
-    @click.option(
-        "--cfg-coef", type=float, default=3.0, show_default=True, help="How closely to follow the prompt; 1 is off."
-    )
-    @click.option(
-        "--normalize", type=click.Choice(NORMALIZE), default="loudness", show_default=True, help="How to set the level."
-    )
-    @click.version_option(__version__)
-    @click.pass_context
-    def group(context: click.Context, /, prompt: str | None, output: str | None, **options: Any) -> None:
-        if context.invoked_subcommand is None:
-            if not prompt or not output:
-                raise click.UsageError(f"{'--output' if prompt else '--prompt'} is missing.")
-            from musicgen_bento import local
-
-            local.generate(prompt=prompt, output=output, **options)
-
-    @group.command()
-    @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
-    @click.option("--port", type=click.IntRange(1, 65535), default=8000, show_default=True, help="Port to listen on.")
-    def serve(host: str, port: int) -> None:
-        """Start the HTTP service and its page."""
-        from musicgen_bento import launch
-
-        launch.serve(host, port)
-
-    @group.command()
-    def models() -> None:
-        """List the models by name."""
-        from musicgen_bento import local
-
-        click.echo(local.model_table())
-
-    return group
 
 
 if __name__ == "__main__":

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from musicgen_bento.errors import InvalidRequest
 
 Precision = Literal["auto", "float32", "float16"]
 
@@ -45,3 +47,17 @@ class Settings(BaseSettings):
         if isinstance(value, str):
             return tuple(part.strip() for part in value.split(",") if part.strip())
         return value
+
+
+def read(**given: Any) -> Settings:
+    """The settings, from the environment; what is given and not None wins.
+
+    Raises:
+        InvalidRequest: one is out of its range. It names the variable.
+    """
+    try:
+        return Settings(**{name: value for name, value in given.items() if value is not None})
+    except ValidationError as error:
+        fault = error.errors(include_url=False, include_input=False)[0]
+        name = f"MUSICGEN_{str(fault['loc'][0]).upper()}" if fault["loc"] else "MUSICGEN_*"
+        raise InvalidRequest(f"{name}: {fault['msg']}.") from None

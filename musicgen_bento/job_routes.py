@@ -12,10 +12,10 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from musicgen_bento.body import invalid
 from musicgen_bento.drain import cancel
 from musicgen_bento.errors import MusicGenError
 from musicgen_bento.exchange import exchange, refuse, until_gone
+from musicgen_bento.faults import invalid
 from musicgen_bento.jobs import Job, Jobs
 from musicgen_bento.middleware import JOB_PATH, NAMED
 from musicgen_bento.schemas import AudioQuestion, GenerationRequest, JobQuestion

@@ -104,9 +104,7 @@ class Job:
 
     def view(self) -> schemas.Job:
         """As a client sees it."""
-        error = self.error and schemas.ErrorDetail(
-            code=self.error.code, message=self.error.message, hint=self.error.hint, field=self.error.field
-        )
+        error = self.error and schemas.ErrorBody.model_validate(self.error.to_dict()).error
         return schemas.Job(
             id=self.id,
             state=self.state,

@@ -11,8 +11,8 @@ import tempfile
 from pathlib import Path
 from typing import NoReturn
 
+from musicgen_bento import config
 from musicgen_bento.errors import InvalidRequest, MusicGenError
-from musicgen_bento.local import settings
 
 SERVICE = "musicgen_bento.service:MusicGenService"
 
@@ -23,7 +23,7 @@ def serve(host: str, port: int) -> NoReturn:
     Raises:
         InvalidRequest: the address is refused, or a setting is out of its range.
     """
-    chosen = settings()
+    chosen = config.read()
     address = _address(host)
     if not address.is_loopback and not chosen.allow_anonymous:
         raise InvalidRequest(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypedDict
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
@@ -76,6 +76,18 @@ class GenerationRequest(BaseModel):
     )
 
 
+class Options(TypedDict, total=False):
+    """A request's fields beside prompt and model, as Python's callers write them."""
+
+    duration: float
+    seed: int | None
+    temperature: float
+    top_k: int
+    top_p: float
+    cfg_coef: float
+    normalize: Normalize
+
+
 class ModelInfo(BaseModel):
     """One model the service offers."""
 
@@ -106,6 +118,7 @@ class ErrorDetail(BaseModel):
     message: str = Field(description="For people.")
     hint: str = Field(description="The way out.")
     field: str | None = Field(description="The request field at fault, if there is one.")
+    retry_after: float | None = Field(None, description="Seconds after which trying again may help, where it may.")
 
 
 class ErrorBody(BaseModel):

@@ -26,8 +26,8 @@ class Block:
     why_not: str | None
 
 
-def blocks() -> list[Block]:
-    text = README.read_text()
+def blocks(document: Path = README) -> list[Block]:
+    text = document.read_text()
     found = []
     for match in _BLOCK.finditer(text):
         headings = re.findall(r"^#+ (.+)$", re.sub(_BLOCK, "", text[: match.start()]), re.M)

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import io
 import os
+import shlex
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import soundfile
 
 from musicgen_bento import catalogue, launch
+from musicgen_bento.commands.generate import NORMALIZE, generate
 from musicgen_bento.errors import InvalidRequest
+from musicgen_bento.schemas import GenerationRequest, Normalize
 
 ROOT = Path(__file__).parent.parent
 CLI = [sys.executable, "-m", "musicgen_bento.cli"]
@@ -71,6 +76,41 @@ def test_a_folder_is_a_model_and_the_drawn_seed_makes_the_clip_again(tmp_path: P
     assert (tmp_path / "1.wav").read_bytes() == (tmp_path / "2.wav").read_bytes()
 
 
+def test_several_prompts_are_numbered_files(tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_text("\ufeffcalm\n\n  wild  \n")
+    done = run("--prompts", "prompts.txt", "--duration", "0.5", "--seed", "7", "--output", "out.wav", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert sorted(os.listdir(tmp_path)) == ["out-1.wav", "out-2.wav", "prompts.txt"]
+    assert "out-1.wav: 0.5 s by demo, seed 7." in done.stderr
+    assert "out-2.wav: 0.5 s by demo, seed 8." in done.stderr
+    alone = run("--prompt", "wild", "--duration", "0.5", "--seed", "8", "--output", "alone.wav", cwd=tmp_path)
+    assert alone.returncode == 0, alone.stderr
+    assert soundfile.info(tmp_path / "alone.wav").frames == 16_000
+
+
+def test_a_prompt_of_several_that_is_wrong_is_named(tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_text("calm\na\x01b\n")
+    assert "Prompt 2 of 2" in one_error(run("--prompts", "prompts.txt", "--output", "x.wav", cwd=tmp_path), 2)
+    (tmp_path / "prompts.txt").write_bytes(b"\xff\xfe")
+    assert "UTF-8" in one_error(run("--prompts", "prompts.txt", "--output", "x.wav", cwd=tmp_path), 2)
+
+
+def test_a_dash_is_standard_output_and_quiet_is_quiet(tmp_path: Path) -> None:
+    command = [*CLI, "--prompt", "x", "--duration", "0.5", "--output", "-", "--quiet"]
+    done = subprocess.run(command, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, timeout=120, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert soundfile.info(io.BytesIO(done.stdout)).frames == 16_000
+    assert os.listdir(tmp_path) == []
+
+
+def test_standard_output_that_is_closed_is_one_line(tmp_path: Path) -> None:
+    command = shlex.join([*CLI, "--prompt", "x", "--duration", "0.5", "--output", "-", "--quiet"]) + " | true"
+    done = subprocess.run(
+        ["bash", "-o", "pipefail", "-c", command], env=ENVIRONMENT, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (1, "error: Cannot write to standard output: Broken pipe.\n")
+
+
 def test_ctrl_c_leaves_nothing(tmp_path: Path) -> None:
     process = subprocess.Popen(
         [*CLI, "--prompt", "x", "--duration", "290", "--output", "out.wav"],
@@ -101,6 +141,14 @@ def test_ctrl_c_leaves_nothing(tmp_path: Path) -> None:
         (("--prompt", " ", "--output", "x.wav"), "prompt should hold some text"),
         (("--prompt", "x", "--output", "nowhere/x.wav"), "There is no folder nowhere"),
         (("--prompt", "x", "--output", "."), "is a folder"),
+        (("generate", "--output", "x.wav"), "--prompt is missing"),
+        (("--prompt", "x", "--prompts", "-", "--output", "x.wav"), "exclude each other"),
+        (("--prompts", "nowhere.txt", "--output", "x.wav"), "nowhere.txt"),
+        (("--prompts", "/dev/null", "--output", "x.wav"), "no prompt"),
+        (("--prompt", "x", "--output", "x.wav", "--server", "localhost:8000"), "server's address"),
+        (("--prompt", "x", "--output", "x.wav", "--server", "http://x", "--timeout", "0"), "timeout"),
+        (("--prompt", "x", "--output", "x.wav", "--server", "http://x", "--seed", "-1"), "seed should be"),
+        (("models", "--server", "x"), "server's address"),
         (("--promt", "x"), "No such option"),
         (("sing",), "No such command"),
         ((), "--prompt is missing"),
@@ -134,13 +182,23 @@ def test_help_is_light() -> None:
         "import sys; from musicgen_bento import cli\n"
         "try: cli.main(['--help'])\n"
         "except SystemExit as done: status = done.code\n"
-        "heavy = {'torch', 'bentoml', 'numpy', 'pydantic', 'transformers'} & set(sys.modules)\n"
+        "heavy = {'torch', 'bentoml', 'numpy', 'pydantic', 'requests', 'transformers'} & set(sys.modules)\n"
         "print(status, sorted(heavy), file=sys.stderr)"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True)
     assert done.stderr.strip() == "0 []"
     for option in ("--prompt", "--duration", "--output", "--model", "--seed", "--temperature", "--top-k", "--top-p"):
         assert option in done.stdout
+
+
+def test_the_defaults_are_the_requests() -> None:
+    options = {option.name: option.default for option in generate.params}
+    fields = {name: field for name, field in GenerationRequest.model_fields.items() if not field.is_required()}
+    told = {"model", "seed"}
+    assert {name: options[name] for name in fields if name not in told} == {
+        name: field.default for name, field in fields.items() if name not in told
+    }
+    assert get_args(Normalize) == NORMALIZE
 
 
 def test_models_lists_every_model_with_its_licence() -> None:
@@ -150,15 +208,6 @@ def test_models_lists_every_model_with_its_licence() -> None:
         [line] = [line for line in done.stdout.splitlines() if line.split()[:1] == [card.id]]
         assert card.license in line
     assert "not trained" in done.stdout
-
-
-@pytest.mark.parametrize(
-    ("missing", "args"), [("click", ["--help"]), ("numpy", ["--prompt", "x", "--output", "x.wav"])]
-)
-def test_without_the_extra_one_line_says_what_to_install(missing: str, args: list[str]) -> None:
-    code = f"import sys\nsys.modules[{missing!r}] = None\nfrom musicgen_bento import cli; cli.main({args!r})"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True)
-    assert 'pip install "musicgen-bento[serve]"' in one_error(done, 1)
 
 
 def test_loopback_addresses_are_known() -> None:

@@ -9,6 +9,7 @@ import sys
 import tomllib
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import pytest
 from packaging.requirements import Requirement
@@ -19,6 +20,17 @@ ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 BASE: list[str] = PROJECT["dependencies"]
 SERVE: list[str] = PROJECT["optional-dependencies"]["serve"]
+
+AS_TEXT: dict[str, Any] = {"capture_output": True, "text": True, "check": False}
+HIDE = """
+import importlib.machinery, sys
+hidden = set({})
+class Visible(importlib.machinery.PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        return None if name.split(".")[0] in hidden else super().find_spec(name, path, target)
+sys.meta_path[:] = [Visible if f is importlib.machinery.PathFinder else f for f in sys.meta_path]
+"""
 
 
 def canonical(name: str) -> str:
@@ -52,8 +64,39 @@ def closure(requirements: list[str]) -> set[str]:
 
 
 def test_the_client_is_small() -> None:
-    assert {canonical(Requirement(text).name) for text in BASE} == {"pydantic", "requests"}
+    assert {canonical(Requirement(text).name) for text in BASE} == {"click", "pydantic", "requests"}
     assert len(closure(BASE)) < 15
+
+
+def run_with(packages: set[str], code: str) -> subprocess.CompletedProcess[str]:
+    """Run code that cannot import anything but this package and these."""
+    homes = metadata.packages_distributions()
+    hidden = [top for top, names in homes.items() if not {canonical(name) for name in names} & packages]
+    assert {"pytest", "hypothesis", "demucs"} <= set(hidden)
+    return subprocess.run([sys.executable, "-c", HIDE.format(json.dumps(hidden)) + code], **AS_TEXT)
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "from musicgen_bento.client import AsyncMusicGenClient, MusicGenClient; MusicGenClient()",
+        "from musicgen_bento.cli import main; main(['--help'])",
+        "from musicgen_bento.cli import main; main(['models', '--help'])",
+    ],
+)
+def test_the_base_install_is_enough_for_the_client_and_its_command_line(code: str) -> None:
+    done = run_with(closure(BASE) | {"musicgen-bento"}, code)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_what_the_base_install_cannot_do_says_what_to_install() -> None:
+    done = run_with(
+        closure(BASE) | {"musicgen-bento"},
+        "from musicgen_bento.cli import main; main(['--prompt', 'x', '--output', 'x.wav'])",
+    )
+    assert done.returncode == 1
+    assert 'pip install "musicgen-bento[serve]"' in done.stderr
+    assert done.stderr.count("\n") == 1
 
 
 def test_the_extra_leads_into_none_of_audiocrafts_pins() -> None:
@@ -77,23 +120,8 @@ def test_the_lock_has_hashes_and_no_addresses() -> None:
 
 
 def test_the_extra_and_audiocraft_are_enough_to_import_audiocraft() -> None:
-    """Everything else in this environment is hidden from the import."""
-    allowed = closure(BASE + SERVE) | {"audiocraft"}
-    homes = metadata.packages_distributions()
-    hidden = [top for top, names in homes.items() if not {canonical(name) for name in names} & allowed]
-    code = f"""
-import importlib.machinery, json, sys
-hidden = set(json.loads({json.dumps(json.dumps(hidden))}))
-class Visible(importlib.machinery.PathFinder):
-    @classmethod
-    def find_spec(cls, name, path=None, target=None):
-        return None if name.split(".")[0] in hidden else super().find_spec(name, path, target)
-sys.meta_path[:] = [Visible if f is importlib.machinery.PathFinder else f for f in sys.meta_path]
-import audiocraft.models.builders, audiocraft.models.encodec
-from audiocraft.models import MusicGen
-"""
-    assert {"pytest", "hypothesis", "demucs"} <= set(hidden)
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    code = "import audiocraft.models.builders, audiocraft.models.encodec\nfrom audiocraft.models import MusicGen"
+    done = run_with(closure(BASE + SERVE) | {"audiocraft"}, code)
     assert done.returncode == 0, done.stderr[-2000:]
 
 

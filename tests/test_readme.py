@@ -28,14 +28,15 @@ def adapted(code: str, url: str) -> str:
     code = code.replace("http://localhost:8000", url.rstrip("/"))
     code = re.sub(r"facebook/musicgen-[\w-]+", "demo", code)
     return re.sub(
-        r'(--duration |"duration": )(\d+(?:\.\d+)?)',
+        r'(--duration |"duration": |\bduration=)(\d+(?:\.\d+)?)',
         lambda found: found[1] + (found[2] if float(found[2]) < SECONDS else str(SECONDS)),
         code,
     )
 
 
 def written(code: str) -> list[str]:
-    return [a or b for a, b in re.findall(r"--output (\S+)|open\(\"(.+?)\", \"wb\"\)", code)]
+    names = re.findall(r"--output ([^-\s]\S*)|open\(\"(.+?)\", \"wb\"\)|\.save\(\"(.+?)\"\)", code)
+    return ["".join(found) for found in names]
 
 
 def run(block: Block, url: str, folder: Path) -> subprocess.CompletedProcess[str]:
@@ -85,9 +86,7 @@ def test_every_block_is_run_or_says_why_not() -> None:
 
 
 def test_what_is_replaced() -> None:
-    code = (
-        '"duration": 60, "duration": 0.5, --duration 20 facebook/musicgen-stereo-small http://localhost:8000/generate'
-    )
+    code = '"duration": 60, "duration": 0.5, duration=9, --duration 20 facebook/musicgen-stereo-small http://localhost:8000/generate'
     assert adapted(code, "http://127.0.0.1:1/") == (
-        '"duration": 2, "duration": 0.5, --duration 2 demo http://127.0.0.1:1/generate'
+        '"duration": 2, "duration": 0.5, duration=2, --duration 2 demo http://127.0.0.1:1/generate'
     )

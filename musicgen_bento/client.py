@@ -1,0 +1,181 @@
+"""The client of the HTTP API, for Python programs. Needs requests and pydantic alone; docs/sdk.md shows its use."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import Awaitable, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar, Unpack
+
+from musicgen_bento.calls import BadAnswer, Calls, Cancelled, Deadline, Server, TimedOut, Unreachable
+from musicgen_bento.clip import Clip, Progress
+from musicgen_bento.errors import MusicGenError
+from musicgen_bento.faults import checked
+from musicgen_bento.generation import LEAVE_SECONDS, Generation
+from musicgen_bento.schemas import GenerationRequest, ModelInfo, ModelList, Options
+
+__all__ = [
+    "AsyncMusicGenClient",
+    "BadAnswer",
+    "Cancelled",
+    "Clip",
+    "Generation",
+    "ModelInfo",
+    "MusicGenClient",
+    "MusicGenError",
+    "Progress",
+    "TimedOut",
+    "Unreachable",
+]
+
+HERE = "http://127.0.0.1:8000"
+LIST_SECONDS = 60.0
+RETRIES = 4
+TOGETHER = 256  # clips of one AsyncMusicGenClient at work; more wait their turn
+
+Result = TypeVar("Result")
+
+
+class MusicGenClient:
+    """A musicgen-bento server. May be used by several threads at once, and holds nothing open between calls.
+
+    Args:
+        url: the server's address.
+        timeout: seconds a clip may take, from the request to its last byte; None is no limit, as a long clip on a CPU
+            takes as long as it takes. A server that falls silent is noticed all the same.
+        retries: how often what failed in passing is done again: a connection that broke, a server that was started
+            again, 429 and 503 that say when to come back.
+        headers: sent with every request, for a proxy that wants them.
+
+    Raises:
+        InvalidRequest: the address is none.
+    """
+
+    def __init__(
+        self,
+        url: str = HERE,
+        *,
+        timeout: float | None = None,
+        retries: int = RETRIES,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        self._server = Server(url, max(0, retries), dict(headers or {}))
+        self._timeout = timeout
+
+    def generate(
+        self,
+        prompt: str,
+        *,
+        model: str | None = None,
+        progress: Progress | None = None,
+        timeout: float | None = None,
+        **options: Unpack[Options],
+    ) -> Clip:
+        """Have a clip made, and wait for it. Whoever leaves, by an exception or Ctrl-C, cancels it on the server.
+
+        Args:
+            prompt: what it should sound like.
+            model: a model by id or alias; None is the server's default.
+            progress: told the state, the position in the queue, the seconds of audio made, and of how many.
+            timeout: instead of the client's.
+            options: duration, seed and the rest of the request's fields.
+
+        Raises:
+            InvalidRequest: the request is wrong; `field` says where.
+            QueueFull, Unavailable: the server cannot take it now, after all retries.
+            Unreachable, TimedOut, BadAnswer: no answer, not in time, or not this service's.
+            MusicGenError: of which all are; it carries `code`, `message`, `hint` and `field`.
+        """
+        return self.start(prompt, model=model, timeout=timeout, **options).result(progress)
+
+    def start(
+        self, prompt: str, *, model: str | None = None, timeout: float | None = None, **options: Unpack[Options]
+    ) -> Generation:
+        """The same, for a thread that waits (`result`) and another that may change its mind (`cancel`).
+
+        Nothing is asked of the server before `result` is.
+
+        Raises:
+            InvalidRequest: the request is wrong; `field` says where.
+        """
+        request = checked(GenerationRequest, prompt=prompt, model=model, **options)
+        return Generation(self._server, request, self._timeout if timeout is None else timeout)
+
+    def list_models(self) -> list[ModelInfo]:
+        """The models the server offers: ids, other spellings, licences, and whether each is loaded.
+
+        Raises:
+            MusicGenError: it does not say.
+        """
+        with Calls(self._server, Deadline(self._timeout or LIST_SECONDS)) as calls:
+            return calls.ask("GET", "/models").read(ModelList).models
+
+
+class AsyncMusicGenClient:
+    """The same client for asyncio: each call is made in a thread, and a cancelled task cancels its clip on the server.
+
+    Use it as `async with`, or `close` it. The arguments and errors are MusicGenClient's.
+    """
+
+    def __init__(
+        self,
+        url: str = HERE,
+        *,
+        timeout: float | None = None,
+        retries: int = RETRIES,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        self._client = MusicGenClient(url, timeout=timeout, retries=retries, headers=headers)
+        self._threads = ThreadPoolExecutor(TOGETHER, thread_name_prefix="musicgen-client")
+
+    async def __aenter__(self) -> AsyncMusicGenClient:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Take no more calls. Those at work go on."""
+        self._threads.shutdown(wait=False)
+
+    async def generate(
+        self,
+        prompt: str,
+        *,
+        model: str | None = None,
+        progress: Callable[[str, int | None, float, float], Awaitable[object] | object] | None = None,
+        timeout: float | None = None,  # noqa: ASYNC109  the synchronous client's
+        **options: Unpack[Options],
+    ) -> Clip:
+        """See MusicGenClient.generate. `progress` is called on the event loop, and may be a coroutine function."""
+        generation = self._client.start(prompt, model=model, timeout=timeout, **options)
+        loop = asyncio.get_running_loop()
+        news: asyncio.Queue[tuple[str, int | None, float, float] | None] = asyncio.Queue()
+
+        def tell(state: str, position: int | None, audio_seconds: float, duration: float) -> None:
+            loop.call_soon_threadsafe(news.put_nowait, (state, position, audio_seconds, duration))
+
+        work = loop.run_in_executor(self._threads, generation.result, tell)
+        work.add_done_callback(lambda _: news.put_nowait(None))
+        try:
+            while (step := await news.get()) is not None:
+                told = progress(*step) if progress else None
+                if inspect.isawaitable(told):
+                    await told
+            return await work
+        finally:
+            if not work.done():
+                await asyncio.shield(_leave(generation, work))
+
+    async def list_models(self) -> list[ModelInfo]:
+        """See MusicGenClient.list_models."""
+        return await asyncio.get_running_loop().run_in_executor(self._threads, self._client.list_models)
+
+
+async def _leave(generation: Generation, work: asyncio.Future[Clip]) -> None:
+    """Cancel it, and see its thread end where that is soon."""
+    await asyncio.to_thread(generation.cancel)
+    await asyncio.wait((work,), timeout=LEAVE_SECONDS)
+    if work.done():
+        work.exception()  # seen: asyncio would report it as lost

@@ -1,0 +1,93 @@
+"""A finished clip, and its file."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeAlias
+
+from musicgen_bento.errors import InvalidRequest, MusicGenError
+
+Progress: TypeAlias = Callable[[str, int | None, float, float], object]
+"""Told how far the work is: `state` (queued, loading, running, done), `position` in the queue (1 is next; None where
+it does not wait), and the seconds of audio that are made, of how many."""
+
+
+@dataclass(frozen=True, slots=True)
+class Clip:
+    """A clip as a server or a pipeline made it.
+
+    Attributes:
+        audio: a whole WAV file: 16-bit PCM.
+        seed: with the same request it makes this clip again.
+        model: the id of the model that made it.
+        sample_rate: Hz.
+        channels: 1 or 2.
+        duration: seconds.
+    """
+
+    audio: bytes = field(repr=False)
+    seed: int
+    model: str
+    sample_rate: int
+    channels: int
+    duration: float
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the WAV. The file is there whole or not at all; one of that name is replaced.
+
+        Raises:
+            InvalidRequest: there can be no such file.
+            MusicGenError: it cannot be written, the disk being full for one.
+        """
+        write(check(path), self.audio)
+
+
+def check(path: str | os.PathLike[str]) -> Path:
+    """Where the file goes, once it is sure that it can.
+
+    Raises:
+        InvalidRequest: it cannot.
+    """
+    target = Path(path)
+    folder = target.parent
+    if not folder.is_dir():
+        raise InvalidRequest(f"There is no folder {folder}.", hint="Make it, or choose another file.")
+    if target.is_dir():
+        raise InvalidRequest(f"{target} is a folder.", hint="Name a file in it.")
+    if not _special(target):
+        try:
+            with tempfile.TemporaryFile(dir=folder):
+                pass
+        except OSError as error:
+            raise InvalidRequest(f"Cannot write to {folder}: {error.strerror}.", hint="Choose another file.") from None
+    return target
+
+
+def write(target: Path, audio: bytes) -> None:
+    """All of it or nothing: into a file beside it, which then takes its name.
+
+    Raises:
+        MusicGenError: it cannot be written; no part of it stays.
+    """
+    special = _special(target)
+    partial = target if special else target.with_name(f".{target.name[:100]}.{secrets.token_hex(4)}.part")
+    try:
+        with partial.open("wb" if special else "xb") as file:
+            file.write(audio)
+        if not special:
+            partial.replace(target)
+    except OSError as error:
+        raise MusicGenError(f"Cannot write {target}: {error.strerror}.", hint="Is the disk full?") from None
+    finally:
+        if not special:
+            partial.unlink(missing_ok=True)
+
+
+def _special(target: Path) -> bool:
+    """A device or a pipe, which must not be replaced by a file."""
+    return target.exists() and not target.is_file()

@@ -1,0 +1,255 @@
+"""`generate`: clips to files, made in this process or by a server."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
+from functools import partial
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+import click
+from click.core import ParameterSource
+
+from musicgen_bento import catalogue
+from musicgen_bento.commands.bar import Bar
+from musicgen_bento.errors import InvalidRequest, MusicGenError
+
+if TYPE_CHECKING:
+    from musicgen_bento.clip import Clip
+    from musicgen_bento.generation import Generation
+    from musicgen_bento.schemas import GenerationRequest
+
+NORMALIZE = ("loudness", "peak", "rms", "clip", "none")
+FIELDS = ("duration", "seed", "temperature", "top_k", "top_p", "cfg_coef", "normalize")
+TOGETHER = 8  # clips asked of a server at once: it is kept busy, and others have their turn
+STDOUT = "-"
+HELP = """Make clips and write them to WAV files.
+
+In this process, with the model on this machine; or by a server, with --server. Only what is asked for is written:
+whole files, or none.
+
+\b
+musicgen-bento generate --prompt "lofi hip hop" --duration 20 --output lofi.wav
+musicgen-bento generate --prompt "dark drone" --duration 20 --output - --server http://localhost:8000 > dark.wav
+musicgen-bento generate --prompts prompts.txt --duration 20 --output clips.wav
+"""
+
+Made = Generator[tuple[int, "Clip"], None, None]
+
+
+def names(context: click.Context, option: click.Parameter, begun: str) -> list[str]:
+    """The models a shell may complete to."""
+    return [card.id for card in catalogue.CATALOGUE if card.id.startswith(begun)]
+
+
+@click.command(help=HELP)
+@click.option("--prompt", metavar="TEXT", help="What the music should sound like.")
+@click.option(
+    "--prompts",
+    type=click.File(encoding="utf-8-sig"),
+    metavar="FILE",
+    help="Several prompts, a line each; - is standard input. The clips are numbered: clips-1.wav, clips-2.wav.",
+)
+@click.option("--duration", type=float, default=30.0, show_default=True, metavar="SECONDS", help="Length of a clip.")
+@click.option("--output", metavar="FILE", help="The WAV to write; - is standard output.")
+@click.option(
+    "--model",
+    metavar="ID-OR-FOLDER",
+    shell_complete=names,
+    help="A model by id, or a folder with its files.  [default: from MUSICGEN_DEFAULT_MODEL, else demo]",
+)
+@click.option(
+    "--seed",
+    type=int,
+    metavar="N",
+    help="The same seed and options give the same clip; several clips count up from it.  [default: drawn]",
+)
+@click.option("--temperature", type=float, default=1.0, show_default=True, help="Higher is wilder; 0 is greedy.")
+@click.option(
+    "--top-k", type=int, default=250, show_default=True, help="Sample among the k likeliest tokens; 0 is all."
+)
+@click.option(
+    "--top-p", type=float, default=0.0, show_default=True, help="Sample among the likeliest of this total; 0 is off."
+)
+@click.option(
+    "--cfg-coef", type=float, default=3.0, show_default=True, help="How closely to follow the prompt; 1 is off."
+)
+@click.option(
+    "--normalize", type=click.Choice(NORMALIZE), default="loudness", show_default=True, help="How to set the level."
+)
+@click.option("--server", metavar="URL", help="Have it made by the server at this address, with its models.")
+@click.option(
+    "--timeout", type=float, metavar="SECONDS", help="How long a clip of a server may take.  [default: no limit]"
+)
+@click.option("--quiet", "-q", is_flag=True, help="Say nothing but errors.")
+@click.pass_context
+def generate(
+    context: click.Context,
+    /,
+    prompt: str | None,
+    prompts: IO[str] | None,
+    output: str | None,
+    model: str | None,
+    server: str | None,
+    timeout: float | None,
+    quiet: bool,
+    **options: Any,
+) -> None:
+    """Check all there is to check before anything is loaded or asked for, then make and write."""
+    texts = _texts(prompt, prompts)
+    if not output:
+        raise click.UsageError("--output is missing.")
+    given = {name: options[name] for name in FIELDS if context.get_parameter_source(name) != ParameterSource.DEFAULT}
+    bar = Bar(quiet)
+    try:
+        keep = _keeper(output, len(texts), bar)
+        make = partial(_there, server, timeout) if server else _here
+        with closing(make(texts, model, given, bar)) as made:
+            for index, clip in made:
+                keep(index, clip)
+    finally:
+        bar.clear()
+
+
+def _texts(prompt: str | None, prompts: IO[str] | None) -> list[str]:
+    if prompts is None:
+        if not prompt:
+            raise click.UsageError("--prompt is missing.")
+        return [prompt]
+    if prompt:
+        raise click.UsageError("--prompt and --prompts exclude each other.")
+    try:
+        lines = [line.strip() for line in prompts]
+    except UnicodeDecodeError:
+        raise click.UsageError(f"{prompts.name} is not text in UTF-8.") from None
+    if not any(lines):
+        raise click.UsageError(f"{prompts.name} holds no prompt.")
+    return [line for line in lines if line]
+
+
+def _keeper(output: str, count: int, bar: Bar) -> Callable[[int, Clip], None]:
+    """Where each clip goes.
+
+    Raises:
+        InvalidRequest: it cannot go there.
+    """
+    from musicgen_bento import clip, several
+
+    if output == STDOUT:
+        if count > 1:
+            raise click.UsageError("--output - takes one clip.")
+        if sys.stdout.isatty():
+            raise click.UsageError("--output - writes a WAV, which is nothing for a terminal.")
+        return lambda index, made: _pour(made, bar)
+    targets = [clip.check(path) for path in several.files(Path(output), count)]
+
+    def keep(index: int, made: Clip) -> None:
+        clip.write(targets[index], made.audio)
+        bar.say(f"Wrote {targets[index]}: {_about(made)}")
+
+    return keep
+
+
+def _pour(made: Clip, bar: Bar) -> None:
+    try:
+        sys.stdout.buffer.write(made.audio)
+        sys.stdout.buffer.flush()
+    except OSError as error:
+        sys.stdout = None  # or the interpreter tries again at its end
+        raise MusicGenError(f"Cannot write to standard output: {error.strerror}.") from None
+    bar.say(f"Wrote {_about(made)}")
+
+
+def _about(made: Clip) -> str:
+    return f"{made.duration:g} s by {made.model}, seed {made.seed}."
+
+
+def _here(texts: Sequence[str], model: str | None, given: dict[str, Any], bar: Bar) -> Made:
+    """In this process. Checks at once, loads when the first clip is wanted."""
+    from musicgen_bento import config
+
+    chosen = config.read()
+    asked = _requests(texts, None, chosen.max_duration, given)
+    if model is None:
+        model = chosen.default_model
+        bar.say(f"No --model was given: taking {model}.")
+    card = catalogue.find(model)
+    if card and card.note:
+        bar.say(card.note)
+    return _made(asked, model, bar)
+
+
+def _made(asked: Sequence[GenerationRequest], model: str, bar: Bar) -> Made:
+    from musicgen_bento.pipelines import Pipeline
+
+    bar.show("loading", None, 0.0, sum(request.duration for request in asked))
+    with Pipeline(model) as pipe:
+        for made in pipe.make(asked, bar.show):
+            yield made.index, made.clip()
+
+
+def _there(
+    url: str, timeout: float | None, texts: Sequence[str], model: str | None, given: dict[str, Any], bar: Bar
+) -> Made:
+    """By a server. Checks at once, asks when the first clip is wanted."""
+    from musicgen_bento.calls import Deadline, Server
+    from musicgen_bento.client import RETRIES
+    from musicgen_bento.generation import Generation
+
+    Deadline(timeout)  # says what is wrong with it
+    server = Server(url, RETRIES, {})
+    asked = _requests(texts, model, None, given)
+    return _collected([Generation(server, request, timeout) for request in asked], _Sum(asked, bar))
+
+
+def _collected(generations: Sequence[Generation], total: _Sum) -> Made:
+    from concurrent.futures import ThreadPoolExecutor, as_completed
+
+    if len(generations) == 1:
+        yield 0, generations[0].result(total.part(0))
+        return
+    with ThreadPoolExecutor(TOGETHER) as threads:
+        try:
+            work = {
+                threads.submit(generation.result, total.part(index)): index
+                for index, generation in enumerate(generations)
+            }
+            for done in as_completed(work):
+                yield work[done], done.result()
+        finally:  # also when interrupted
+            threads.shutdown(wait=False, cancel_futures=True)
+            for generation in generations:
+                generation.cancel()
+
+
+class _Sum:
+    """How far several clips are together."""
+
+    def __init__(self, asked: Sequence[GenerationRequest], bar: Bar) -> None:
+        self._parts = [(0.0, request.duration) for request in asked]
+        self._bar = bar
+
+    def part(self, index: int) -> Callable[[str, int | None, float, float], None]:
+        """What the clip of this index tells."""
+
+        def tell(state: str, position: int | None, audio_seconds: float, duration: float) -> None:
+            self._parts[index] = audio_seconds, duration
+            made, total = map(sum, zip(*self._parts, strict=True))
+            self._bar.show(state, position, made, total)
+
+        return tell
+
+
+def _requests(
+    texts: Sequence[str], model: str | None, longest: float | None, given: dict[str, Any]
+) -> list[GenerationRequest]:
+    from musicgen_bento import several
+
+    try:
+        return several.requests(texts, model=model, longest=longest, **given)
+    except InvalidRequest as error:
+        message = error.message.removesuffix(".")
+        hint = error.hint if longest and error.field == "duration" and "MUSICGEN" in error.hint else ""
+        raise InvalidRequest(f"{message}.", hint=hint or "See musicgen-bento --help.") from None

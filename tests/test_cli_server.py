@@ -1,0 +1,174 @@
+"""The command line as a client: statuses against a stand-in, the main road against the real service."""
+
+from __future__ import annotations
+
+import os
+import pty
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import requests
+import soundfile
+
+from tests.server import Server
+from tests.stand_in import DROP, Reply, StandIn, error, job
+from tests.test_cli import CLI, ENVIRONMENT, one_error, run
+
+CLIP = ("--prompt", "a secret", "--output", "out.wav")
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with Server(tmp_path_factory.mktemp("server")) as running:
+        yield running
+
+
+def in_slots(server: Server) -> float:
+    lines = requests.get(f"{server.url}/metrics", timeout=30).text.splitlines()
+    return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith("musicgen_slots_in_use{"))
+
+
+# ---- the real service
+
+
+def test_a_clip_of_a_server(server: Server, tmp_path: Path) -> None:
+    done = run(*CLIP, "--duration", "1", "--seed", "7", "--server", server.url, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == ""
+    assert done.stderr == "Wrote out.wav: 1 s by demo, seed 7.\n"
+    answer = server.generate(prompt="a secret", duration=1, seed=7)
+    assert (tmp_path / "out.wav").read_bytes() == answer.content
+    assert "secret" not in server.log.read_text()
+
+
+def test_several_clips_of_a_server(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_text("\n".join(["calm"] * 10))
+    options = ("--prompts", "prompts.txt", "--output", "out.wav", "--duration", "0.5", "--server", server.url)
+    done = run("generate", *options, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    files = sorted(tmp_path.glob("out-*.wav"))
+    assert [file.name for file in files] == [f"out-{number:02}.wav" for number in range(1, 11)]
+    assert all(soundfile.info(file).frames == 16_000 for file in files)
+
+
+def test_the_models_of_a_server(server: Server) -> None:
+    done = run("models", "--server", server.url)
+    assert done.returncode == 0, done.stderr
+    [line] = [line for line in done.stdout.splitlines() if line.startswith("demo ")]
+    assert line.split()[:3] == ["demo", "loaded", "MIT"]
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_ctrl_c_cancels_on_the_server(server: Server, count: int, tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_text("calm\n" * count)
+    options = ["--prompts", "prompts.txt", "--output", "out.wav", "--duration", "200", "--server", server.url]
+    process = subprocess.Popen([*CLI, *options], cwd=tmp_path, env=ENVIRONMENT, stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 60
+    while in_slots(server) < count:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=20)
+    assert (process.returncode, stderr.strip()) == (130, b"interrupted")
+    assert os.listdir(tmp_path) == ["prompts.txt"]
+    while in_slots(server):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def test_on_a_terminal_there_is_a_bar(server: Server, tmp_path: Path) -> None:
+    ours, theirs = pty.openpty()
+    command = [*CLI, *CLIP, "--duration", "3", "--server", server.url]
+    process = subprocess.Popen(command, cwd=tmp_path, env=ENVIRONMENT, stderr=theirs)
+    os.close(theirs)
+    shown = b""
+    try:
+        while piece := os.read(ours, 4096):
+            shown += piece
+    except OSError:  # the other side is closed
+        pass
+    os.close(ours)
+    assert process.wait(timeout=60) == 0
+    text = shown.decode()
+    assert "of 3 s, running" in text
+    assert "#" in text
+    assert text.endswith("Wrote out.wav: 3 s by demo, seed " + text.rpartition("seed ")[2])
+
+
+# ---- exit statuses
+
+
+@pytest.mark.parametrize(
+    ("reply", "status", "says"),
+    [
+        (error(400, "unknown_model", field="model"), 2, "It is unknown_model. Do better."),
+        (Reply(200, b"<html>"), 3, "could not be read"),
+        (error(429, "queue_full", retry_after="9999"), 4, "It is queue_full. Do better."),
+        (error(429, "jobs_full", retry_after="9999"), 4, "It is jobs_full. Do better."),
+        (error(503, "shutting_down"), 4, "It is shutting_down. Do better."),
+        (error(503, "model_unavailable"), 1, "It is model_unavailable. Do better."),
+        (error(500, "failed"), 1, "It is failed. Do better."),
+    ],
+    ids=lambda each: str(each.body) if isinstance(each, Reply) else str(each),
+)
+def test_a_status_for_each_way_it_can_end(reply: Reply, status: int, says: str, tmp_path: Path) -> None:
+    with StandIn(post=[reply], models=[reply]) as server:
+        assert says in one_error(run(*CLIP, "--server", server.url, cwd=tmp_path), status)
+        assert says in one_error(run("models", "--server", server.url), status)
+    assert os.listdir(tmp_path) == []
+
+
+def test_no_server_and_no_time(tmp_path: Path) -> None:
+    with StandIn(get=[Reply(200, job(), after=5.0)]) as server:
+        line = one_error(run(*CLIP, "--server", server.url, "--timeout", "1", cwd=tmp_path), 3)
+        assert "in time" in line
+        assert server.calls()[-1] == "delete"
+    assert "There is no server at" in one_error(run(*CLIP, "--server", server.url, cwd=tmp_path), 3)
+    assert "There is no server at" in one_error(run("models", "--server", server.url), 3)
+
+
+def test_one_of_several_that_fails_ends_all(tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_text("calm\nwild\n")
+    options = ("--prompts", "prompts.txt", "--output", "out.wav")
+    with StandIn(post=[error(500, "failed")] * 2) as server:
+        assert "It is failed" in one_error(run(*options, "--server", server.url, cwd=tmp_path), 1)
+    assert os.listdir(tmp_path) == ["prompts.txt"]
+
+
+def test_what_passes_is_mended_without_a_word(tmp_path: Path) -> None:
+    with StandIn(post=[DROP]) as server:
+        done = run(*CLIP, "--server", server.url, cwd=tmp_path)
+    assert (done.returncode, done.stderr.count("\n")) == (0, 1)
+
+
+def test_what_was_not_given_is_left_to_the_server(tmp_path: Path) -> None:
+    with StandIn() as server:
+        assert run(*CLIP, "--top-k", "250", "--server", server.url, cwd=tmp_path).returncode == 0
+    [body] = server.posted()
+    assert body.keys() == {"prompt", "seed", "top_k"}
+
+
+# ---- completion
+
+
+@pytest.mark.parametrize(
+    ("words", "offers"),
+    [
+        ("", {"generate", "models", "serve"}),
+        ("--pro", {"--prompt", "--prompts"}),
+        ("--prompt x --dur", {"--duration"}),
+        ("generate --nor", {"--normalize"}),
+        ("generate --model facebook/musicgen-s", {"facebook/musicgen-small", "facebook/musicgen-stereo-small"}),
+    ],
+)
+def test_a_shell_completes(words: str, offers: set[str]) -> None:
+    line = f"musicgen-bento {words}"
+    count = len(line.split()) - (not line.endswith(" "))
+    environment = {"COMP_WORDS": line, "COMP_CWORD": str(count), "_MUSICGEN_BENTO_COMPLETE": "bash_complete"}
+    done = run(**environment)
+    assert done.returncode == 0, done.stderr
+    assert offers <= {each.partition(",")[2] for each in done.stdout.split()}

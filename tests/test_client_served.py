@@ -1,0 +1,129 @@
+"""The client against the real service with the real `demo`."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+
+from musicgen_bento.client import AsyncMusicGenClient, MusicGenClient
+from musicgen_bento.errors import InvalidRequest, UnknownModel
+from tests.server import Server
+
+LONG = 120.0
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with Server(tmp_path_factory.mktemp("server")) as running:
+        yield running
+
+
+def in_slots(server: Server) -> float:
+    lines = requests.get(f"{server.url}/metrics", timeout=30).text.splitlines()
+    return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith("musicgen_slots_in_use{"))
+
+
+def wait_for(found: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not found():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def test_a_clip_is_the_one_that_generate_gives(server: Server) -> None:
+    told: list[tuple[Any, ...]] = []
+    client = MusicGenClient(server.url)
+    clip = client.generate("calm", seed=3, duration=2, progress=lambda *step: told.append(step))
+    answer = server.generate(prompt="calm", seed=3, duration=2)
+    assert clip.audio == answer.content
+    assert (clip.seed, clip.model, clip.sample_rate, clip.channels, clip.duration) == (3, "demo", 32_000, 1, 2.0)
+    states = [step[0] for step in told]
+    assert states[-1] == "done"
+    assert sorted(states, key=["queued", "loading", "running", "done"].index) == states
+    assert told[-1] == ("done", None, 2.0, 2.0)
+
+
+def test_a_drawn_seed_makes_the_clip_again(server: Server) -> None:
+    client = MusicGenClient(server.url)
+    first = client.generate("calm", duration=0.5)
+    assert client.generate("calm", duration=0.5, seed=first.seed) == first
+
+
+def test_the_models_are_listed(server: Server) -> None:
+    models = MusicGenClient(server.url).list_models()
+    assert [model.id for model in models if model.default] == ["demo"]
+    assert "facebook/musicgen-small" in [model.id for model in models]
+
+
+def test_the_servers_errors_are_typed(server: Server) -> None:
+    client = MusicGenClient(server.url)
+    with pytest.raises(UnknownModel) as unknown:
+        client.generate("calm", model="no/such")
+    assert (unknown.value.code, unknown.value.field, bool(unknown.value.hint)) == ("unknown_model", "model", True)
+    with pytest.raises(InvalidRequest) as long:
+        client.generate("calm", duration=9999)
+    assert long.value.field == "duration"
+
+
+def test_whoever_leaves_frees_the_slot(server: Server) -> None:
+    def leave(state: str, position: int | None, audio_seconds: float, duration: float) -> None:
+        if audio_seconds > 0:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        MusicGenClient(server.url).generate("calm", duration=LONG, progress=leave)
+    wait_for(lambda: in_slots(server) == 0)
+
+
+def test_a_cancelled_task_frees_the_slot_while_others_go_on(server: Server) -> None:
+    async def main() -> None:
+        async with AsyncMusicGenClient(server.url) as client:
+            begun = asyncio.Event()
+
+            def tell(state: str, *_: Any) -> None:
+                if state == "running":
+                    begun.set()
+
+            long = asyncio.create_task(client.generate("calm", duration=LONG, progress=tell))
+            await begun.wait()
+            short = asyncio.create_task(client.generate("calm", duration=1))
+            long.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await long
+            assert (await short).duration == 1.0
+
+    asyncio.run(main())
+    wait_for(lambda: in_slots(server) == 0)
+
+
+def test_more_at_once_than_the_default_executor_has_threads(server: Server) -> None:
+    async def main() -> list[int]:
+        async with AsyncMusicGenClient(server.url) as client:
+            clips = await asyncio.gather(*(client.generate("calm", duration=0.5, seed=seed) for seed in range(12)))
+            return [clip.seed for clip in clips]
+
+    assert asyncio.run(main()) == list(range(12))
+
+
+def test_a_server_that_is_started_again_makes_the_clip_again(tmp_path: Path) -> None:
+    with Server(tmp_path) as server:
+        alone = MusicGenClient(server.url).generate("calm", seed=5, duration=8)
+        killed = False
+
+        def kill(state: str, position: int | None, audio_seconds: float, duration: float) -> None:
+            nonlocal killed
+            if audio_seconds > 0 and not killed:
+                killed = True
+                server.stop()
+                server.start()
+                server.wait_until_ready()
+
+        again = MusicGenClient(server.url).generate("calm", seed=5, duration=8, progress=kill)
+    assert killed
+    assert again == alone
