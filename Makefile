@@ -21,7 +21,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 export DO_NOT_TRACK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve test check format bench image image-check lock
+.PHONY: help setup serve test check docs format bench image image-check lock
 
 help:  ## this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
@@ -42,6 +42,9 @@ check: $(STAMP)  ## format, lint, types, imports go down, docs match the code, m
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q tests/test_imports.py tests/test_docs.py
 	$(BIN)/python -m deploy.check
+
+docs: $(STAMP)  ## write docs/api.md and docs/cli.md anew, from the code
+	$(BIN)/python -m docs
 
 format: $(STAMP)  ## put the code into the form that `make check` wants
 	$(BIN)/ruff check --fix .
