@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar, Unpack
+from typing import TYPE_CHECKING, Unpack
 
 from musicgen_bento.calls import BadAnswer, Calls, Cancelled, Deadline, Server, TimedOut, Unreachable
 from musicgen_bento.clip import Clip, Progress
@@ -14,6 +13,9 @@ from musicgen_bento.errors import MusicGenError
 from musicgen_bento.faults import checked
 from musicgen_bento.generation import LEAVE_SECONDS, Generation
 from musicgen_bento.schemas import GenerationRequest, ModelInfo, ModelList, Options
+
+if TYPE_CHECKING:
+    import asyncio
 
 __all__ = [
     "AsyncMusicGenClient",
@@ -33,8 +35,6 @@ HERE = "http://127.0.0.1:8000"
 LIST_SECONDS = 60.0
 RETRIES = 4
 TOGETHER = 256  # clips of one AsyncMusicGenClient at work; more wait their turn
-
-Result = TypeVar("Result")
 
 
 class MusicGenClient:
@@ -118,6 +118,8 @@ class AsyncMusicGenClient:
     Use it as `async with`, or `close` it. The arguments and errors are MusicGenClient's.
     """
 
+    # Its methods import asyncio, a fifth of this file's time, which the other client does without.
+
     def __init__(
         self,
         url: str = HERE,
@@ -149,6 +151,8 @@ class AsyncMusicGenClient:
         **options: Unpack[Options],
     ) -> Clip:
         """See MusicGenClient.generate. `progress` is called on the event loop, and may be a coroutine function."""
+        import asyncio
+
         generation = self._client.start(prompt, model=model, timeout=timeout, **options)
         loop = asyncio.get_running_loop()
         news: asyncio.Queue[tuple[str, int | None, float, float] | None] = asyncio.Queue()
@@ -170,11 +174,15 @@ class AsyncMusicGenClient:
 
     async def list_models(self) -> list[ModelInfo]:
         """See MusicGenClient.list_models."""
+        import asyncio
+
         return await asyncio.get_running_loop().run_in_executor(self._threads, self._client.list_models)
 
 
 async def _leave(generation: Generation, work: asyncio.Future[Clip]) -> None:
     """Cancel it, and see its thread end where that is soon."""
+    import asyncio
+
     await asyncio.to_thread(generation.cancel)
     await asyncio.wait((work,), timeout=LEAVE_SECONDS)
     if work.done():
