@@ -171,6 +171,8 @@ class AsyncMusicGenClient:
         finally:
             if not work.done():
                 await asyncio.shield(_leave(generation, work))
+            elif not work.cancelled():
+                work.exception()  # seen, also where `progress` has failed: asyncio would report it as lost
 
     async def list_models(self) -> list[ModelInfo]:
         """See MusicGenClient.list_models."""
@@ -186,4 +188,4 @@ async def _leave(generation: Generation, work: asyncio.Future[Clip]) -> None:
     await asyncio.to_thread(generation.cancel)
     await asyncio.wait((work,), timeout=LEAVE_SECONDS)
     if work.done():
-        work.exception()  # seen: asyncio would report it as lost
+        work.exception()  # seen

@@ -90,13 +90,12 @@ class Generation:
 
     def _delete(self) -> None:
         job, self._job = self._job, None
-        if job is not None:
-            once = replace(self._server, retries=0)
-            with (
-                suppress(MusicGenError),
-                Calls(once, Deadline(LEAVE_SECONDS)) as calls,
-            ):  # else the server does it, later
-                calls.ask("DELETE", _path(job))
+        if job is None:
+            return
+        once = replace(self._server, retries=0)
+        # Where the server cannot be told, it gives the job up by itself: nobody asks after it.
+        with suppress(MusicGenError), Calls(once, Deadline(LEAVE_SECONDS)) as calls:
+            calls.ask("DELETE", _path(job))
 
 
 def _path(job: str) -> str:

@@ -94,6 +94,7 @@ class StandIn:
 
         self._http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self._http.daemon_threads = True
+        self._http.handle_error = lambda *_: None  # type: ignore[method-assign]  # clients leave; that is the point
         self.url = f"http://127.0.0.1:{self._http.server_port}"
 
     def __enter__(self) -> StandIn:

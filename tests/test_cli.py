@@ -149,6 +149,7 @@ def test_ctrl_c_leaves_nothing(tmp_path: Path) -> None:
         (("--prompt", "x", "--output", "x.wav", "--server", "http://x", "--timeout", "0"), "timeout"),
         (("--prompt", "x", "--output", "x.wav", "--server", "http://x", "--seed", "-1"), "seed should be"),
         (("models", "--server", "x"), "server's address"),
+        (("--prompt", "x", "--output", "x.wav", "--server", ""), "server's address"),
         (("--promt", "x"), "No such option"),
         (("sing",), "No such command"),
         ((), "--prompt is missing"),

@@ -105,7 +105,7 @@ def generate(
     bar = Bar(quiet)
     try:
         keep = _keeper(output, len(texts), bar)
-        make = partial(_there, server, timeout) if server else _here
+        make = _here if server is None else partial(_there, server, timeout)
         with closing(make(texts, model, given, bar)) as made:
             for index, clip in made:
                 keep(index, clip)
