@@ -9,6 +9,8 @@ DEMO_FOLDER = Path(__file__).parent / "demo"
 
 CODEC_BYTES = 236_000_000
 T5_BYTES = 892_000_000
+FLOAT32_NUMBERS = 109_628_544 + CODEC_BYTES // 4  # T5's encoder and the codec
+_SHAPES = {"small": (24, 1024), "medium": (48, 1536), "melody": (48, 1536), "large": (48, 2048)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +23,9 @@ class ModelCard:
         channels: 1 mono, 2 stereo.
         conditioning: what it listens to: text, melody.
         parameters: of the language model, its text projection included.
+        layers: of the language model.
+        dim: its width.
+        float32_numbers: how many numbers T5 and the codec have.
         window: longest stretch made in one go, in seconds; longer clips are continued past it.
         sample_rate: Hz.
         license: of the weights.
@@ -33,6 +38,9 @@ class ModelCard:
     channels: int
     conditioning: tuple[str, ...]
     parameters: int
+    layers: int
+    dim: int
+    float32_numbers: int = FLOAT32_NUMBERS
     window: float = 30.0
     sample_rate: int = 32_000
     license: str = "CC-BY-NC 4.0"
@@ -43,6 +51,17 @@ class ModelCard:
     def download_bytes(self) -> int:
         """About what the hub sends for it: float16 weights, the codec, and the T5 that all of them share."""
         return 0 if self.folder else 2 * self.parameters + CODEC_BYTES + T5_BYTES
+
+    def memory_bytes(self, itemsize: int, seconds: float) -> int:
+        """What it takes in memory with one clip, the largest there is; the files say it exactly.
+
+        Args:
+            itemsize: bytes of a number of the language model.
+            seconds: the longest clip that may be asked for.
+        """
+        positions = min(self.window, seconds) * 50 + 3
+        clip = 2 * self.layers * self.dim * int(2 * positions + 512)  # keys and values, guided, for a long prompt
+        return (self.parameters + clip) * itemsize + 4 * self.float32_numbers
 
 
 def _released(size: str, parameters: int, *, stereo: bool = False, melody: bool = False) -> ModelCard:
@@ -58,6 +77,8 @@ def _released(size: str, parameters: int, *, stereo: bool = False, melody: bool 
         channels=2 if stereo else 1,
         conditioning=("text", "melody") if melody else ("text",),
         parameters=parameters,
+        layers=_SHAPES[size][0],
+        dim=_SHAPES[size][1],
     )
 
 
@@ -68,6 +89,9 @@ CATALOGUE: tuple[ModelCard, ...] = (
         channels=1,
         conditioning=("text",),
         parameters=1_184_960,
+        layers=2,
+        dim=64,
+        float32_numbers=853_266,
         license="MIT",
         note="Built in and not trained yet: it makes noise, to try the service with. For music take a MusicGen.",
         folder=DEMO_FOLDER,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import ByteSize, Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from musicgen_bento.errors import InvalidRequest
@@ -27,6 +27,9 @@ class Settings(BaseSettings):
     )
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N")
     precision: Precision = Field("auto", description="auto (float32 on a CPU, float16 on a GPU), float32 or float16")
+    memory_budget: ByteSize | None = Field(
+        None, gt=0, description="bytes that models and clips may take, as `6GB` too; 80% of what is free at start"
+    )
     max_slots: int | None = Field(None, ge=1, le=256, description="clips made together; 16 on a CPU, 64 on a GPU")
     max_queue: int = Field(64, ge=0, le=10_000, description="requests that may wait; one more is answered 429")
     max_duration: float = Field(300.0, ge=0.1, le=3600, description="longest clip, in seconds")

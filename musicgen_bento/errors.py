@@ -14,6 +14,7 @@ MusicGenError                     500 failed
 ├── GenerationFailed              500 generation_failed
 ├── BrokenCheckpoint              500 broken_checkpoint
 ├── LoadFailed                    500 load_failed
+│   └── ModelTooLarge             500 model_too_large
 └── Unavailable                   503 unavailable           (retry_after)
     ├── ModelUnavailable          503 model_unavailable     (retry_after)
     └── ShuttingDown              503 shutting_down         (retry_after)
@@ -152,6 +153,12 @@ class LoadFailed(MusicGenError):
     """The model's files are there, and it still could not be loaded."""
 
     code = "load_failed"
+
+
+class ModelTooLarge(LoadFailed):
+    """The model does not fit into the memory that the operator gives to models."""
+
+    code = "model_too_large"
 
 
 class Unavailable(MusicGenError):

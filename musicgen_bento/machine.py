@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
 import torch
 
 from musicgen_bento.config import Settings
 
 SLOTS = {"cpu": 16, "cuda": 64}
+FREE_SHARE = 0.8
+
+# A container's limit and what it has taken of it, where the kernel says so: control groups 2 and 1.
+CGROUPS = (
+    (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current"), "inactive_file"),
+    (
+        Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
+        Path("/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+        "total_inactive_file",
+    ),
+)
 
 
 def max_slots(device: torch.device, settings: Settings) -> int:
@@ -19,6 +34,33 @@ def precision(device: torch.device, settings: Settings) -> str:
     if settings.precision != "auto":
         return settings.precision
     return "float16" if device.type == "cuda" else "float32"
+
+
+def choose(name: str) -> torch.device:
+    """The device that MUSICGEN_DEVICE means; whether it is there is another question."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(name)
+
+
+def memory_budget(device: torch.device, settings: Settings) -> int:
+    """Bytes that models and clips may take together: as set, or most of what is free now."""
+    return settings.memory_budget or int(FREE_SHARE * free_memory(device))
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes of the device that nobody uses; on a CPU no more than the container is allowed. 0: it is not there."""
+    if device.type == "cuda":
+        try:
+            return torch.cuda.mem_get_info(device)[0]
+        except (RuntimeError, AssertionError):
+            return 0
+    free: int = psutil.virtual_memory().available
+    for limit, current, cached in CGROUPS:
+        with suppress(OSError, ValueError, KeyError):  # no such file, or "max": no limit
+            figures = dict(line.split() for line in (limit.parent / "memory.stat").read_text().splitlines())
+            free = min(free, int(limit.read_text()) - int(current.read_text()) + int(figures[cached]))
+    return free
 
 
 def describe(device: torch.device, settings: Settings) -> str:

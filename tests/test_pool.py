@@ -31,7 +31,7 @@ from musicgen_bento.errors import (
 )
 from tests.models import MONO, Story, folder, params
 
-real_load = checkpoint.load
+open_files = checkpoint.open_files
 
 
 def until(condition: Callable[[], object], seconds: float = 30) -> None:
@@ -49,18 +49,18 @@ class Loads:
         self.go = threading.Event()
         self.error: Exception | None = None
 
-    def __call__(self, source: Source, *rest: Any) -> checkpoint.Checkpoint:
+    def __call__(self, source: Source, *rest: Any) -> checkpoint.Files:
         self.names.append(source.name)
         assert self.go.wait(30)
         if self.error is not None:
             raise self.error
-        return real_load(Source(source.name, DEMO_FOLDER if source.name == "demo" else folder(MONO)), *rest)
+        return open_files(Source(source.name, DEMO_FOLDER if source.name == "demo" else folder(MONO)), *rest)
 
 
 @pytest.fixture
 def loads(monkeypatch: pytest.MonkeyPatch) -> Loads:
     loads = Loads()
-    monkeypatch.setattr(checkpoint, "load", loads)
+    monkeypatch.setattr(checkpoint, "open_files", loads)
     return loads
 
 
@@ -337,7 +337,7 @@ def test_a_large_model_gets_all_cores_after_a_small_one(
         story = Story()
         pool.submit(str(folder(MONO)), params(duration=0.1), story)
         until(lambda: story.end)
-        assert sorted(entry.engine._threads for entry in pool._entries.values() if entry.engine) == [1, 2]
+        assert sorted(entry.engine._threads for entry in pool._memory.residents.values() if entry.engine) == [1, 2]
     finally:
         torch.set_num_threads(cores)
 
@@ -391,7 +391,7 @@ def test_close_fails_what_is_not_done_in_time(open_pool: Callable[..., EnginePoo
     pool.submit("small", params(), loading)
     threading.Timer(0.5, loads.go.set).start()
     pool.close(drain_seconds=0.1)
-    assert not pool._loading
+    assert not pool._memory._at_work
     for story in (running, loading):
         assert isinstance(story.end, Failed)
         assert isinstance(story.end.error, ShuttingDown)

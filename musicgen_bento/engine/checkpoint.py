@@ -6,6 +6,9 @@ is a third thing: a folder beside them, or on the hub.
 
 The language model is never built as modules: its tensors are taken out of the file by name. The codec is built by
 AudioCraft on the meta device and gets its tensors assigned. So no weight is initialised at random first.
+
+It goes in two steps. `open_files` has the files here and makes sure that they are a model, without reading its weights:
+what it will take in memory is known then. `build` reads them.
 """
 
 from __future__ import annotations
@@ -18,19 +21,19 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
 from safetensors import SafetensorError
-from torch import nn
+from torch import Tensor, nn
 
-from musicgen_bento.engine.hub import Source
+from musicgen_bento.engine.download import Download
+from musicgen_bento.engine.hub import CODEC_FILES, T5_FILES, Source
 from musicgen_bento.engine.released import FRAME_RATE, read_shape, read_weights
-from musicgen_bento.engine.weights import LMShape, LMWeights
+from musicgen_bento.engine.weights import MAX_TOKENS, LMShape, LMWeights
 from musicgen_bento.errors import LoadFailed
-
-T5_FILES = ["config.json", "model.safetensors", "tokenizer*.json", "spiece.model", "special_tokens_map.json"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,18 +65,63 @@ class Checkpoint:
         """Samples of a frame."""
         return self.sample_rate // self.frame_rate
 
+    @property
+    def bytes(self) -> int:
+        """What its tensors take."""
+        modules = (self.text_encoder, self.codec)
+        return self.weights.numbers * self.weights.dtype.itemsize + sum(
+            tensor.nbytes for module in modules for tensor in (*module.parameters(), *module.buffers())
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Files:
+    """A model's files: here, in the released format, mapped and not read.
+
+    Attributes:
+        source: where they are.
+        shape: the language model's sizes.
+        state: its tensors by name, as the file has them.
+        text_encoder: T5's folder.
+        codec: AudioCraft's compression model; its tensors are in the file until they are used.
+        numbers: how many the language model has.
+        float32_numbers: how many T5 and the codec have, which are float32 in every precision.
+    """
+
+    source: Source
+    shape: LMShape
+    state: dict[str, Tensor]
+    text_encoder: Path
+    codec: Any
+    numbers: int
+    float32_numbers: int
+
+    def bytes(self, dtype: torch.dtype) -> int:
+        """What the model takes in memory, with the language model in this dtype."""
+        return self.numbers * dtype.itemsize + 4 * self.float32_numbers
+
+    def clip_bytes(self, dtype: torch.dtype, seconds: float) -> int:
+        """What the most demanding clip of so many seconds takes while it is made."""
+        frames = min(self.shape.window, int(seconds * FRAME_RATE) + 1)
+        positions = self.shape.pattern.last_position(frames)
+        return self.shape.clip_numbers(2, positions, MAX_TOKENS) * dtype.itemsize
+
 
 # transformers builds one model at a time: two threads in from_pretrained leave both models without weights.
 _ONE_AT_A_TIME = threading.Lock()
 
 
 def load(source: Source, device: torch.device, dtype: torch.dtype) -> Checkpoint:
-    """Load a model. Any thread may; downloads go on side by side, the building takes turns.
+    """Both steps. Raises as they do."""
+    return build(open_files(source), device, dtype)
+
+
+def open_files(source: Source, download: Download | None = None) -> Files:
+    """Have a model's files here and make sure of them. Any thread may; downloads go on side by side.
 
     Args:
-        source: where its files are.
-        device: where to put it.
-        dtype: of the language model.
+        source: where they are.
+        download: told what comes from the hub.
 
     Raises:
         BrokenCheckpoint: a file is missing, truncated, foreign, or of a kind this engine does not run.
@@ -82,15 +130,45 @@ def load(source: Source, device: torch.device, dtype: torch.dtype) -> Checkpoint
         InvalidRequest: it needs a melody, which is not served yet.
         LoadFailed: AudioCraft is not installed.
     """
-    lm_package = _read(source, "state_dict.bin")
+    download = download or Download()
+    source.expect(download)
+    lm_package = _read(source, "state_dict.bin", download)
     config = _config(source, "state_dict.bin", lm_package)
     with _understood(source, "state_dict.bin"):
         shape = read_shape(source, config)
-    weights = read_weights(source, shape, lm_package["best_state"], device, dtype)
-    tokenizer, text_encoder = _text_encoder(source, config, weights, device)
-    codec = _codec(source, config, shape, device)
+    state = lm_package["best_state"]
+    weights = read_weights(source, shape, state, torch.device("meta"), torch.float32)
+    name = str(config.conditioners.description.t5.name)
+    text_encoder = source.companion(name, T5_FILES, beside="t5", download=download)
+    text_numbers = _text_numbers(source, text_encoder, weights)
+    codec = _codec(source, config, shape, download)
+    return Files(
+        source=source,
+        shape=shape,
+        state=state,
+        text_encoder=text_encoder,
+        codec=codec,
+        numbers=weights.numbers,
+        float32_numbers=text_numbers + _numbers(codec),
+    )
+
+
+def build(files: Files, device: torch.device, dtype: torch.dtype) -> Checkpoint:
+    """Read a model into memory. Any thread may; T5's take turns.
+
+    Args:
+        files: of the model.
+        device: where to put it.
+        dtype: of the language model.
+
+    Raises:
+        BrokenCheckpoint: a file cannot be read after all.
+    """
+    weights = read_weights(files.source, files.shape, files.state, device, dtype)
+    tokenizer, text_encoder = _text_encoder(files.source, files.text_encoder, device)
+    codec = files.codec.to(device)
     return Checkpoint(
-        name=source.name,
+        name=files.source.name,
         weights=weights,
         tokenizer=tokenizer,
         text_encoder=text_encoder,
@@ -101,9 +179,18 @@ def load(source: Source, device: torch.device, dtype: torch.dtype) -> Checkpoint
     )
 
 
-def _read(source: Source, filename: str) -> dict[str, Any]:
+def check(files: Files) -> None:
+    """Read of a model's files what `open_files` leaves unread, but for the weights: T5 and its tokenizer.
+
+    Raises:
+        BrokenCheckpoint: they cannot be read.
+    """
+    _text_encoder(files.source, files.text_encoder, torch.device("cpu"))
+
+
+def _read(source: Source, filename: str, download: Download) -> dict[str, Any]:
     """One checkpoint file; tensors and plain values only, mapped rather than read."""
-    path = source.file(filename)
+    path = source.file(filename, download)
     try:
         package = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError) as error:
@@ -140,35 +227,50 @@ def _without_resolvers(value: Any) -> Any:
     return value
 
 
-def _text_encoder(source: Source, config: Any, weights: LMWeights, device: torch.device) -> tuple[Any, nn.Module]:
+def _text_numbers(source: Source, folder: Path, weights: LMWeights) -> int:
+    """How many numbers T5 has, from its configuration."""
+    from transformers import T5Config, T5EncoderModel
+
+    try:
+        config = T5Config.from_pretrained(folder)
+        with _ONE_AT_A_TIME, torch.device("meta"):
+            model: Any = T5EncoderModel(config)
+    except (OSError, RuntimeError, ValueError, TypeError) as error:
+        raise source.broken("t5", "cannot be read as a T5 encoder") from error
+    if config.d_model != weights.text_weight.shape[1]:
+        raise source.broken("t5", f"is {config.d_model} wide, and the model was trained with another")
+    return _numbers(model)
+
+
+def _text_encoder(source: Source, folder: Path, device: torch.device) -> tuple[Any, nn.Module]:
     """T5 and its tokenizer: the folder `t5` beside the files, else what the configuration names."""
     from transformers import T5EncoderModel, T5Tokenizer
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    name = str(config.conditioners.description.t5.name)
-    folder = source.companion(name, T5_FILES, beside="t5")
     try:
         with _ONE_AT_A_TIME:
             tokenizer = T5Tokenizer.from_pretrained(folder)
             model: Any = T5EncoderModel.from_pretrained(folder, dtype=torch.float32)
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:
         raise source.broken("t5", "cannot be read as a T5 encoder") from error
-    if model.config.d_model != weights.text_weight.shape[1]:
-        raise source.broken("t5", f"is {model.config.d_model} wide, and the model was trained with another")
     return tokenizer, model.eval().requires_grad_(False).to(device)
 
 
-def _codec(source: Source, config: Any, shape: LMShape, device: torch.device) -> Any:
+def _numbers(module: nn.Module) -> int:
+    return sum(tensor.numel() for tensor in (*module.parameters(), *module.buffers()))
+
+
+def _codec(source: Source, config: Any, shape: LMShape, download: Download) -> Any:
     """AudioCraft's codec, wrapped for stereo where the language model's configuration says so."""
-    package = _read(source, "compression_state_dict.bin")
+    package = _read(source, "compression_state_dict.bin", download)
     builders = _builders()
     named = package.get("pretrained")
-    codec = _pretrained_codec(source, str(named)) if named else _built_codec(source, package)
+    codec = _pretrained_codec(source, str(named), download) if named else _built_codec(source, package)
     codec = builders.get_wrapped_compression_model(codec, config)
     if (codec.num_codebooks, codec.cardinality, codec.frame_rate) != (shape.codebooks, shape.card, FRAME_RATE):
         raise source.broken("compression_state_dict.bin", "is the codec of another model")
-    return codec.eval().requires_grad_(False).to(device)
+    return codec.eval().requires_grad_(False)
 
 
 def _built_codec(source: Source, package: dict[str, Any]) -> Any:
@@ -188,12 +290,12 @@ def _built_codec(source: Source, package: dict[str, Any]) -> Any:
     return codec
 
 
-def _pretrained_codec(source: Source, name: str) -> Any:
+def _pretrained_codec(source: Source, name: str, download: Download) -> Any:
     """Hugging Face's EnCodec in AudioCraft's wrapper."""
     from audiocraft.models.encodec import HFEncodecCompressionModel
     from transformers import EncodecModel
 
-    folder = source.companion(name, ["config.json", "model.safetensors"], beside=name.rsplit("/", 1)[-1])
+    folder = source.companion(name, CODEC_FILES, beside=name.rsplit("/", 1)[-1], download=download)
     try:
         with _ONE_AT_A_TIME:
             model = EncodecModel.from_pretrained(folder, dtype=torch.float32)

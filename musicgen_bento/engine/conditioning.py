@@ -10,9 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from musicgen_bento.engine.checkpoint import Checkpoint
+from musicgen_bento.engine.weights import MAX_TOKENS
 from musicgen_bento.errors import InvalidRequest
-
-MAX_TOKENS = 512
 
 
 class TextConditioner:

@@ -17,7 +17,9 @@ class DeviceThread:
     """Calls `step` of every engine, one after the other, and sleeps while none has work."""
 
     def __init__(self) -> None:
+        self._lock = threading.Lock()
         self._engines: tuple[Stepping, ...] = ()
+        self._removed: list[threading.Event] = []
         self._work = threading.Event()
         self._closed = False
         self._thread = threading.Thread(target=self._run, name="musicgen-device", daemon=True)
@@ -25,8 +27,19 @@ class DeviceThread:
 
     def add(self, engine: Stepping) -> None:
         """Serve one more engine."""
-        self._engines = (*self._engines, engine)
+        with self._lock:
+            self._engines = (*self._engines, engine)
         self.wake()
+
+    def remove(self, engine: Stepping) -> None:
+        """Serve an engine no more. Waits until the thread has let go of it, so that its memory is free with it."""
+        released = threading.Event()
+        with self._lock:
+            self._engines = tuple(each for each in self._engines if each is not engine)
+            self._removed.append(released)
+        self.wake()
+        while not released.wait(0.1) and self._thread.is_alive():
+            pass
 
     def wake(self) -> None:
         """There may be work."""
@@ -43,6 +56,10 @@ class DeviceThread:
         while not closed:
             closed = self._closed
             self._work.clear()
+            with self._lock:  # between two rounds the thread has no engine in its hands
+                removed, self._removed = self._removed, []
+            for each in removed:
+                each.set()
             stepped = [engine.step() for engine in self._engines]
             if not any(stepped) and not self._closed:
                 self._work.wait()

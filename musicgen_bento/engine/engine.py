@@ -41,6 +41,7 @@ class Slot:
     listener: Listener
     ids: Tensor
     clip: Clip
+    bytes: int  # what it takes while it runs
     place: int = -1
     sequence: Sequence | None = None
     sound: ClipSound | None = None
@@ -64,6 +65,8 @@ class ModelEngine:
             in batches of different sizes.
         threads: how many cores a step may use; by default what torch uses in the calling thread.
         wake: called when there is work.
+        room: asked before the running clips take more memory, and told when they take less: whether they may take so
+            many bytes together. It may say no only to more than one clip.
     """
 
     def __init__(
@@ -75,6 +78,7 @@ class ModelEngine:
         deterministic: bool,
         threads: int | None = None,
         wake: Callable[[], None] = lambda: None,
+        room: Callable[[int], bool] = lambda bytes: True,
     ) -> None:
         self.checkpoint = checkpoint
         self._shape = checkpoint.weights.shape
@@ -87,6 +91,7 @@ class ModelEngine:
         self._threads = (threads or torch.get_num_threads()) if large else 1
         self._prefill_rows = PREFILL_ROWS[self._device.type]
         self._wake = wake
+        self._room = room
         self._lock = threading.Lock()
         self._scheduler = Scheduler(max_slots, max_queue)
         self._slots: dict[str, Slot] = {}  # waiting and running
@@ -102,7 +107,10 @@ class ModelEngine:
         ids = self._conditioner.tokenize(params.prompt)
         frames = max(1, int(params.duration * self.checkpoint.frame_rate + 1e-6))
         clip = Clip(self._shape.pattern, frames, self._shape.window, self._shape.card)
-        slot = Slot(ticket, params, listener, ids, clip)
+        positions = self._shape.pattern.last_position(clip.window_frames)
+        rows = 1 if params.cfg_coef == 1.0 else 2
+        numbers = self._shape.clip_numbers(rows, positions, ids.shape[1])
+        slot = Slot(ticket, params, listener, ids, clip, numbers * self.checkpoint.weights.dtype.itemsize)
         with self._lock:
             if self._scheduler.full:
                 raise QueueFull(
@@ -184,22 +192,39 @@ class ModelEngine:
                     slot.sequence = slot.sound = None
                     slot.known.clear()
             kept = [slot for slot in self._running if slot.sequence is not None]
-            if len(kept) != len(self._running):
+            fewer = len(kept) != len(self._running)
+            if fewer:
                 self._running, self._rows = kept, None
+        if fewer:
+            self._room(self._clip_bytes())
 
     def _admit(self) -> None:
-        """Give the free slots to those whose turn it is."""
-        with self._lock:
-            admitted = [self._slots[ticket] for ticket in self._scheduler.admit()]
-            if admitted:
-                self._tell_places()
-        for slot in admitted:
+        """Give the free slots to those whose turn it is, as far as there is memory for them."""
+        while (slot := self._next()) is not None and self._room(self._clip_bytes() + slot.bytes):
+            with self._lock:
+                gone = slot.cancelled
+                if not gone:
+                    self._scheduler.admit(slot.ticket)
+                    self._tell_places()
             try:
-                self._open(slot)
+                if not gone:
+                    self._open(slot)
             except Exception as error:
                 with self._lock:
                     self._scheduler.remove(slot.ticket)
                 self._fail(slot, "The clip could not be begun", error)
+                gone = True
+            if gone:
+                self._room(self._clip_bytes())
+
+    def _next(self) -> Slot | None:
+        with self._lock:
+            ticket = self._scheduler.next()
+            return None if ticket is None else self._slots[ticket]
+
+    def _clip_bytes(self) -> int:
+        """What the running clips take."""
+        return sum(slot.bytes for slot in self._running)
 
     def _open(self, slot: Slot) -> None:
         clip = slot.clip

@@ -5,10 +5,11 @@ from __future__ import annotations
 import errno
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import hf_hub_download, snapshot_download, try_to_load_from_cache
 from huggingface_hub.errors import (
@@ -20,10 +21,19 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
 )
 
+from musicgen_bento.engine.download import Download
 from musicgen_bento.errors import BrokenCheckpoint, ModelUnavailable, MusicGenError, UnknownModel
 from musicgen_bento.quiet import where
 
 RETRY_AFTER = 30.0
+MODEL_FILES = ("state_dict.bin", "compression_state_dict.bin")
+# What every released MusicGen hears its prompt through. The first two must be there, and some of the tokenizer's.
+T5 = "t5-base"
+T5_FILES = ("config.json", "model.safetensors", "tokenizer*.json", "spiece.model", "special_tokens_map.json")
+# What a codec file of a few bytes only names.
+CODEC = "facebook/encodec_32khz"
+CODEC_FILES = ("config.json", "model.safetensors")
+NAMES_ONLY = 1_000_000
 
 _log = logging.getLogger("bentoml.musicgen")  # below BentoML's, which has a handler
 _FILES = "A MusicGen in AudioCraft's format holds state_dict.bin and compression_state_dict.bin."
@@ -34,9 +44,14 @@ def cache_folder() -> str | None:
     return os.environ.get("AUDIOCRAFT_CACHE_DIR")
 
 
-def is_cached(repo: str, filename: str) -> bool:
-    """Whether the hub's cache has this file, with no look at the network."""
-    return isinstance(try_to_load_from_cache(repo, filename, cache_dir=cache_folder()), str)
+def is_cached(repo: str, *filenames: str) -> bool:
+    """Whether the hub's cache has these files, with no look at the network."""
+    return all(isinstance(try_to_load_from_cache(repo, name, cache_dir=cache_folder()), str) for name in filenames)
+
+
+def _size(repo: str, filename: str) -> int:
+    """Bytes of a file in the cache."""
+    return Path(str(try_to_load_from_cache(repo, filename, cache_dir=cache_folder()))).stat().st_size
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +66,36 @@ class Source:
     name: str
     place: Path | str
 
-    def file(self, filename: str) -> Path:
+    @property
+    def here(self) -> bool:
+        """Whether all it takes is on this machine, as far as can be said with no look at the network or into files."""
+        if isinstance(self.place, Path):
+            return True
+        if not is_cached(self.place, *MODEL_FILES) or not is_cached(T5, *T5_FILES[:2]):
+            return False
+        return _size(self.place, MODEL_FILES[1]) > NAMES_ONLY or is_cached(CODEC, *CODEC_FILES)
+
+    @property
+    def state(self) -> str:
+        """`cached` or `downloadable`."""
+        return "cached" if self.here else "downloadable"
+
+    def expect(self, download: Download) -> None:
+        """Ask the hub for the sizes of what is not here.
+
+        Raises:
+            BrokenCheckpoint, UnknownModel, ModelUnavailable: as `file`.
+        """
+        if not isinstance(self.place, Path):
+            _expect(self.place, MODEL_FILES, download)
+            _expect(T5, T5_FILES[:2], download)
+
+    def file(self, filename: str, download: Download | None = None) -> Path:
         """One file, such as `state_dict.bin`; from the hub's cache if it is there.
+
+        Args:
+            filename: which.
+            download: told what comes, where it has to be fetched.
 
         Raises:
             BrokenCheckpoint: the folder or repository has no such file.
@@ -64,25 +107,30 @@ class Source:
             if not path.is_file():
                 raise BrokenCheckpoint(f"There is no {filename} in {self.name}.", hint=_FILES, field="model")
             return path
-        with _plain_words(self.place, filename):
-            return Path(hf_hub_download(self.place, filename, cache_dir=cache_folder()))
+        return _fetch(self.place, filename, download)
 
-    def companion(self, repo: str, patterns: list[str], *, beside: str) -> Path:
-        """A folder with another model that this one needs; the first two patterns must be there.
+    def companion(self, repo: str, patterns: Sequence[str], *, beside: str, download: Download | None = None) -> Path:
+        """A folder with another model that this one needs; the first two patterns, which are names, must be there.
 
         Args:
             repo: its name on the hub, as this model's files have it. It is never taken for a path.
             patterns: which of its files.
             beside: the name of a folder beside this model's files that holds it; the hub is asked otherwise.
+            download: told what comes of the first two, where they have to be fetched.
 
         Raises:
             UnknownModel, ModelUnavailable: as `file`.
         """
         if isinstance(self.place, Path) and (self.place / beside).is_dir():
             return self.place / beside
+        needed = patterns[:2]
+        if download is not None and not is_cached(repo, *needed):
+            _expect(repo, needed, download)
+            for name in needed:
+                _fetch(repo, name, download)
         with _plain_words(repo, patterns[0]):
-            folder = Path(snapshot_download(repo, allow_patterns=patterns, cache_dir=cache_folder()))
-        if not all(any(folder.glob(pattern)) for pattern in patterns[:2]):
+            folder = Path(snapshot_download(repo, allow_patterns=list(patterns), cache_dir=cache_folder()))
+        if not all((folder / name).exists() for name in needed):
             # offline, snapshot_download is content with whatever part of the repository is there
             raise _unreachable(repo, f"{patterns[0]} and {patterns[1]}")
         return folder
@@ -95,6 +143,20 @@ class Source:
             "fetched anew.",
             field="model",
         )
+
+
+def _fetch(repo: str, filename: str, download: Download | None) -> Path:
+    bar: Any = (download or Download()).bar(f"{repo}/{filename}")
+    with _plain_words(repo, filename):
+        return Path(hf_hub_download(repo, filename, cache_dir=cache_folder(), tqdm_class=bar))
+
+
+def _expect(repo: str, filenames: Sequence[str], download: Download) -> None:
+    for name in filenames:
+        if not is_cached(repo, name):
+            with _plain_words(repo, name):
+                found = hf_hub_download(repo, name, cache_dir=cache_folder(), dry_run=True)
+            download.expect(f"{repo}/{name}", found.file_size or 0)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""The models of one device: found by name, loaded once, on a thread of their own, when they are first asked for."""
+"""The models of one device by name: who asks for which, what they are told, and what becomes of their clips."""
 
 from __future__ import annotations
 
@@ -9,56 +9,23 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from pathlib import Path
 
-import torch
-
-from musicgen_bento.catalogue import CATALOGUE
+from musicgen_bento.catalogue import CATALOGUE, find
 from musicgen_bento.config import Settings
-from musicgen_bento.engine import checkpoint
 from musicgen_bento.engine.device import DeviceThread
-from musicgen_bento.engine.engine import ModelEngine
-from musicgen_bento.engine.hub import Source, is_cached
+from musicgen_bento.engine.hub import Source
+from musicgen_bento.engine.loader import Loader, plain
+from musicgen_bento.engine.memory import Memory
 from musicgen_bento.engine.names import resolve
-from musicgen_bento.engine.types import (
-    Event,
-    Failed,
-    Finished,
-    GenerationParams,
-    Listener,
-    ModelStatus,
-    Waiting,
-)
-from musicgen_bento.errors import (
-    LoadFailed,
-    MusicGenError,
-    QueueFull,
-    ShuttingDown,
-)
-from musicgen_bento.machine import max_slots, precision
-from musicgen_bento.quiet import briefly, where
+from musicgen_bento.engine.resident import Request, Resident
+from musicgen_bento.engine.types import Event, Failed, Finished, GenerationParams, Listener, ModelStatus
+from musicgen_bento.errors import MusicGenError, QueueFull, ShuttingDown
+from musicgen_bento.machine import max_slots
 
 _log = logging.getLogger("bentoml.musicgen")  # below BentoML's, which has a handler
 
 RETRY_AFTER = 30.0
 UNFINISHED_SECONDS = 5.0  # a load cannot be stopped, and an interpreter that goes while torch is at work crashes
-
-
-@dataclass(slots=True)
-class _Request:
-    ticket: str
-    params: GenerationParams
-    listener: Listener
-
-
-@dataclass(slots=True)
-class _Entry:
-    """A model that is in memory, or on its way there."""
-
-    source: Source
-    engine: ModelEngine | None = None
-    waiting: list[_Request] = field(default_factory=list)
 
 
 class EnginePool:
@@ -69,6 +36,7 @@ class EnginePool:
         allow_any_model: whether names outside the catalogue mean repositories on the hub.
         allow_folders: whether they may mean folders of this machine.
         loaded: told the name of every model that is in memory now.
+        evicted: told the name of every model that had to leave it.
     """
 
     def __init__(
@@ -78,18 +46,18 @@ class EnginePool:
         allow_any_model: bool = False,
         allow_folders: bool = False,
         loaded: Callable[[str], None] = lambda name: None,
+        evicted: Callable[[str], None] = lambda name: None,
     ) -> None:
         self._settings = settings
         self._allow_any_model, self._allow_folders = allow_any_model, allow_folders
-        self.device = _device(settings.device)
-        self._loaded = loaded
-        self._threads = torch.get_num_threads()
+        self._loaded, self._evicted = loaded, evicted
+        self._loader = Loader(settings)
+        self.device = self._loader.device
         self._lock = threading.RLock()
         self._thread = DeviceThread()
-        self._loading: set[threading.Thread] = set()
-        self._entries: dict[Path | str, _Entry] = {}
-        self._tickets: dict[str, _Entry] = {}
-        self._failures: dict[Path | str, tuple[float, MusicGenError]] = {}
+        self._tickets: dict[str, Resident] = {}
+        self._failures: dict[Source, tuple[float, MusicGenError]] = {}  # of preloaded ones
+        self._were_ready: set[Source] = set()
         self._closing = False
         atexit.register(self.close)  # torch's threads must not be at work when the interpreter goes
         self._own: dict[str, Source] = {}  # what the operator has set, by either name
@@ -101,21 +69,25 @@ class EnginePool:
                 self._misconfigured = error
             else:
                 self._own[model] = self._own[source.name] = source
-        for source in self._preloaded():
-            self._entry(source)
+        self._preloaded = {self._own[model] for model in settings.preload if model in self._own}
+        self._memory = Memory(self._loader, self._lock, self._thread, self, self._preloaded)
+        with self._lock:
+            for source in self._preloaded:
+                self._resident(source)
 
     def submit(self, model: str, params: GenerationParams, listener: Listener) -> str:
         """See `Pool.submit`."""
-        source = self._resolve(model)
+        source = self._own.get(model)  # what the operator has set may be anything
+        if source is None:
+            source = resolve(model, any_model=self._allow_any_model, folders=self._allow_folders)
         ticket = uuid.uuid4().hex
         with self._lock:
             if self._closing:
                 raise ShuttingDown("The server is shutting down.", hint="Ask again in a moment.", retry_after=5.0)
-            entry = self._entry(source)
-            request = _Request(ticket, params, self._forgetting(ticket, listener))
-            self._tickets[ticket] = entry
+            resident = self._resident(source)
+            self._tickets[ticket] = resident
             try:
-                self._hand_over(entry, request)
+                self._take(resident, Request(ticket, params, self._forgetting(ticket, listener)))
             except BaseException:
                 del self._tickets[ticket]
                 raise
@@ -124,11 +96,13 @@ class EnginePool:
     def cancel(self, ticket: str) -> None:
         """See `Pool.cancel`."""
         with self._lock:
-            entry = self._tickets.pop(ticket, None)
-            if entry is None:
+            resident = self._tickets.pop(ticket, None)
+            if resident is None:
                 return
-            entry.waiting = [request for request in entry.waiting if request.ticket != ticket]
-            engine = entry.engine
+            engine = resident.engine
+            resident.drop(ticket)
+            self._release(resident, ticket)
+            self._memory.forget(resident)
         if engine is not None:
             engine.cancel(ticket)
 
@@ -136,36 +110,39 @@ class EnginePool:
         """See `Pool.ready`. A preload that failed for a passing reason is tried again, now and then."""
         if self._misconfigured is not None:
             raise self._misconfigured
-        ready = True
-        for source in self._preloaded():
-            with self._lock:
-                failed_at, error = self._failures.get(source.place, (0.0, None))
+        with self._lock:
+            for source in self._preloaded - self._were_ready:
+                failed_at, error = self._failures.get(source, (0.0, None))
                 lasting = error is not None and (error.retry_after or math.inf) > time.monotonic() - failed_at
-                if source.place not in self._entries and error is not None and lasting:
+                if source.place not in self._memory.residents and error is not None and lasting:
                     raise error
-                ready = self._entry(source).engine is not None and ready
-        return ready
+                self._resident(source)
+            return self._preloaded <= self._were_ready
 
     def statuses(self) -> list[ModelStatus]:
         """See `Pool.statuses`."""
-        with self._lock:
-            entries = list(self._entries.values())
-        known = {entry.source.name: "loaded" if entry.engine else "loading" for entry in entries}
-        listed = {
-            card.id: "cached" if card.folder or is_cached(card.id, "state_dict.bin") else "downloadable"
-            for card in CATALOGUE
-        }
         default = self._own.get(self._settings.default_model)
-        states = {**({default.name: "downloadable"} if default else {}), **listed, **known}
-        return [
-            ModelStatus(name, state, default is not None and name == default.name) for name, state in states.items()
-        ]
+        listed = [*([default] if default else []), *(Source(card.id, card.folder or card.id) for card in CATALOGUE)]
+        found = {
+            source.name: ModelStatus(source.name, source.state, source == default, self._estimate(source.name))
+            for source in listed
+        }
+        with self._lock:
+            line = self._memory.line()
+            for each in self._memory.residents.values():
+                if not each.idle:
+                    found[each.source.name] = each.status(line, each.source == default)
+        return list(found.values())
 
     def loads(self) -> dict[str, tuple[int, int]]:
         """Clips running and clips waiting, by model."""
         with self._lock:
-            entries = [(entry.source.name, entry.engine, len(entry.waiting)) for entry in self._entries.values()]
-        return {name: engine.load if engine else (0, waiting) for name, engine, waiting in entries}
+            asked = [(each.source.name, each.engine, len(each.unbegun)) for each in self._memory.residents.values()]
+        found = {}
+        for name, engine, unbegun in asked:
+            running, waiting = engine.load if engine else (0, 0)
+            found[name] = running, waiting + unbegun
+        return found
 
     def close(self, drain_seconds: float = 0.0) -> None:
         """See `Pool.close`."""
@@ -177,103 +154,92 @@ class EnginePool:
             time.sleep(0.02)
         error = ShuttingDown("The server shut down before the clip was done.", hint="Ask again.", retry_after=5.0)
         with self._lock:
-            entries = list(self._entries.values())
-            unbegun = [request for entry in entries for request in entry.waiting]
-            for entry in entries:
-                entry.waiting = []
+            self._memory.close()
+            residents = list(self._memory.residents.values())
+            unbegun = [request for each in residents for request in each.clear()]
+            engines = [each.engine for each in residents if each.engine is not None]
         for request in unbegun:
             request.listener(Failed(error))
-        for entry in entries:
-            if entry.engine is not None:
-                entry.engine.fail_all(error)
+        for engine in engines:
+            engine.fail_all(error)
         self._thread.close()
-        for thread in list(self._loading):
-            thread.join(timeout=UNFINISHED_SECONDS)
+        self._memory.join(UNFINISHED_SECONDS)
 
-    # ---- names
+    # ---- models
 
-    def _resolve(self, model: str) -> Source:
-        """A model's source. What the operator has set may be anything."""
-        return self._own.get(model) or resolve(model, any_model=self._allow_any_model, folders=self._allow_folders)
+    def _resident(self, source: Source) -> Resident:
+        return self._memory.resident(source, kept=source in self._preloaded - self._were_ready)
 
-    def _preloaded(self) -> list[Source]:
-        return [self._own[model] for model in self._settings.preload if model in self._own]
+    def _estimate(self, name: str) -> int | None:
+        """About what a model takes in memory."""
+        card = find(name)
+        return card.memory_bytes(self._loader.dtype.itemsize, self._settings.max_duration) if card else None
 
-    # ---- loading
+    def begin(self, resident: Resident) -> None:
+        """See `memory.Owner.begin`."""
+        requests, resident.coming = resident.coming, []
+        for request in requests:
+            try:
+                self._hand_over(resident, request)
+            except Exception as error:
+                request.listener(Failed(plain(resident.source.name, error)))
 
-    def _entry(self, source: Source) -> _Entry:
-        """The model's entry; where there is none, one whose load begins now. However many ask, it loads once."""
+    def came(self, resident: Resident) -> None:
+        """See `memory.Owner.came`."""
+        self._were_ready.add(resident.source)
+        self._failures.pop(resident.source, None)
+        self._loaded(resident.source.name)
+
+    def left(self, resident: Resident) -> None:
+        """See `memory.Owner.left`."""
+        self._evicted(resident.source.name)
+
+    def failed(self, resident: Resident, error: MusicGenError) -> None:
+        """See `memory.Owner.failed`."""
+        _log.error("loading %s failed: %s", resident.source.name, error.code)
         with self._lock:
-            if source.place not in self._entries:
-                self._entries[source.place] = entry = _Entry(source)
-                thread = threading.Thread(target=self._load, args=(entry,), name=f"load {source.name}", daemon=True)
-                self._loading.add(thread)
-                thread.start()
-            return self._entries[source.place]
-
-    def _load(self, entry: _Entry) -> None:
-        try:
-            self._load_or_say(entry)
-        finally:
-            self._loading.discard(threading.current_thread())
-
-    def _load_or_say(self, entry: _Entry) -> None:
-        try:
-            engine = self._make(entry)
-        except Exception as error:
-            self._load_failed(entry, error if isinstance(error, MusicGenError) else _unforeseen(entry, error))
-            return
-        with self._lock:
-            self._thread.add(engine)
-            entry.engine = engine
-            self._loaded(entry.source.name)
-            self._failures.pop(entry.source.place, None)
-            waiting, entry.waiting = entry.waiting, []
-            for request in waiting:
-                try:
-                    self._hand_over(entry, request)
-                except Exception as error:
-                    foreseen = isinstance(error, MusicGenError)
-                    request.listener(Failed(error if foreseen else _unforeseen(entry, error)))  # type: ignore[arg-type]
-
-    def _load_failed(self, entry: _Entry, error: MusicGenError) -> None:
-        _log.error("loading %s failed: %s", entry.source.name, error.code)
-        with self._lock:
-            del self._entries[entry.source.place]
-            self._failures[entry.source.place] = (time.monotonic(), error)
-            waiting, entry.waiting = entry.waiting, []
-        for request in waiting:
+            if resident.source in self._preloaded:
+                self._failures[resident.source] = (time.monotonic(), error)
+            unbegun = resident.clear()
+        for request in unbegun:
             request.listener(Failed(error))
 
-    def _make(self, entry: _Entry) -> ModelEngine:
-        settings = self._settings
-        if self.device.type == "cuda" and not torch.cuda.is_available():
-            raise LoadFailed(
-                f"There is no {self.device} for {entry.source.name}.", hint="Set MUSICGEN_DEVICE to auto or cpu."
-            )
-        dtype = getattr(torch, precision(self.device, settings))
-        return ModelEngine(
-            checkpoint.load(entry.source, self.device, dtype),
-            max_slots=max_slots(self.device, settings),
-            max_queue=settings.max_queue,
-            deterministic=settings.deterministic,
-            threads=self._threads,
-            wake=self._thread.wake,
-        )
+    # ---- clips
 
-    def _hand_over(self, entry: _Entry, request: _Request) -> None:
-        """To the engine; while that is loading, to its waiting room."""
-        if entry.engine is not None:
-            entry.engine.submit(request.ticket, request.params, request.listener)
+    def _take(self, resident: Resident, request: Request) -> None:
+        """To the engine; while it is not in memory, or others come first, to those who wait for it."""
+        closed = self._memory.closed(resident)
+        if resident.engine is not None and not closed:
+            self._hand_over(resident, request)
             return
-        if len(entry.waiting) >= max_slots(self.device, self._settings) + self._settings.max_queue:
+        if len(resident.unbegun) >= max_slots(self.device, self._settings) + self._settings.max_queue:
             raise QueueFull(
-                f"{entry.source.name} is still loading and its queue is full.",
+                f"{resident.source.name} is still loading and its queue is full.",
                 hint="Ask again later.",
                 retry_after=RETRY_AFTER,
             )
-        entry.waiting.append(request)
-        request.listener(Waiting(len(entry.waiting) - 1, loading=True))
+        if closed:
+            self._memory.want(resident)
+            resident.waiting.append(request)
+        else:
+            resident.coming.append(request)
+        resident.tell_places()
+
+    def _hand_over(self, resident: Resident, request: Request) -> None:
+        assert resident.engine is not None
+        self._memory.use(resident)
+        resident.using.add(request.ticket)
+        try:
+            resident.engine.submit(request.ticket, request.params, request.listener)
+        except BaseException:
+            self._release(resident, request.ticket)
+            raise
+
+    def _release(self, resident: Resident, ticket: str) -> None:
+        """A clip is over; if the engine had it, that has one less."""
+        if ticket in resident.using:
+            resident.using.discard(ticket)
+            self._memory.release(resident)
 
     def _forgetting(self, ticket: str, listener: Listener) -> Callable[[Event], None]:
         """The listener, and after the last event no memory of the ticket."""
@@ -281,21 +247,9 @@ class EnginePool:
         def listen(event: Event) -> None:
             if isinstance(event, Finished | Failed):
                 with self._lock:
-                    self._tickets.pop(ticket, None)
+                    resident = self._tickets.pop(ticket, None)
+                    if resident is not None:
+                        self._release(resident, ticket)
             listener(event)
 
         return listen
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(name)
-
-
-def _unforeseen(entry: _Entry, error: Exception) -> MusicGenError:
-    name = entry.source.name
-    _log.error("%s: %s", name, where(error))
-    if isinstance(error, MemoryError | torch.cuda.OutOfMemoryError):
-        return LoadFailed(f"{name} does not fit into memory.", hint="Take a smaller model.", field="model")
-    return LoadFailed(f"{name} could not be loaded ({briefly(error)}).", field="model")

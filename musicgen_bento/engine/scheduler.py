@@ -52,14 +52,14 @@ class Scheduler:
         """A step of the model has been made."""
         self._clock += 1
 
-    def admit(self) -> list[str]:
-        """The tickets that get the free slots, next first."""
-        admitted = []
-        while self._waiting and len(self.running) < self.max_slots:
-            ticket = heapq.heappop(self._waiting).ticket
-            self.running.add(ticket)
-            admitted.append(ticket)
-        return admitted
+    def next(self) -> str | None:
+        """The ticket that gets the next slot, if there is a free one."""
+        return self._waiting[0].ticket if self._waiting and len(self.running) < self.max_slots else None
+
+    def admit(self, ticket: str) -> None:
+        """Give a waiting clip its slot."""
+        self.remove(ticket)
+        self.running.add(ticket)
 
     def remove(self, ticket: str) -> None:
         """Take a clip out, done or cancelled, running or waiting. An unknown ticket is no error."""

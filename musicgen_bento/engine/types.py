@@ -106,14 +106,39 @@ class Engine(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a model is on its way into memory.
+
+    Attributes:
+        step: downloading; waiting, for others to leave memory; loading, into it.
+        done_bytes: while downloading, what is here of it.
+        total_bytes: while downloading, what there is to come in all.
+        ahead: while waiting, how many models come before it.
+    """
+
+    step: str
+    done_bytes: int | None = None
+    total_bytes: int | None = None
+    ahead: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class ModelStatus:
-    """What the pool knows of a model. `state` is downloadable, cached, loading or loaded; `default` marks the one of a
-    request that names none.
+    """What the pool knows of a model.
+
+    Attributes:
+        id: its name.
+        state: downloadable, cached, loading or loaded.
+        default: whether it is the one of a request that names none.
+        memory_bytes: what it takes in memory with one clip: counted once its files are here, about so much before.
+        progress: while it is loading.
     """
 
     id: str
     state: str
     default: bool = False
+    memory_bytes: int | None = None
+    progress: Progress | None = None
 
 
 class Pool(Protocol):

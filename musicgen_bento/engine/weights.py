@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from musicgen_bento.engine.delay import DelayPattern
+
+MAX_TOKENS = 512
+"""Most T5 tokens of a prompt."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +48,17 @@ class LMShape:
     def head_dim(self) -> int:
         """D."""
         return self.dim // self.heads
+
+    def clip_numbers(self, rows: int, positions: int, prompt: int) -> int:
+        """What one clip makes the model remember: keys and values of each layer.
+
+        Args:
+            rows: 1, or 2 with classifier-free guidance.
+            positions: of the longest window.
+            prompt: T5 tokens.
+        """
+        heard = rows * (prompt + positions) if self.text == "prepend" else rows * positions + prompt
+        return 2 * self.layers * self.dim * heard
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,3 +117,20 @@ class LMWeights:
     def dtype(self) -> torch.dtype:
         """What they are."""
         return self.heads.dtype
+
+    @property
+    def numbers(self) -> int:
+        """How many there are."""
+        return sum(tensor.numel() for tensor in _tensors(self))
+
+
+def _tensors(part: Any) -> Iterator[Tensor]:
+    """The tensors of a part of the model, and of its parts."""
+    if isinstance(part, Tensor):
+        yield part
+    elif isinstance(part, tuple):
+        for inner in part:
+            yield from _tensors(inner)
+    elif isinstance(part, Norm | CrossAttention | Layer | LMWeights):
+        for field in fields(part):
+            yield from _tensors(getattr(part, field.name))

@@ -1,0 +1,120 @@
+"""Models into memory and out of it: what one will take, an engine made of its files, and the memory given back."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from musicgen_bento.catalogue import find
+from musicgen_bento.config import Settings
+from musicgen_bento.engine import checkpoint
+from musicgen_bento.engine.checkpoint import Files
+from musicgen_bento.engine.download import Download
+from musicgen_bento.engine.engine import ModelEngine
+from musicgen_bento.engine.hub import Source
+from musicgen_bento.errors import LoadFailed, ModelTooLarge, MusicGenError
+from musicgen_bento.machine import choose, max_slots, memory_budget, precision
+from musicgen_bento.quiet import briefly, where
+
+_log = logging.getLogger("bentoml.musicgen")  # below BentoML's, which has a handler
+
+
+class Loader:
+    """For one device, as the settings have it.
+
+    Args:
+        settings: the operator's.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self.device = choose(settings.device)
+        self.dtype: torch.dtype = getattr(torch, precision(self.device, settings))
+        self.budget = memory_budget(self.device, settings)
+        self._threads = torch.get_num_threads()
+
+    def find(self, source: Source, download: Download) -> Files:
+        """A model's files, fetched where they are not here. A model that cannot fit is not fetched.
+
+        Raises:
+            ModelTooLarge: it takes more than all models may.
+            MusicGenError: as `checkpoint.open_files`.
+        """
+        if self.device.type == "cuda" and not torch.cuda.is_available():
+            raise LoadFailed(
+                f"There is no {self.device} for {source.name}.", hint="Set MUSICGEN_DEVICE to auto or cpu."
+            )
+        card = find(source.name)
+        if card is not None:
+            self.admit(source.name, card.memory_bytes(self.dtype.itemsize, self._settings.max_duration))
+        files = checkpoint.open_files(source, download)
+        self.admit(source.name, sum(self.sizes(files)))
+        return files
+
+    def sizes(self, files: Files) -> tuple[int, int]:
+        """Bytes of the model in memory, and of the largest clip that may be asked of it."""
+        return files.bytes(self.dtype), files.clip_bytes(self.dtype, self._settings.max_duration)
+
+    def admit(self, names: str, size: int) -> None:
+        """Make sure that the budget is large enough.
+
+        Raises:
+            ModelTooLarge: it is not.
+        """
+        if size > self.budget:
+            raise ModelTooLarge(
+                f"{names} takes {_gb(size)} of memory with one clip, and models may take {_gb(self.budget)}.",
+                hint="Take a smaller model, or raise MUSICGEN_MEMORY_BUDGET where there is more memory.",
+                field="model",
+            )
+
+    def make(self, files: Files, *, wake: Callable[[], None], room: Callable[[int], bool]) -> ModelEngine:
+        """The engine of a model, in memory.
+
+        Raises:
+            MusicGenError: as `checkpoint.build`.
+        """
+        return ModelEngine(
+            checkpoint.build(files, self.device, self.dtype),
+            max_slots=max_slots(self.device, self._settings),
+            max_queue=self._settings.max_queue,
+            deterministic=self._settings.deterministic,
+            threads=self._threads,
+            wake=wake,
+            room=room,
+        )
+
+    def give_back(self) -> None:
+        """What is not used any more, to the system: torch and the C library both keep it for a next time."""
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        else:
+            _trim(0)
+
+
+def plain(name: str, error: Exception) -> MusicGenError:
+    """What went wrong with a model, as an error that holds on to nothing: a traceback would keep half a model."""
+    if isinstance(error, MusicGenError):
+        return MusicGenError.from_dict(error.to_dict())
+    _log.error("%s: %s", name, where(error))
+    if isinstance(error, MemoryError | torch.cuda.OutOfMemoryError):
+        return LoadFailed(f"{name} does not fit into memory.", hint="Take a smaller model.", field="model")
+    return LoadFailed(f"{name} could not be loaded ({briefly(error)}).", field="model")
+
+
+def _gb(size: int) -> str:
+    return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"
+
+
+def _no_trim(_: int) -> int:
+    return 0
+
+
+# glibc's; other C libraries have none, and need none.
+_trim: Any = getattr(ctypes.CDLL(None), "malloc_trim", _no_trim)
