@@ -5,13 +5,19 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from musicgen_bento.pipelines import Pipeline
+    from musicgen_bento.pipelines import Arriving, Pipeline
 
 __version__ = "0.1.0"
 
 
-def pipeline(model: str | None = None, *, device: str | None = None, precision: str | None = None) -> Pipeline:
+def pipeline(
+    model: str | None = None,
+    *,
+    device: str | None = None,
+    precision: str | None = None,
+    arriving: Arriving | None = None,
+) -> Pipeline:
     """A model in this process: `pipeline("demo")("lofi hip hop", duration=10).save("lofi.wav")`. See Pipeline."""
     from musicgen_bento.pipelines import Pipeline  # brings torch
 
-    return Pipeline(model, device=device, precision=precision)
+    return Pipeline(model, device=device, precision=precision, arriving=arriving)

@@ -15,6 +15,7 @@ from click.shell_completion import CompletionItem
 from musicgen_bento import __version__
 from musicgen_bento.commands.generate import generate
 from musicgen_bento.commands.models import models
+from musicgen_bento.commands.pull import pull
 from musicgen_bento.commands.serve import serve
 from musicgen_bento.errors import InvalidRequest, JobsFull, ModelUnavailable, MusicGenError, QueueFull, Unavailable
 
@@ -60,7 +61,7 @@ class Program(click.Group):
 
 
 PROGRAM = Program(
-    commands=[generate, models, serve],
+    commands=[generate, models, pull, serve],
     help=HELP,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from musicgen_bento import config
+from musicgen_bento.catalogue import find
 from musicgen_bento.errors import InvalidRequest, MusicGenError
 
 SERVICE = "musicgen_bento.service:MusicGenService"
@@ -22,6 +23,7 @@ def serve(host: str, port: int) -> NoReturn:
 
     Raises:
         InvalidRequest: the address is refused, or a setting is out of its range.
+        ModelTooLarge: the preloaded models do not fit into memory.
     """
     chosen = config.read()
     address = _address(host)
@@ -39,6 +41,11 @@ def serve(host: str, port: int) -> NoReturn:
     for name in ("bentoml", "torch"):
         if importlib.util.find_spec(name) is None:
             raise ModuleNotFoundError(name, name=name)
+    built_in = all((card := find(model)) and card.folder for model in chosen.preload)
+    if chosen.memory_budget or not built_in:
+        from musicgen_bento import machine  # brings torch: seconds, which a real model takes anyway
+
+        machine.fit_preloaded(chosen)
     # The folder above the package: there the bare `bentoml serve` finds the same service, and its configuration.
     root = Path(__file__).resolve().parent.parent
     environment = {**os.environ, "BENTOML_DO_NOT_TRACK": "True", "HF_HUB_DISABLE_TELEMETRY": "1"}

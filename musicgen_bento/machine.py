@@ -8,7 +8,9 @@ from pathlib import Path
 import psutil
 import torch
 
+from musicgen_bento.catalogue import find
 from musicgen_bento.config import Settings
+from musicgen_bento.errors import ModelTooLarge
 
 SLOTS = {"cpu": 16, "cuda": 64}
 FREE_SHARE = 0.8
@@ -61,6 +63,44 @@ def free_memory(device: torch.device) -> int:
             figures = dict(line.split() for line in (limit.parent / "memory.stat").read_text().splitlines())
             free = min(free, int(limit.read_text()) - int(current.read_text()) + int(figures[cached]))
     return free
+
+
+def fit(names: str, size: int, budget: int) -> None:
+    """Make sure that models go into the budget.
+
+    Args:
+        names: of the models, for the message.
+        size: bytes of all of them, each with one clip.
+        budget: bytes that they may take.
+
+    Raises:
+        ModelTooLarge: they do not fit.
+    """
+    if size > budget:
+        raise ModelTooLarge(
+            f"{names} takes {gigabytes(size)} of memory with one clip, and models may take {gigabytes(budget)}.",
+            hint="Take a smaller model, or raise MUSICGEN_MEMORY_BUDGET where there is more memory.",
+            field="model",
+        )
+
+
+def fit_preloaded(settings: Settings) -> None:
+    """Make sure, without a look at their files, that the preloaded models go into the budget together.
+
+    Raises:
+        ModelTooLarge: they do not fit.
+    """
+    cards = {card.id: card for name in settings.preload if (card := find(name))}
+    device = choose(settings.device)
+    itemsize = getattr(torch, precision(device, settings)).itemsize
+    if budget := memory_budget(device, settings):
+        size = sum(card.memory_bytes(itemsize, settings.max_duration) for card in cards.values())
+        fit(f"MUSICGEN_PRELOAD ({', '.join(cards)})", size, budget)
+
+
+def gigabytes(size: int) -> str:
+    """A number of bytes for people."""
+    return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"
 
 
 def describe(device: torch.device, settings: Settings) -> str:

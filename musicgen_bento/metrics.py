@@ -39,6 +39,7 @@ NAMES = (
     "musicgen_time_to_first_audio_seconds",
     "musicgen_times_real_time",
     "musicgen_model_loads_total",
+    "musicgen_model_evictions_total",
     "musicgen_cancellations_total",
     "musicgen_errors_total",
 )
@@ -54,6 +55,7 @@ class Instruments:
     first_audio: Histogram
     times_real_time: Histogram
     loads: Counter
+    evictions: Counter
     cancellations: Counter
     errors: Counter
 
@@ -63,7 +65,7 @@ def instruments() -> Instruments:
     """This process's. Both processes have them; what is asked for at /metrics is the sum."""
     from prometheus_client import Counter, Gauge, Histogram
 
-    depth, slots, audio, first, speed, loads, cancellations, errors = NAMES
+    depth, slots, audio, first, speed, loads, evictions, cancellations, errors = NAMES
     # "mostrecent": a runner that was killed cannot take back what it said; the one that follows it can.
     return Instruments(
         Gauge(depth, "Clips that wait for a slot or for their model.", ["model"], multiprocess_mode="mostrecent"),
@@ -72,6 +74,7 @@ def instruments() -> Instruments:
         Histogram(first, "From admission to the first samples.", ["model"], buckets=FIRST_AUDIO_SECONDS),
         Histogram(speed, "A clip's length over the time in its slot.", ["model"], buckets=TIMES_REAL_TIME),
         Counter(loads, "Models loaded into memory.", ["model"]),
+        Counter(evictions, "Models that left memory for another.", ["model"]),
         Counter(cancellations, "Clips whose client left.", ["model"]),
         Counter(errors, "Answers that were errors, by their code.", ["code"]),
     )
@@ -87,6 +90,11 @@ def count_load(model: str) -> None:
     instruments().loads.labels(model).inc()
 
 
+def count_eviction(model: str) -> None:
+    """A model has left memory for another."""
+    instruments().evictions.labels(model).inc()
+
+
 class MeasuredPool:
     """A pool whose clips are measured on their way through.
 
@@ -98,6 +106,7 @@ class MeasuredPool:
     def __init__(self, pool: Pool, loads: Callable[[], dict[str, tuple[int, int]]]) -> None:
         self._pool = pool
         self._loads = loads
+        self._seen: set[str] = set()
         self._models: dict[str, str] = {}  # of the clips that are not over, by ticket
         self._lock = threading.Lock()
 
@@ -139,7 +148,10 @@ class MeasuredPool:
         self._gauge()
 
     def _gauge(self) -> None:
-        for model, (running, waiting) in self._loads().items():
+        loads = self._loads()
+        self._seen |= loads.keys()
+        for model in list(self._seen):
+            running, waiting = loads.get(model, (0, 0))  # one that is not in memory any more has none
             instruments().slots_in_use.labels(model).set(running)
             instruments().queue_depth.labels(model).set(waiting)
 

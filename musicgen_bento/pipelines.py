@@ -8,18 +8,21 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Unpack
+from typing import TypeAlias, Unpack
 
 import numpy as np
 
 from musicgen_bento import audio, clip, config, several
 from musicgen_bento.clip import Clip, Progress
 from musicgen_bento.engine.pool import EnginePool
-from musicgen_bento.engine.types import Chunk, Event, Failed, Finished, GenerationParams, Started
+from musicgen_bento.engine.types import Arrival, Chunk, Event, Failed, Finished, GenerationParams, Started
 from musicgen_bento.schemas import GenerationRequest, Options
 
 LOOK_SECONDS = 0.02  # how often it looks whether the model is there
 WAKE_SECONDS = 0.2  # how often a wait for the engine looks for Ctrl-C
+
+Arriving: TypeAlias = Callable[[Arrival], object]
+"""Told how far a model is on its way into memory."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -95,12 +98,20 @@ class Pipeline:
             MUSICGEN_DEFAULT_MODEL, else demo.
         device: auto, cpu, cuda or cuda:N.
         precision: auto, float32 or float16.
+        arriving: told how far the model is, now and then, until it is loaded.
 
     Raises:
         MusicGenError: it cannot be loaded; `code` and `hint` say why and what to do.
     """
 
-    def __init__(self, model: str | None = None, *, device: str | None = None, precision: str | None = None) -> None:
+    def __init__(
+        self,
+        model: str | None = None,
+        *,
+        device: str | None = None,
+        precision: str | None = None,
+        arriving: Arriving | None = None,
+    ) -> None:
         self._settings = config.read(default_model=model, device=device, precision=precision)
         self._model = self._settings.default_model
         # Nothing is preloaded but this; nobody is to be told that the queue is full.
@@ -108,10 +119,17 @@ class Pipeline:
         self._pool = EnginePool(self._settings.model_copy(update=mine), allow_any_model=True, allow_folders=True)
         try:
             while not self._pool.ready():
+                if arriving:
+                    self._tell(arriving)
                 time.sleep(LOOK_SECONDS)
         except BaseException:
             self.close()
             raise
+
+    def _tell(self, arriving: Arriving) -> None:
+        for status in self._pool.statuses():
+            if status.progress:
+                arriving(status.progress)
 
     def __enter__(self) -> Pipeline:
         return self

@@ -88,6 +88,17 @@ class Options(TypedDict, total=False):
     normalize: Normalize
 
 
+class LoadProgress(BaseModel):
+    """How far a model is on its way into memory."""
+
+    step: Literal["downloading", "waiting", "loading"] = Field(
+        description="downloading its files; waiting, until others leave memory; loading, into memory."
+    )
+    done_bytes: int | None = Field(None, description="While downloading: what has come.")
+    total_bytes: int | None = Field(None, description="While downloading: what there is to come in all.")
+    ahead: int | None = Field(None, description="While waiting: how many models come before it.")
+
+
 class ModelInfo(BaseModel):
     """One model the service offers."""
 
@@ -100,7 +111,12 @@ class ModelInfo(BaseModel):
     parameters: int | None = Field(None, description="Of its language model.")
     license: str | None = Field(None, description="Of its weights.")
     download_bytes: int | None = Field(None, description="About what has to be downloaded for it.")
+    memory_bytes: int | None = Field(
+        None,
+        description="What it takes in memory with one clip: counted once its files are here, about so much before.",
+    )
     state: Literal["downloadable", "cached", "loading", "loaded"] = Field(description="Where it is now.")
+    progress: LoadProgress | None = Field(None, description="While it is loading.")
     default: bool = Field(description="Whether a request that names no model gets this one.")
     note: str = Field(description="What to know before choosing it.")
 

@@ -95,7 +95,12 @@ class MusicGenRunner:
         from musicgen_bento.engine.pool import EnginePool  # brings torch, which the front does without
         from musicgen_bento.machine import describe
 
-        self._pool = EnginePool(SETTINGS, allow_any_model=SETTINGS.allow_any_model, loaded=metrics.count_load)
+        self._pool = EnginePool(
+            SETTINGS,
+            allow_any_model=SETTINGS.allow_any_model,
+            loaded=metrics.count_load,
+            evicted=metrics.count_eviction,
+        )
         _log.info(describe(self._pool.device, SETTINGS))
         self._desk = Desk(metrics.MeasuredPool(self._pool, self._pool.loads))
         self._drain = Drain(SETTINGS.drain_seconds + RUNNER_OUTLIVES, lambda: len(self._desk) > 0, idle_seconds=1.0)

@@ -9,7 +9,7 @@ WIDTH = 30
 
 
 class Bar:
-    """Says things; any thread may. In a pipe or a file there is no bar.
+    """Says things; any thread may. In a pipe or a file there is no bar, and a line now and then of a download.
 
     Args:
         quiet: say nothing at all.
@@ -19,6 +19,7 @@ class Bar:
         self._quiet = quiet
         self._live = sys.stderr.isatty() and not quiet
         self._shown = ""
+        self._tenths: dict[str, int] = {}  # of each download, as told
         self._lock = threading.Lock()
 
     def say(self, line: str) -> None:
@@ -30,16 +31,28 @@ class Bar:
 
     def show(self, state: str, position: int | None, audio_seconds: float, duration: float) -> None:
         """How far it is; see clip.Progress."""
+        what = f"queued, {position} of the queue" if state == "queued" and position else state
+        self._draw(audio_seconds, duration, f"{audio_seconds:.1f} of {duration:g} s, {what}")
+
+    def fetch(self, model: str, done: int, total: int) -> None:
+        """How many bytes of a model's have come."""
+        text = f"{done / 1e9:.2f} of {total / 1e9:.2f} GB"
         if self._live:
-            filled = round(WIDTH * min(1.0, audio_seconds / duration)) if duration else 0
-            what = f"queued, {position} of the queue" if state == "queued" and position else state
-            with self._lock:
-                self._write(f"[{'#' * filled:<{WIDTH}}] {audio_seconds:.1f} of {duration:g} s, {what}")
+            self._draw(done, total, f"{text}, downloading {model}")
+        elif (tenth := 10 * done // total) > self._tenths.get(model, -1):
+            self._tenths[model] = tenth
+            self.say(f"{model}: {text}")
 
     def clear(self) -> None:
         """Take the bar away."""
         with self._lock:
             self._write("")
+
+    def _draw(self, done: float, total: float, text: str) -> None:
+        if self._live:
+            filled = round(WIDTH * min(1.0, done / total)) if total else 0
+            with self._lock:
+                self._write(f"[{'#' * filled:<{WIDTH}}] {text}")
 
     def _write(self, text: str) -> None:
         """Over what is shown."""

@@ -18,6 +18,7 @@ from musicgen_bento.errors import InvalidRequest, MusicGenError
 
 if TYPE_CHECKING:
     from musicgen_bento.clip import Clip
+    from musicgen_bento.engine.types import Arrival
     from musicgen_bento.generation import Generation
     from musicgen_bento.schemas import GenerationRequest
 
@@ -184,8 +185,13 @@ def _here(texts: Sequence[str], model: str | None, given: dict[str, Any], bar: B
 def _made(asked: Sequence[GenerationRequest], model: str, bar: Bar) -> Made:
     from musicgen_bento.pipelines import Pipeline
 
-    bar.show("loading", None, 0.0, sum(request.duration for request in asked))
-    with Pipeline(model) as pipe:
+    def tell(arrival: Arrival) -> None:
+        if arrival.total_bytes:
+            bar.fetch(model, arrival.done_bytes or 0, arrival.total_bytes)
+        else:
+            bar.show("loading", None, 0.0, sum(request.duration for request in asked))
+
+    with Pipeline(model, arriving=tell) as pipe:
         for made in pipe.make(asked, bar.show):
             yield made.index, made.clip()
 

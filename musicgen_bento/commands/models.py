@@ -26,10 +26,10 @@ def models(server: str | None) -> None:
 
 
 def _here() -> list[_Row]:
-    from musicgen_bento.engine.hub import is_cached
+    from musicgen_bento.engine.hub import Source
 
     def state(card: catalogue.ModelCard) -> str:
-        return "built in" if card.folder else "cached" if is_cached(card.id, "state_dict.bin") else "downloadable"
+        return "built in" if card.folder else Source(card.id, card.id).state
 
     return [_Row(card.id, state(card), card.license, card.download_bytes, card.note) for card in catalogue.CATALOGUE]
 

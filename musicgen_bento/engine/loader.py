@@ -17,8 +17,8 @@ from musicgen_bento.engine.checkpoint import Files
 from musicgen_bento.engine.download import Download
 from musicgen_bento.engine.engine import ModelEngine
 from musicgen_bento.engine.hub import Source
-from musicgen_bento.errors import LoadFailed, ModelTooLarge, MusicGenError
-from musicgen_bento.machine import choose, max_slots, memory_budget, precision
+from musicgen_bento.errors import LoadFailed, MusicGenError
+from musicgen_bento.machine import choose, fit, max_slots, memory_budget, precision
 from musicgen_bento.quiet import briefly, where
 
 _log = logging.getLogger("bentoml.musicgen")  # below BentoML's, which has a handler
@@ -51,27 +51,15 @@ class Loader:
             )
         card = find(source.name)
         if card is not None:
-            self.admit(source.name, card.memory_bytes(self.dtype.itemsize, self._settings.max_duration))
+            fit(source.name, card.memory_bytes(self.dtype.itemsize, self._settings.max_duration), self.budget)
         files = checkpoint.open_files(source, download)
-        self.admit(source.name, sum(self.sizes(files)))
+        fit(source.name, self.sizes(files)[0], self.budget)
         return files
 
     def sizes(self, files: Files) -> tuple[int, int]:
-        """Bytes of the model in memory, and of the largest clip that may be asked of it."""
-        return files.bytes(self.dtype), files.clip_bytes(self.dtype, self._settings.max_duration)
-
-    def admit(self, names: str, size: int) -> None:
-        """Make sure that the budget is large enough.
-
-        Raises:
-            ModelTooLarge: it is not.
-        """
-        if size > self.budget:
-            raise ModelTooLarge(
-                f"{names} takes {_gb(size)} of memory with one clip, and models may take {_gb(self.budget)}.",
-                hint="Take a smaller model, or raise MUSICGEN_MEMORY_BUDGET where there is more memory.",
-                field="model",
-            )
+        """Bytes of the model in memory with the largest clip that may be asked of it, and of that clip."""
+        clip = files.clip_bytes(self.dtype, self._settings.max_duration)
+        return files.bytes(self.dtype) + clip, clip
 
     def make(self, files: Files, *, wake: Callable[[], None], room: Callable[[int], bool]) -> ModelEngine:
         """The engine of a model, in memory.
@@ -106,10 +94,6 @@ def plain(name: str, error: Exception) -> MusicGenError:
     if isinstance(error, MemoryError | torch.cuda.OutOfMemoryError):
         return LoadFailed(f"{name} does not fit into memory.", hint="Take a smaller model.", field="model")
     return LoadFailed(f"{name} could not be loaded ({briefly(error)}).", field="model")
-
-
-def _gb(size: int) -> str:
-    return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"
 
 
 def _no_trim(_: int) -> int:

@@ -19,6 +19,7 @@ from musicgen_bento.engine.hub import Source
 from musicgen_bento.engine.loader import Loader, plain
 from musicgen_bento.engine.resident import Resident
 from musicgen_bento.errors import MusicGenError
+from musicgen_bento.machine import fit
 
 _log = logging.getLogger("bentoml.musicgen")  # below BentoML's, which has a handler
 
@@ -90,7 +91,7 @@ class Memory:
             ModelTooLarge: it turned out larger than it was thought to be.
         """
         if resident.bytes:
-            self._loader.admit(resident.source.name, resident.bytes)
+            fit(resident.source.name, resident.bytes, self._loader.budget)
             self._budget.ask(resident, resident.bytes, resident.clip)
             self._changed.notify_all()
 
@@ -157,8 +158,8 @@ class Memory:
         """
         if resident.source in self._together and len(self._together) > 1:
             wanted = [each for each in self.residents.values() if each.source in self._together]
-            names = " and ".join(each.source.name for each in wanted)
-            self._loader.admit(f"MUSICGEN_PRELOAD ({names})", sum(each.bytes for each in wanted))
+            names = ", ".join(each.source.name for each in wanted)
+            fit(f"MUSICGEN_PRELOAD ({names})", sum(each.bytes for each in wanted), self._loader.budget)
 
     def _keep(self) -> None:
         """Do what the budget decides, whenever something has changed."""

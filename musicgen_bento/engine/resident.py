@@ -8,7 +8,7 @@ from musicgen_bento.engine.checkpoint import Files
 from musicgen_bento.engine.download import Download
 from musicgen_bento.engine.engine import ModelEngine
 from musicgen_bento.engine.hub import Source
-from musicgen_bento.engine.types import GenerationParams, Listener, ModelStatus, Progress, Waiting
+from musicgen_bento.engine.types import Arrival, GenerationParams, Listener, ModelStatus, Waiting
 
 
 @dataclass(slots=True, eq=False)
@@ -92,8 +92,8 @@ class Resident:
         if self.engine is not None:
             return ModelStatus(name, "loaded", default, size)
         if self in line:
-            return ModelStatus(name, "loading", default, size, Progress("waiting", ahead=line.index(self)))
+            return ModelStatus(name, "loading", default, size, Arrival("waiting", ahead=line.index(self)))
         done, total = self.download.done, self.download.total
         if self.finding and done < total:
-            return ModelStatus(name, "loading", default, size, Progress("downloading", done, total))
-        return ModelStatus(name, "loading", default, size, Progress("loading"))
+            return ModelStatus(name, "loading", default, size, Arrival("downloading", done, total))
+        return ModelStatus(name, "loading", default, size, Arrival("loading"))

@@ -106,7 +106,7 @@ class Engine(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Progress:
+class Arrival:
     """How far a model is on its way into memory.
 
     Attributes:
@@ -138,7 +138,7 @@ class ModelStatus:
     state: str
     default: bool = False
     memory_bytes: int | None = None
-    progress: Progress | None = None
+    progress: Arrival | None = None
 
 
 class Pool(Protocol):
