@@ -28,7 +28,7 @@ listed in [README.md](../README.md#http), which also says [what the errors mean]
 lives](../README.md#jobs). A client that knows all this is in [sdk.md](sdk.md).
 """
 OURS = ("/generate", "/jobs", "/jobs/{id}", "/jobs/{id}/audio", "/models", "/list_models")
-SHOWN = ("GenerationRequest", "Job", "ModelList", "ModelInfo", "ErrorBody", "ErrorDetail")
+SHOWN = ("GenerationRequest", "Job", "ModelList", "ModelInfo", "LoadProgress", "ErrorBody", "ErrorDetail")
 
 
 def api() -> str:
@@ -123,12 +123,12 @@ def _link(name: str) -> str:
 # ---- cli.md
 
 CLI = """
-`musicgen-bento` makes clips in its own process or has a server make them, starts a server, and lists models. It comes
-with the package; `pip install .` without extras is enough for what has `--server`, and for the rest one line says what
-to install.
+`musicgen-bento` makes clips in its own process or has a server make them, starts a server, lists models and downloads
+them. It comes with the package; `pip install .` without extras is enough for what has `--server`, and for the rest one
+line says what to install.
 
 What it makes goes to the files that were named; what it says goes to standard error, an error in one line. On a
-terminal there is a progress bar; in a pipe there is none.
+terminal there is a progress bar; in a pipe there is none, but a line now and then while a model is downloaded.
 """
 AFTER = """
 ## Without a command
@@ -160,7 +160,8 @@ def commands() -> str:
 
 def _command(name: str, command: click.Command) -> str:
     context = click.Context(command, info_name=f"musicgen-bento {name}", max_content_width=1000)
-    rows = [record for option in command.params if (record := option.get_help_record(context))]
+    options = [option for option in command.params if isinstance(option, click.Option)]
+    rows = [record for option in options if (record := option.get_help_record(context))]
     help_text = inspect.cleandoc(command.help or "")
     parts = [f"## {name}", *(_paragraph(text) for text in help_text.split("\n\n"))]
     return "\n\n".join([*parts, table(("option", "what it does"), [(_code(a), b) for a, b in rows])])

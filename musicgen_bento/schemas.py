@@ -151,8 +151,9 @@ class Job(BaseModel):
 
     id: str = Field(description="Unguessable: whoever has it can follow, fetch and cancel the job.")
     state: JobState = Field(
-        description="queued; loading: its model is on its way into memory; running; done: the music is at "
-        "/jobs/{id}/audio; failed: see `error`; cancelled: by a client, or because nobody asked after it for 5 minutes."
+        description="queued; loading: its model is downloaded, waits for memory or is read, and GET /models says how "
+        "far it is; running; done: the music is at /jobs/{id}/audio; failed: see `error`; cancelled: by a client, or "
+        "because nobody asked after it for 5 minutes."
     )
     version: int = Field(description="Counts the changes, from 1; told of progress five times a second at most.")
     position: int | None = Field(None, description="Its place in the queue, 1 is next; null where it is in none.")

@@ -33,6 +33,7 @@ def test_every_setting_can_be_set_by_its_variable(monkeypatch: pytest.MonkeyPatc
         "preload": ("demo, facebook/musicgen-small,", ("demo", "facebook/musicgen-small")),
         "device": ("cuda:1", "cuda:1"),
         "precision": ("float16", "float16"),
+        "memory_budget": ("6GB", 6_000_000_000),
         "max_slots": ("8", 8),
         "max_queue": ("0", 0),
         "max_duration": ("60.5", 60.5),
@@ -62,6 +63,9 @@ def test_nothing_is_preloaded_where_preload_is_empty(monkeypatch: pytest.MonkeyP
     [
         ("MAX_QUEUE", "-1"),
         ("MAX_QUEUE", "many"),
+        ("MEMORY_BUDGET", "0"),
+        ("MEMORY_BUDGET", "-1"),
+        ("MEMORY_BUDGET", "lots"),
         ("MAX_SLOTS", "0"),
         ("MAX_SLOTS", "257"),
         ("MAX_DURATION", "0"),

@@ -89,7 +89,7 @@ def test_one_file_imports_audiocraft() -> None:
     assert [file for file in FILES if "audiocraft" in third_party(file)] == ["musicgen_bento/engine/checkpoint.py"]
 
 
-@pytest.mark.parametrize("name", ["scheduler", "delay"])
+@pytest.mark.parametrize("name", ["scheduler", "budget", "delay"])
 def test_who_is_next_is_decided_without_torch(name: str) -> None:
     file = f"musicgen_bento/engine/{name}.py"
     assert not [below for below in everything_below(file) if "torch" in third_party(below)]

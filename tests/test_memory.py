@@ -133,7 +133,7 @@ def test_a_clip_in_the_making_keeps_its_model_and_the_other_waits_in_line(turns:
     other = two.ask("b")
     until(lambda: two.state("b") == ("loading", "waiting", 0))
     assert two.state("a") == ("loaded", None, None)
-    assert other.events == [Waiting(0)]
+    assert other.events == [Waiting(0, loading=True)]
     assert two.pool.loads()["b"] == (0, 1)
     until(lambda: long.end)
     assert isinstance(long.end, Finished)

@@ -23,6 +23,9 @@ HELP = """Download models ahead, and check them.
 
 By id, other spelling or folder; without a name those of MUSICGEN_DEFAULT_MODEL and MUSICGEN_PRELOAD. What is here
 already is checked and not fetched again, and a download that broke off goes on where it was.
+
+\b
+musicgen-bento pull facebook/musicgen-small
 """
 
 
