@@ -224,7 +224,7 @@ def prefetch() -> ModuleType:
 
 def test_prefetch_asks_for_what_the_loader_reads() -> None:
     module = prefetch()
-    assert module.T5_FILES == checkpoint.T5_FILES
+    assert tuple(module.T5_FILES) == checkpoint.T5_FILES
     assert module.wanted(Settings(default_model="demo", preload=("demo",))) == {}
     repos = module.wanted(Settings(default_model="small", preload=("demo", "facebook/musicgen-large-stereo")))
     assert list(repos) == ["t5-base", "facebook/musicgen-small", "facebook/musicgen-stereo-large"]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import shutil
+import subprocess
+import sys
 import threading
 import time
 import weakref
@@ -14,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 
+from musicgen_bento.catalogue import CATALOGUE
 from musicgen_bento.config import Settings
 from musicgen_bento.engine import checkpoint
 from musicgen_bento.engine.checkpoint import Files
@@ -25,6 +28,8 @@ from musicgen_bento.engine.types import Chunk, Failed, Finished, Waiting
 from musicgen_bento.errors import BrokenCheckpoint, ModelTooLarge
 from musicgen_bento.machine import free_memory, memory_budget
 from tests.models import MONO, STEREO, Story, folder, params
+
+ROOT = Path(__file__).parent.parent
 
 
 def until(condition: Callable[[], object], seconds: float = 60) -> None:
@@ -320,6 +325,30 @@ def test_close_while_one_waits_in_line(turns: Callable[..., Turns]) -> None:
 def test_what_a_model_takes_is_known_before_it_is_read(recipe: Any, dtype: torch.dtype) -> None:
     files = checkpoint.open_files(Source("tiny", folder(recipe)))
     assert checkpoint.build(files, torch.device("cpu"), dtype).bytes == files.bytes(dtype)
+
+
+def test_what_a_card_says_of_memory_is_what_the_files_say() -> None:
+    card, loader = CATALOGUE[0], Loader(Settings(device="cpu"))
+    files = checkpoint.open_files(Source(card.id, card.folder or ""))
+    assert card.memory_bytes(4, 300) == loader.sizes(files)[0]
+    assert (card.layers, card.dim) == (files.shape.layers, files.shape.dim)
+
+
+def test_a_file_is_not_kept_mapped_once_it_is_read() -> None:
+    """In a process of its own: what xformers keeps of its own import would hold the first model's files for ever."""
+    if not Path("/proc/self/maps").exists():
+        pytest.skip("needs /proc")
+    program = f"""
+import gc, torch
+from pathlib import Path
+from musicgen_bento.engine import checkpoint
+from musicgen_bento.engine.hub import Source
+checkpoint.load(Source("demo", Path({str(CATALOGUE[0].folder)!r})), torch.device("cpu"), torch.float32)
+gc.collect()
+print(Path("/proc/self/maps").read_text().count("state_dict.bin"))
+"""
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", program], capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout.split() == ["0"], done.stderr
 
 
 def test_free_memory_is_what_the_container_leaves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,8 +19,10 @@ import re
 import threading
 import warnings
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -320,7 +322,10 @@ def _builders() -> Any:
     logging.getLogger("xformers").setLevel(logging.ERROR)  # it warns of kernels that are never used here
     warnings.filterwarnings("ignore", message=".*torch.nn.utils.weight_norm", category=FutureWarning)  # audiocraft's
     try:
-        from audiocraft.models import builders
+        # On a thread that knows nothing: xformers keeps what its import raised, with all frames up from there, and
+        # what they hold. From here that would be the first model's files.
+        with ThreadPoolExecutor(1) as thread:
+            return thread.submit(import_module, "audiocraft.models.builders").result()
     except ModuleNotFoundError as error:
         if error.name != "audiocraft":
             raise
@@ -328,4 +333,3 @@ def _builders() -> Any:
             "AudioCraft is not installed.",
             hint="`pip install --no-deps audiocraft==1.3.0`: with its dependencies it would bring a torch of 2023.",
         ) from error
-    return builders

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Mapping
 from types import TracebackType
 from typing import ClassVar
 
@@ -15,11 +16,10 @@ class Download:
         self._sizes: dict[str, int] = {}
         self._come: dict[str, int] = {}
 
-    def expect(self, file: str, size: int) -> None:
-        """A file that will be fetched, and its bytes."""
+    def expect(self, sizes: Mapping[str, int]) -> None:
+        """Files that will be fetched, and the bytes of each."""
         with self._lock:
-            self._sizes[file] = size
-            self._come.setdefault(file, 0)
+            self._sizes.update(sizes)
 
     @property
     def total(self) -> int:
@@ -57,7 +57,7 @@ class _Bar:
     def __init__(self, *_: object, total: float | None = None, initial: float = 0, **__: object) -> None:
         self.total = total
         if total:
-            self.download.expect(self.file, int(total))
+            self.download.expect({self.file: int(total)})
         self.download.set(self.file, int(initial))
 
     def __enter__(self) -> _Bar:

@@ -20,6 +20,7 @@ from huggingface_hub.errors import (
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
 )
+from huggingface_hub.utils.tqdm import disable_progress_bars
 
 from musicgen_bento.engine.download import Download
 from musicgen_bento.errors import BrokenCheckpoint, ModelUnavailable, MusicGenError, UnknownModel
@@ -34,6 +35,8 @@ T5_FILES = ("config.json", "model.safetensors", "tokenizer*.json", "spiece.model
 CODEC = "facebook/encodec_32khz"
 CODEC_FILES = ("config.json", "model.safetensors")
 NAMES_ONLY = 1_000_000
+
+disable_progress_bars()  # download.py tells how far it is
 
 _log = logging.getLogger("bentoml.musicgen")  # below BentoML's, which has a handler
 _FILES = "A MusicGen in AudioCraft's format holds state_dict.bin and compression_state_dict.bin."
@@ -87,8 +90,7 @@ class Source:
             BrokenCheckpoint, UnknownModel, ModelUnavailable: as `file`.
         """
         if not isinstance(self.place, Path):
-            _expect(self.place, MODEL_FILES, download)
-            _expect(T5, T5_FILES[:2], download)
+            download.expect(_sizes(self.place, MODEL_FILES) | _sizes(T5, T5_FILES[:2]))
 
     def file(self, filename: str, download: Download | None = None) -> Path:
         """One file, such as `state_dict.bin`; from the hub's cache if it is there.
@@ -125,7 +127,7 @@ class Source:
             return self.place / beside
         needed = patterns[:2]
         if download is not None and not is_cached(repo, *needed):
-            _expect(repo, needed, download)
+            download.expect(_sizes(repo, needed))
             for name in needed:
                 _fetch(repo, name, download)
         with _plain_words(repo, patterns[0]):
@@ -151,12 +153,15 @@ def _fetch(repo: str, filename: str, download: Download | None) -> Path:
         return Path(hf_hub_download(repo, filename, cache_dir=cache_folder(), tqdm_class=bar))
 
 
-def _expect(repo: str, filenames: Sequence[str], download: Download) -> None:
+def _sizes(repo: str, filenames: Sequence[str]) -> dict[str, int]:
+    """Bytes of those files that are not in the cache."""
+    sizes = {}
     for name in filenames:
         if not is_cached(repo, name):
             with _plain_words(repo, name):
                 found = hf_hub_download(repo, name, cache_dir=cache_folder(), dry_run=True)
-            download.expect(f"{repo}/{name}", found.file_size or 0)
+            sizes[f"{repo}/{name}"] = found.file_size or 0
+    return sizes
 
 
 @contextmanager
