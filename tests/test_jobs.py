@@ -210,7 +210,7 @@ def test_the_music_is_fetched_once() -> None:
         await settle()
         head = await bench.http.head(f"/jobs/{name}/audio")
         assert (head.status_code, head.headers["content-length"], head.content) == (200, str(len(wav)), b"")
-        assert (await bench.http.get(f"/jobs/{name}/audio?keep=1")).content == wav
+        assert (await bench.http.get(f"/jobs/{name}/audio?keep=true")).content == wav
         assert (await bench.http.get(f"/jobs/{name}/audio")).content == wav
         for answer in (
             await bench.http.get(f"/jobs/{name}/audio"),

@@ -50,7 +50,7 @@ export async function news(id, version, wait, signal) {
 
 // The WAV, which the server keeps until it is told that all of it is here.
 export async function fetchMusic(id, signal) {
-  const response = await ask(`${job(id)}/audio?keep=1`, { signal });
+  const response = await ask(`${job(id)}/audio?keep=true`, { signal });
   try {
     return { wav: await response.blob(), headers: response.headers };
   } catch (error) {
