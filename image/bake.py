@@ -12,11 +12,7 @@ from pathlib import Path
 from huggingface_hub import try_to_load_from_cache
 
 from musicgen_bento import catalogue
-from musicgen_bento.engine.hub import cache_folder
-
-T5 = "t5-base"  # what every released MusicGen reads its prompts with
-CODEC = "facebook/encodec_32khz"  # what some of them name instead of bringing their own
-FILES = {"state_dict.bin", "compression_state_dict.bin"}
+from musicgen_bento.engine.hub import CODEC, MODEL_FILES, T5, cache_folder
 
 
 def repository(repo: str, files: set[str]) -> Path:
@@ -26,14 +22,14 @@ def repository(repo: str, files: set[str]) -> Path:
     if missing:
         sys.exit(
             f"error: {', '.join(missing)} of {repo} is not in the cache of this machine (HF_HOME). "
-            "Make a clip with the model once, where there is a network, then build again."
+            "Run musicgen-bento pull with the model where there is a network, then build again."
         )
     return Path(str(found[0])).parents[2]
 
 
 def main(target: str, *models: str) -> None:
     names = {card.id if (card := catalogue.find(model)) else model for model in models}
-    sources = [repository(name, FILES) for name in sorted(names - {"demo"})]
+    sources = [repository(name, set(MODEL_FILES)) for name in sorted(names - {"demo"})]
     if sources:
         sources.append(repository(T5, {"config.json"}))
         if isinstance(codec := try_to_load_from_cache(CODEC, "config.json", cache_dir=cache_folder()), str):

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import copy
-import importlib.util
 import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 
 from deploy import check, manifests, promql, rules
 from deploy.manifests import Manifest
-from musicgen_bento import metrics
+from musicgen_bento import entry, metrics
 from musicgen_bento.catalogue import find
 from musicgen_bento.config import Settings
-from musicgen_bento.engine import checkpoint
 
 Break = Callable[[dict[str, Manifest]], object]
 DOCUMENT = Path(__file__).parent.parent / "docs" / "deployment.md"
@@ -137,8 +134,7 @@ def test_a_planted_error_is_found(good: list[Manifest], name: str) -> None:
     documents = copy.deepcopy(good)
     by_kind: dict[str, Manifest] = {}
     for document in documents:
-        if "prefetch" not in document["metadata"]["name"]:
-            by_kind[document["kind"]] = document
+        by_kind[document["kind"]] = document
     plant, expected = PLANTED[name]
     plant(by_kind)
     found = check.problems(documents)
@@ -213,64 +209,11 @@ def test_every_metric_is_watched() -> None:
     assert [name for name in metrics.NAMES if name not in text] == []
 
 
-def prefetch() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("prefetch", manifests.ROOT / "components/prefetch/prefetch.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_prefetch_asks_for_what_the_loader_reads() -> None:
-    module = prefetch()
-    assert tuple(module.T5_FILES) == checkpoint.T5_FILES
-    assert module.wanted(Settings(default_model="demo", preload=("demo",))) == {}
-    repos = module.wanted(Settings(default_model="small", preload=("demo", "facebook/musicgen-large-stereo")))
-    assert list(repos) == ["t5-base", "facebook/musicgen-small", "facebook/musicgen-stereo-large"]
-
-
-def test_prefetch_fetches_what_is_missing_and_nothing_else(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    module, asked = prefetch(), []
-
-    def fetch(repo: str, allow_patterns: list[str], cache_dir: object) -> str:
-        asked.append((repo, tuple(allow_patterns)))
-        if len(asked) > 1:
-            raise OSError("no way to the hub")
-        return ""
-
-    monkeypatch.setenv("MUSICGEN_DEFAULT_MODEL", "facebook/musicgen-small")
-    monkeypatch.setenv("MUSICGEN_PRELOAD", "facebook/musicgen-medium")
-    monkeypatch.setattr(module, "snapshot_download", fetch)
-    monkeypatch.setattr(module, "is_cached", lambda repo, name: repo == "t5-base")
-    with pytest.raises(SystemExit, match=r"^facebook/musicgen-medium: cannot be fetched into .*: no way to the hub$"):
-        module.main()
-    assert [repo for repo, _ in asked] == ["facebook/musicgen-small", "facebook/musicgen-medium"]
-    assert asked[0][1] == ("state_dict.bin", "compression_state_dict.bin")
-    assert capsys.readouterr().out == "t5-base: in the cache\nfacebook/musicgen-small: fetched\n"
-
-
-@pytest.mark.parametrize(("size", "expected"), [(200, ["facebook/encodec_32khz"]), (2_000_000, [])])
-def test_prefetch_fetches_the_codec_that_a_model_names(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, size: int, expected: list[str]
-) -> None:
-    module, asked = prefetch(), []
-    codec = tmp_path / "compression_state_dict.bin"
-    codec.write_bytes(bytes(size))
-    monkeypatch.setenv("MUSICGEN_DEFAULT_MODEL", "facebook/musicgen-small")
-    monkeypatch.setattr(module, "is_cached", lambda repo, name: "encodec" not in repo)
-    monkeypatch.setattr(module, "try_to_load_from_cache", lambda repo, name, cache_dir: str(codec))
-    monkeypatch.setattr(module, "snapshot_download", lambda repo, **how: asked.append(repo))
-    module.main()
-    assert asked == expected
-
-
-def test_prefetch_says_what_cannot_be_served(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MUSICGEN_PRELOAD", "facebook/musicgen-melody")
-    with pytest.raises(SystemExit, match="melody"):
-        prefetch().main()
+def test_prefetch_is_a_command_of_the_image(good: list[Manifest]) -> None:
+    [deployment] = [document for document in good if document["kind"] == "Deployment"]
+    [prefetch] = [each for each in pod({"Deployment": deployment})["initContainers"] if each["name"] == "prefetch"]
+    chosen = entry.plan(prefetch["args"], out_is_there=False)
+    assert (chosen.kind, chosen.args, chosen.folder) == ("cli", ("pull",), entry.CACHE)
 
 
 def test_the_overlay_of_the_document_is_right(tmp_path: Path) -> None:
