@@ -20,9 +20,9 @@ STARTUP_SECONDS = 120
 
 
 class Server:
-    """Serves while the block lasts. `settings` are MUSICGEN_* variables without the prefix."""
+    """Serves while the block lasts. `settings` are MUSICGEN_* variables without the prefix; `hub` leads to a hub."""
 
-    def __init__(self, folder: Path, **settings: Any) -> None:
+    def __init__(self, folder: Path, hub: dict[str, str] | None = None, **settings: Any) -> None:
         self.log = folder / "server.log"
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
@@ -33,7 +33,7 @@ class Server:
             **kept,
             "BENTOML_HOME": str(folder),
             "BENTOML_DO_NOT_TRACK": "True",
-            "HF_HUB_OFFLINE": "1",
+            **(hub or {"HF_HUB_OFFLINE": "1"}),
             **{f"MUSICGEN_{name.upper()}": str(value) for name, value in settings.items()},
         }
 

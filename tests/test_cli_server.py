@@ -62,6 +62,26 @@ def test_the_models_of_a_server(server: Server) -> None:
     assert line.split()[:3] == ["demo", "loaded", "MIT"]
 
 
+@pytest.mark.parametrize(
+    ("progress", "says"),
+    [
+        ({"step": "downloading", "done_bytes": 500, "total_bytes": 2000}, "downloading, 25% "),
+        ({"step": "waiting", "ahead": 2}, "waiting for memory, 2 ahead "),
+        ({"step": "loading"}, "loading "),
+    ],
+)
+def test_how_far_a_model_of_a_server_is(progress: dict[str, str | int], says: str) -> None:
+    listed = {"aliases": [], "conditioning": ["text"], "note": "", "default": True, "memory_bytes": 3_100_000_000}
+    body = {"models": [{"id": "small", "state": "loading", "progress": progress, **listed}]}
+    with StandIn(models=[Reply(200, body)]) as server:
+        done = run("models", "--server", server.url)
+    assert (done.returncode, done.stderr) == (0, "")
+    head, line = done.stdout.splitlines()
+    assert head.endswith("MEMORY")
+    assert line.startswith(f"small  {says}")
+    assert line.endswith("3.1 GB")
+
+
 @pytest.mark.parametrize("count", [1, 3])
 def test_ctrl_c_cancels_on_the_server(server: Server, count: int, tmp_path: Path) -> None:
     (tmp_path / "prompts.txt").write_text("calm\n" * count)

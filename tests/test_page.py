@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -17,6 +18,7 @@ import soundfile
 
 from musicgen_bento.schemas import ModelInfo
 from tests.chromium import PROGRAM, Chromium, Page
+from tests.hub import REPO, environment, fill, opened
 from tests.server import Server
 
 SIZES = {360: 740, 768: 1024, 1280: 900}
@@ -191,6 +193,34 @@ def test_a_model_on_its_way_says_how_far_it_is(page: Page) -> None:
         page.fill("#model", small["id"])
         page.run("import('/models.js').then((models) => models.describe())")
         assert words in page.text("#model-about")
+
+
+def test_a_model_is_downloaded_and_makes_its_clip(browser: Chromium, tmp_path: Path) -> None:
+    """Through a real pool: not here, downloading, ready; the clip says the same as the list."""
+    with opened(fill(tmp_path / "hub")) as hub, Server(tmp_path, environment(hub, tmp_path / "cache")) as server:
+        hub.pause = 0.15
+        page = browser.page()
+        page.look(1280, 900)
+        page.open(server.url)
+        page.until("document.querySelector('.state')")
+        page.fill("#model", REPO)
+        page.run("import('/models.js').then((models) => models.describe())")
+        assert re.match(r"not here yet · mono · 420 M parameters · 2.0 GB to download · \d", page.text("#model-about"))
+        page.run(
+            "window.seen = []; const text = (of) => document.querySelector(of)?.innerText;"
+            "new MutationObserver(() => seen.push([text('.card [data-part=line]'), text('#model-about .state')]))"
+            ".observe(document.body, {subtree: true, childList: true, characterData: true})"
+        )
+        generate(page, "calm", 0.2)
+        finished(page)
+        page.until("document.querySelector('#model-about .state').classList.contains('loaded')")
+        on_its_way = r"downloading, \d+ MB of \d+ MB"
+        seen = [(line, state) for line, state in page.run("seen") if line]
+        assert any(re.fullmatch(f"Its model: {on_its_way}", line) for line, _ in seen), seen
+        assert any(re.fullmatch(on_its_way, state) for _, state in seen), seen
+        assert re.search(r" · \d+ MB of memory · ", page.text("#model-about"))
+        assert page.events("Runtime.exceptionThrown") == []
+        browser.call("Target.closeTarget", targetId=page.target)
 
 
 def test_places_in_the_queue_and_cancelling(page: Page, server: Server) -> None:

@@ -10,149 +10,51 @@ import re
 import shutil
 import subprocess
 import sys
-import threading
-import time
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
 
-from tests.checkpoints import Recipe, write
+from tests import hub as hubs
+from tests.hub import REPO, Hub, fill, opened
 from tests.models import MONO, folder
 
 ROOT = Path(__file__).parent.parent
-REPO = "facebook/musicgen-small"
-SHA = "0" * 40
-# Large enough for a download to be seen, and to be kept in part: the client keeps pieces of 10 MB.
-LARGE = Recipe(dim=256, layers=6)
 CLEAN = {name: value for name, value in os.environ.items() if not name.startswith(("MUSICGEN_", "BENTOML_", "HF_"))}
-
-
-class StandIn(ThreadingHTTPServer):
-    """Repositories as folders. `cut` breaks a file off after so many bytes; `pause` slows all down."""
-
-    def __init__(self, home: Path) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.home = home
-        self.cut: dict[str, int] = {}
-        self.pause = 0.0
-        self.fetched: list[tuple[str, int]] = []  # file and first byte
-        self.digests: dict[Path, str] = {}
-
-    def digest(self, path: Path) -> str:
-        if path not in self.digests:
-            self.digests[path] = hashlib.sha256(path.read_bytes()).hexdigest()
-        return self.digests[path]
-
-
-class Handler(BaseHTTPRequestHandler):
-    server: StandIn
-
-    def file(self) -> Path | None:
-        found = re.fullmatch(r"/(.+?)/resolve/[^/]+/(.+)", self.path.partition("?")[0])
-        path = self.server.home / found[1] / found[2] if found else None
-        return path if path and path.is_file() else None
-
-    def head(self, begin: int = 0) -> Path | None:
-        path = self.file()
-        if path is None:
-            self.send_response(404)
-            self.send_header("X-Error-Code", "EntryNotFound")
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-            return None
-        size = path.stat().st_size
-        self.send_response(206 if begin else 200)
-        self.send_header("X-Repo-Commit", SHA)
-        self.send_header("ETag", f'"{self.server.digest(path)}"')
-        self.send_header("Content-Length", str(size - begin))
-        if begin:
-            self.send_header("Content-Range", f"bytes {begin}-{size - 1}/{size}")
-        self.end_headers()
-        return path
-
-    def do_HEAD(self) -> None:
-        self.head()
-
-    def do_GET(self) -> None:
-        if self.path.startswith("/api/models/"):
-            self.api(self.path.removeprefix("/api/models/").partition("?")[0])
-            return
-        begin = int((self.headers.get("Range") or "bytes=0-").removeprefix("bytes=").split("-")[0])
-        if (path := self.head(begin)) is None:
-            return
-        self.server.fetched.append((path.name, begin))
-        content = path.read_bytes()
-        end = min(len(content), begin + self.server.cut.get(path.name, len(content)))
-        for at in range(begin, end, 1_000_000):
-            self.wfile.write(content[at : min(end, at + 1_000_000)])
-            time.sleep(self.server.pause)
-
-    def api(self, what: str) -> None:
-        repo = re.sub(r"/(revision|tree)/.*", "", what)
-        names = [path.name for path in (self.server.home / repo).iterdir() if path.is_file()]
-        tree = [
-            {"type": "file", "path": name, "size": (self.server.home / repo / name).stat().st_size, "oid": "0"}
-            for name in names
-        ]
-        info = {"id": repo, "sha": SHA, "siblings": [{"rfilename": name} for name in names]}
-        body = json.dumps(tree if "/tree/" in what else info).encode()
-        self.send_response(200)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *_: Any) -> None:
-        pass
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The hub's folders: a model, and T5."""
-    home = tmp_path_factory.mktemp("hub")
-    write(home / REPO, LARGE)
-    shutil.move(home / REPO / "t5", home / "t5-base")
-    package = torch.load(home / REPO / "state_dict.bin", weights_only=True)
-    package["xp.cfg"] = package["xp.cfg"].replace(str(home / REPO / "t5"), "t5-base")
-    torch.save(package, home / REPO / "state_dict.bin")
-    return home
+    return fill(tmp_path_factory.mktemp("hub"))
 
 
 @pytest.fixture
-def hub(model: Path, tmp_path: Path) -> Iterator[StandIn]:
-    home = Path(shutil.copytree(model, tmp_path / "hub"))
-    with StandIn(home) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+def hub(model: Path, tmp_path: Path) -> Iterator[Hub]:
+    with opened(Path(shutil.copytree(model, tmp_path / "hub"))) as server:
         yield server
-        server.shutdown()
 
 
-def environment(hub: StandIn, cache: Path) -> dict[str, str]:
-    address = f"http://127.0.0.1:{hub.server_port}"
-    return {**CLEAN, "HF_ENDPOINT": address, "HF_HOME": str(cache), "HF_HUB_DISABLE_XET": "1", "PYTHONPATH": str(ROOT)}
+def environment(hub: Hub, cache: Path) -> dict[str, str]:
+    return {**CLEAN, **hubs.environment(hub, cache), "PYTHONPATH": str(ROOT)}
 
 
-def run(hub: StandIn, cache: Path, *args: str, **more: str) -> subprocess.CompletedProcess[str]:
+def run(hub: Hub, cache: Path, *args: str, **more: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "musicgen_bento.cli", *args],
         env={**environment(hub, cache), **more},
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=280,
     )
 
 
-def sizes(hub: StandIn) -> int:
+def sizes(hub: Hub) -> int:
     files = [hub.home / REPO / name for name in ("state_dict.bin", "compression_state_dict.bin")]
     files += [hub.home / "t5-base" / name for name in ("config.json", "model.safetensors")]
     return sum(file.stat().st_size for file in files)
 
 
-def test_a_model_is_fetched_once_checked_and_makes_a_clip_without_a_network(hub: StandIn, tmp_path: Path) -> None:
+def test_a_model_is_fetched_once_checked_and_makes_a_clip_without_a_network(hub: Hub, tmp_path: Path) -> None:
     done = run(hub, tmp_path / "cache", "pull", "small", REPO)
     assert done.returncode == 0, done.stderr
     total = f"{sizes(hub) / 1e9:.2f}"
@@ -178,7 +80,7 @@ def test_a_model_is_fetched_once_checked_and_makes_a_clip_without_a_network(hub:
     assert wav.stat().st_size > 10_000
 
 
-def test_a_download_that_is_cut_goes_on(hub: StandIn, tmp_path: Path) -> None:
+def test_a_download_that_is_cut_goes_on(hub: Hub, tmp_path: Path) -> None:
     """In the same command, as long as it gets on."""
     size = (hub.home / REPO / "state_dict.bin").stat().st_size
     assert size > 21_000_000
@@ -193,7 +95,7 @@ def test_a_download_that_is_cut_goes_on(hub: StandIn, tmp_path: Path) -> None:
     assert hashlib.sha256(found).hexdigest() == hub.digest(hub.home / REPO / "state_dict.bin")
 
 
-def test_a_download_that_does_not_get_on_is_one_line(hub: StandIn, tmp_path: Path) -> None:
+def test_a_download_that_does_not_get_on_is_one_line(hub: Hub, tmp_path: Path) -> None:
     hub.cut["state_dict.bin"] = 0
     done = run(hub, tmp_path / "cache", "pull", "small")
     assert done.returncode == 1
@@ -210,7 +112,7 @@ def test_a_download_that_does_not_get_on_is_one_line(hub: StandIn, tmp_path: Pat
         ("t5-base/config.json", "t5 of"),
     ],
 )
-def test_what_came_is_looked_into(hub: StandIn, tmp_path: Path, file: str, says: str) -> None:
+def test_what_came_is_looked_into(hub: Hub, tmp_path: Path, file: str, says: str) -> None:
     content = (hub.home / file).read_bytes()
     (hub.home / file).write_bytes(content[: len(content) // 2])
     done = run(hub, tmp_path / "cache", "pull", "small")
@@ -221,7 +123,7 @@ def test_what_came_is_looked_into(hub: StandIn, tmp_path: Path, file: str, says:
     assert "remove it" in line
 
 
-def test_without_a_name_those_of_the_settings(hub: StandIn, tmp_path: Path) -> None:
+def test_without_a_name_those_of_the_settings(hub: Hub, tmp_path: Path) -> None:
     done = run(hub, tmp_path / "cache", "pull", MUSICGEN_PRELOAD="demo,small")
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[0] == "demo: here already, checked"
@@ -230,7 +132,7 @@ def test_without_a_name_those_of_the_settings(hub: StandIn, tmp_path: Path) -> N
 
 @pytest.mark.parametrize(("name", "says"), [("nonsense", "no model named"), ("facebook/musicgen-melody", "melody")])
 def test_a_name_that_cannot_be_served_before_anything_is_fetched(
-    hub: StandIn, tmp_path: Path, name: str, says: str
+    hub: Hub, tmp_path: Path, name: str, says: str
 ) -> None:
     done = run(hub, tmp_path / "cache", "pull", "small", name)
     assert done.returncode == 2
@@ -238,7 +140,7 @@ def test_a_name_that_cannot_be_served_before_anything_is_fetched(
     assert not hub.fetched
 
 
-def test_a_terminal_gets_a_bar(hub: StandIn, tmp_path: Path) -> None:
+def test_a_terminal_gets_a_bar(hub: Hub, tmp_path: Path) -> None:
     hub.pause = 0.05
     master, slave = pty.openpty()
     process = subprocess.Popen(
@@ -267,7 +169,7 @@ def test_a_terminal_gets_a_bar(hub: StandIn, tmp_path: Path) -> None:
     assert text.endswith(f"{REPO}: fetched {total} GB, checked\r\n")
 
 
-def test_the_states_of_a_model_on_its_way(hub: StandIn, tmp_path: Path) -> None:
+def test_the_states_of_a_model_on_its_way(hub: Hub, tmp_path: Path) -> None:
     """downloadable, loading with its bytes, loaded: as GET /models has them, in a pool's own process."""
     hub.pause = 0.15
     program = """
@@ -307,7 +209,7 @@ pool.close()
     assert steps[-1]["step"] == "loading"
 
 
-def test_a_folder_is_checked_where_it_is(hub: StandIn, tmp_path: Path) -> None:
+def test_a_folder_is_checked_where_it_is(hub: Hub, tmp_path: Path) -> None:
     done = run(hub, tmp_path / "cache", "pull", str(folder(MONO)))
     assert done.stdout == f"{folder(MONO).name}: here already, checked\n"
     assert not hub.fetched

@@ -56,6 +56,7 @@ export function describe() {
     model.channels && (model.channels === 2 ? "stereo" : "mono"),
     model.parameters && `${million(model.parameters)} parameters`,
     model.state === "downloadable" && model.download_bytes && `${gigabytes(model.download_bytes)} to download`,
+    model.memory_bytes && `${gigabytes(model.memory_bytes)} of memory`,
     model.license && `licence ${model.license}${NOT_COMMERCIAL.test(model.license) ? ", not for commercial use" : ""}`,
   ];
   const line = element("p", "");

@@ -3,7 +3,7 @@
 const number = new Intl.NumberFormat("en", { maximumFractionDigits: 1 });
 
 export const seconds = (value) => `${number.format(value)} s`;
-export const gigabytes = (bytes) => `${(bytes / 1e9).toFixed(1)} GB`;
+export const gigabytes = (bytes) => (bytes >= 1e8 ? `${(bytes / 1e9).toFixed(1)} GB` : `${Math.round(bytes / 1e6)} MB`);
 export const clock = (value) => `${Math.floor(value / 60)}:${String(Math.floor(value % 60)).padStart(2, "0")}`;
 
 export function about(value) {
