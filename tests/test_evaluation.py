@@ -60,7 +60,7 @@ def test_the_wrong_music_is_counted_as_wrong() -> None:
 
 
 @pytest.mark.parametrize(
-    "wav, fault",
+    ("wav", "fault"),
     [
         (np.full(SAMPLE_RATE, np.nan, np.float32), "not a number"),
         (3 * TONE, "clipped"),
