@@ -16,7 +16,7 @@ import psutil
 import requests
 
 ROOT = Path(__file__).parent.parent
-STARTUP_SECONDS = 120
+STARTUP_SECONDS = 240
 
 
 class Server:
