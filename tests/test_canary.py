@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
+from musicgen_bento.config import Settings
 from musicgen_bento.engine import canary, sampling
 from musicgen_bento.engine.clip import Clip
 from musicgen_bento.engine.codec import ClipSound
 from musicgen_bento.engine.engine import ModelEngine
+from musicgen_bento.engine.pool import EnginePool
 from musicgen_bento.engine.types import Chunk
 from musicgen_bento.errors import LoadFailed
 from tests import models
@@ -52,3 +55,40 @@ def test_a_prompt_that_is_not_heard_is_found() -> None:
     engine = ModelEngine(replace(checkpoint, weights=deaf), max_slots=1, max_queue=1, deterministic=False)
     with pytest.raises(LoadFailed, match="does not hear"):
         canary.check(engine)
+
+
+def test_a_server_whose_built_in_model_fails_it_does_not_get_ready(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(engine: ModelEngine) -> None:
+        raise LoadFailed("The built-in model is silent.")
+
+    monkeypatch.setattr(canary, "check", fails)
+    pool = EnginePool(Settings())
+    try:
+        with pytest.raises(LoadFailed, match="silent"):
+            until_ready(pool)
+    finally:
+        pool.close()
+
+
+def test_the_built_in_model_passes_and_another_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    heard: list[str] = []
+
+    def check(engine: ModelEngine, plain: Callable[[ModelEngine], None] = canary.check) -> None:
+        heard.append(engine.checkpoint.name)
+        plain(engine)
+
+    monkeypatch.setattr(canary, "check", check)
+    folder = str(models.folder(models.MONO))
+    pool = EnginePool(Settings(preload=("demo", folder), default_model=folder))
+    try:
+        until_ready(pool)
+    finally:
+        pool.close()
+    assert heard == ["demo"]
+
+
+def until_ready(pool: EnginePool) -> None:
+    deadline = time.monotonic() + 60
+    while not pool.ready():
+        assert time.monotonic() < deadline, "it did not get ready"
+        time.sleep(0.01)

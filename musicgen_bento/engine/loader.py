@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 
-from musicgen_bento.catalogue import find
+from musicgen_bento.catalogue import DEMO_FOLDER, find
 from musicgen_bento.config import Settings
-from musicgen_bento.engine import checkpoint
+from musicgen_bento.engine import canary, checkpoint
 from musicgen_bento.engine.checkpoint import Files
 from musicgen_bento.engine.download import Download
 from musicgen_bento.engine.engine import ModelEngine
@@ -62,12 +62,12 @@ class Loader:
         return files.bytes(self.dtype) + clip, clip
 
     def make(self, files: Files, *, wake: Callable[[], None], room: Callable[[int], bool]) -> ModelEngine:
-        """The engine of a model, in memory.
+        """The engine of a model, in memory. The built-in one has been heard by then.
 
         Raises:
             MusicGenError: as `checkpoint.build`.
         """
-        return ModelEngine(
+        engine = ModelEngine(
             checkpoint.build(files, self.device, self.dtype),
             max_slots=max_slots(self.device, self._settings),
             max_queue=self._settings.max_queue,
@@ -76,6 +76,9 @@ class Loader:
             wake=wake,
             room=room,
         )
+        if files.source.place == DEMO_FOLDER:
+            canary.check(engine)
+        return engine
 
     def give_back(self) -> None:
         """What is not used any more, to the system: torch and the C library both keep it for a next time."""
