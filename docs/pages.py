@@ -27,8 +27,26 @@ What a server takes and gives; it has the same as JSON at `GET /docs.json`, with
 listed in [README.md](../README.md#http), which also says [what the errors mean](../README.md#errors) and [how a job
 lives](../README.md#jobs). A client that knows all this is in [sdk.md](sdk.md).
 """
-OURS = ("/generate", "/jobs", "/jobs/{id}", "/jobs/{id}/audio", "/models", "/list_models")
-SHOWN = ("GenerationRequest", "Job", "ModelList", "ModelInfo", "LoadProgress", "ErrorBody", "ErrorDetail")
+OURS = (
+    "/generate",
+    "/stream",
+    "/jobs",
+    "/jobs/{id}",
+    "/jobs/{id}/audio",
+    "/jobs/{id}/stream",
+    "/models",
+    "/list_models",
+)
+SHOWN = (
+    "GenerationRequest",
+    "StreamRequest",
+    "Job",
+    "ModelList",
+    "ModelInfo",
+    "LoadProgress",
+    "ErrorBody",
+    "ErrorDetail",
+)
 
 
 def api() -> str:

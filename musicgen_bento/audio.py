@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import io
+import struct
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 Waveform: TypeAlias = NDArray[np.float32]
 Normalize: TypeAlias = Literal["loudness", "peak", "rms", "clip", "none"]
+StreamNormalize: TypeAlias = Literal["clip", "none"]
 
 # AudioCraft's defaults (audiocraft.data.audio_utils.normalize_audio).
 PEAK_DBFS = -1.0
@@ -33,8 +34,7 @@ def normalize(wav: Waveform, sample_rate: int, how: Normalize = "loudness") -> W
     """
     peak = float(np.abs(wav).max(initial=0.0))
     if how == "clip":
-        clipped: Waveform = np.clip(wav, -_amplitude(PEAK_DBFS), _amplitude(PEAK_DBFS))
-        return clipped
+        return cut(wav, how)
     if peak < SILENCE:
         return wav
     if how == "peak":
@@ -50,6 +50,19 @@ def normalize(wav: Waveform, sample_rate: int, how: Normalize = "loudness") -> W
             louder = wav * np.float32(_amplitude(LOUDNESS_LUFS - level))
             return np.tanh(louder)
     return wav / np.float32(max(peak, 1.0))
+
+
+def cut(wav: Waveform, how: StreamNormalize) -> Waveform:
+    """Bring a piece of a clip to a level, without the rest of it.
+
+    Args:
+        wav: [C, T], any finite level.
+        how: `clip` is what `normalize` does; `none` keeps the level too, and cuts off what is beyond ±1: a stream
+            cannot be turned down as a whole, for its loudest sample may be still to come.
+    """
+    limit = _amplitude(PEAK_DBFS) if how == "clip" else 1.0
+    fits: Waveform = np.clip(wav, -limit, limit)
+    return fits
 
 
 def loudness(wav: Waveform, sample_rate: int) -> float:
@@ -73,13 +86,23 @@ def encode_wav(wav: Waveform, sample_rate: int) -> bytes:
     Raises:
         ValueError: a sample is not finite or beyond ±1; writing it would clip.
     """
-    import soundfile
-
     if not np.isfinite(wav).all() or np.abs(wav).max(initial=0.0) > 1.0:
         raise ValueError("samples must be finite and within ±1: normalize first")
-    file = io.BytesIO()
-    soundfile.write(file, wav.T, sample_rate, format="WAV", subtype="PCM_16")
-    return file.getvalue()
+    channels, samples = wav.shape
+    return wav_header(channels, sample_rate, samples) + pcm(wav)
+
+
+def wav_header(channels: int, sample_rate: int, samples: int) -> bytes:
+    """What a 16-bit WAV of so many samples per channel begins with, 44 bytes. The samples follow, as `pcm` has them."""
+    size, frame = 2 * channels * samples, 2 * channels
+    layout = struct.pack("<4sIHHIIHH", b"fmt ", 16, 1, channels, sample_rate, sample_rate * frame, frame, 16)
+    return struct.pack("<4sI4s", b"RIFF", 36 + size, b"WAVE") + layout + struct.pack("<4sI", b"data", size)
+
+
+def pcm(wav: Waveform) -> bytes:
+    """Samples [C, T] within ±1 as 16-bit integers, little-endian, the channels in turn."""
+    frames: NDArray[np.int16] = np.rint(wav.T * np.float32(32767)).astype("<i2")
+    return frames.tobytes()
 
 
 def _rms(wav: NDArray[np.floating]) -> float:

@@ -107,6 +107,7 @@ class Answer:
         if self.complete:
             return
         if self.started:  # too late for an error: the connection must break
+            self._current.error = error
             raise Broken from None
         if isinstance(error, errors.BodyTooLarge):
             await self._write(error, {"connection": "close"}, linger=receive)

@@ -33,7 +33,7 @@ def invalid(error: ValidationError, kind: type[BaseModel]) -> InvalidRequest:
     messages = [_message(fault["type"], fault["loc"], fault["msg"]) for fault in faults[:MAX_MESSAGES]]
     if len(faults) > MAX_MESSAGES:
         messages.append(f"and {len(faults) - MAX_MESSAGES} more")
-    return InvalidRequest("; ".join(messages), hint=_hint(first["type"], kind), field=field)
+    return InvalidRequest("; ".join(messages), hint=_hint(first["type"], kind, field), field=field)
 
 
 def _message(fault: str, loc: tuple[int | str, ...], text: str) -> str:
@@ -53,11 +53,13 @@ def _message(fault: str, loc: tuple[int | str, ...], text: str) -> str:
             return text.replace("Input", name, 1) if text.startswith("Input") else f"{name}: {text}"
 
 
-def _hint(fault: str, kind: type[BaseModel]) -> str:
+def _hint(fault: str, kind: type[BaseModel], field: str | None) -> str:
     match fault:
         case "json_invalid" | "model_type" | "model_attributes_type":
             return 'Send a JSON object, such as {"prompt": "calm piano", "duration": 10}.'
         case "missing" | "extra_forbidden":
             return f"The fields are {', '.join(kind.model_fields)}."
+        case "literal_error" if about := field and kind.model_fields[field].description:
+            return f"The choices are {about}"
         case _:
             return "See /docs.json for what each field takes."

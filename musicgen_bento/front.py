@@ -1,4 +1,4 @@
-"""What the front answers: a whole clip, the models, whether it is ready."""
+"""What the front answers: a clip, whole or while it is made, the models, whether it is ready."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from musicgen_bento.drain import Drain
 from musicgen_bento.engine.types import Event, Started
 from musicgen_bento.errors import MusicGenError, ShuttingDown, Unavailable
 from musicgen_bento.exchange import exchange, refuse
+from musicgen_bento.recording import Recording
 from musicgen_bento.remote import Remote
+from musicgen_bento.streamed import Streamed
 from musicgen_bento.studio import Studio
 
 READY_SECONDS = 1.0
@@ -45,6 +47,15 @@ class Front:
         except MusicGenError as error:
             return refuse(error)
         return Response(music.wav, media_type="audio/wav", headers=music.headers)
+
+    async def stream(self, request: schemas.StreamRequest) -> Response:
+        """The clip while it is made, or a refusal. Raises nothing, as above."""
+        try:
+            order = await self._studio.take(request, exchange())
+        except MusicGenError as error:
+            return refuse(error)
+        recording = Recording(request.normalize)
+        return Streamed(recording, order.seed, request.format, self._studio.record(order, recording))
 
     async def models(self) -> schemas.ModelList:
         """The catalogue, with the state of each model.

@@ -19,6 +19,7 @@ from musicgen_bento.faults import invalid
 from musicgen_bento.jobs import Job, Jobs
 from musicgen_bento.middleware import JOB_PATH, NAMED
 from musicgen_bento.schemas import AudioQuestion, GenerationRequest, JobQuestion
+from musicgen_bento.streamed import Streamed
 
 PIECE = 64 * 1024
 NOT_STORED = {"Cache-Control": "no-store"}
@@ -58,10 +59,16 @@ def routes(jobs: Callable[[], Jobs], asks: type[GenerationRequest]) -> list[Rout
             return Response(media_type="audio/wav", headers=headers)
         return Audio(jobs(), job, headers, keep=question.keep)
 
+    async def stream(request: Request) -> Response:
+        job = jobs().find(_id(request))
+        with jobs().listening(job):
+            return Listening(jobs(), job)
+
     return [
         Route("/jobs", _refusing(submit), methods=["POST"]),
         Route(JOB_PATH, _refusing(follow), methods=["GET", "DELETE"]),
         Route(f"{JOB_PATH}/audio", _refusing(audio), methods=["GET"]),
+        Route(f"{JOB_PATH}/stream", _refusing(stream), methods=["GET"]),
     ]
 
 
@@ -93,6 +100,20 @@ class Audio(Response):
                     self._jobs.forget(self._job)
         finally:
             await cancel(gone)
+
+
+class Listening(Streamed):
+    """The sound of a job while it is made. Whoever listens takes nothing away, and may come late: all of it is sent."""
+
+    def __init__(self, jobs: Jobs, job: Job) -> None:
+        super().__init__(job.recording, job.order.seed, "wav")
+        self._jobs = jobs
+        self._job = job
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send it, unless the reader leaves, which the job does not mind."""
+        with self._jobs.listening(self._job):
+            await super().__call__(scope, receive, send)
 
 
 def _answer(job: Job, status: int = 200, headers: dict[str, str] | None = None) -> Response:

@@ -22,6 +22,7 @@ from musicgen_bento.engine.types import Chunk, Event, Listener, Started, Waiting
 from musicgen_bento.errors import InvalidRequest, JobsFull, MusicGenError, NotReady, UnknownJob
 from musicgen_bento.exchange import Exchange
 from musicgen_bento.metrics import count_error
+from musicgen_bento.recording import Recording
 from musicgen_bento.studio import Music, Order
 
 ABANDONED_SECONDS = 300.0
@@ -29,7 +30,6 @@ COLLECT_SECONDS = 10.0  # a server that is told to stop waits so long for the mu
 PROGRESS_SECONDS = 0.2
 SMALLEST = 64 * 1024  # what any job is counted as, so that their number is bounded too
 WIDEST = (2, 48_000)  # channels and rate of a model that is not in the catalogue
-WAV_HEADER = 44
 
 _log = logging.getLogger("bentoml.musicgen")
 
@@ -59,6 +59,8 @@ class Job:
         self.audio_seconds = 0.0
         self.error: MusicGenError | None = None
         self.music: Music | None = None
+        # What it sounds like while it is made. A level that needs the whole clip has to wait for it.
+        self.recording = Recording("none" if order.normalize == "none" else "clip")
         self.readers = 0
         self.forgotten = asyncio.Event()
         self.task: asyncio.Task[None] | None = None
@@ -74,6 +76,7 @@ class Job:
 
     def listen(self, event: Event) -> None:
         """Take in what the runner says of the clip."""
+        self.recording.listen(event)
         match event:
             case Waiting(place, loading):
                 self.state, self.position = ("loading", None) if loading else ("queued", place + 1)
@@ -214,6 +217,23 @@ class Jobs:
             job.readers -= 1
             self._release(job)
 
+    @contextmanager
+    def listening(self, job: Job) -> Iterator[Recording]:
+        """Its sound while it is made, counted for as long as it is read; nobody who listens has left.
+
+        Raises:
+            NotReady: it is over.
+        """
+        if job.over:
+            hint = "GET /jobs/{id}/audio has all of it." if job.music else ""
+            raise NotReady(f"The job is over: it is {job.state}.", hint=hint)
+        job.readers += 1
+        try:
+            yield job.recording
+        finally:
+            job.readers -= 1
+            self._release(job)
+
     # ---- a job's life
 
     async def _run(self, job: Job) -> None:
@@ -223,6 +243,7 @@ class Jobs:
                 music = await self._drain.finish(self._maker.make(job.order, job.listen))
             except MusicGenError as error:
                 job.error = error
+                job.recording.fail(error)
                 count_error(error.code)
                 self._end(job, "failed")
             else:
@@ -238,6 +259,7 @@ class Jobs:
     def _cancel(self, job: Job) -> None:
         if not job.over:
             self._end(job, "cancelled")
+            job.recording.fail(UnknownJob("The job was cancelled."))
             assert job.task is not None
             job.task.cancel()
 
@@ -270,7 +292,13 @@ class Jobs:
         if job.over:
             job.timer = loop.call_later(self._kept_seconds, self.forget, job)
         else:
-            job.timer = loop.call_later(self._abandoned_seconds, self._cancel, job)
+            job.timer = loop.call_later(self._abandoned_seconds, self._abandon, job)
+
+    def _abandon(self, job: Job) -> None:
+        if job.readers:
+            self._set_timer(job)
+        else:
+            self._cancel(job)
 
     # ---- memory
 
@@ -278,7 +306,7 @@ class Jobs:
         """Bytes of the WAV that it asks for."""
         card = catalogue.find(request.model or self._default_model)
         channels, rate = (card.channels, card.sample_rate) if card else WIDEST
-        return max(SMALLEST, WAV_HEADER + 2 * channels * math.ceil(request.duration * rate))
+        return max(SMALLEST, schemas.WAV_HEADER + 2 * channels * math.ceil(request.duration * rate))
 
     def _reserve(self, size: int) -> None:
         if size > self._limit:

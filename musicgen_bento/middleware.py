@@ -19,7 +19,7 @@ from musicgen_bento import errors
 from musicgen_bento.body import MAX_BODY, check_headers, parse
 from musicgen_bento.drain import Drain, Work, cancel
 from musicgen_bento.errors import MusicGenError
-from musicgen_bento.exchange import Answer, Exchange, current_exchange, unexpected, until_gone
+from musicgen_bento.exchange import Answer, Broken, Exchange, current_exchange, unexpected, until_gone
 from musicgen_bento.metrics import count_error
 from musicgen_bento.quiet import where
 
@@ -92,6 +92,8 @@ class Middleware:
                 await self._serve(scope, receive, answer, current)
             except MusicGenError as error:
                 await answer.refuse(error, receive)
+            except Broken:
+                raise
             except Exception as error:  # only its place is logged: its text may hold the prompt
                 _log.error("id=%s failed: %s", current.id, where(error))
                 await answer.refuse(unexpected(current.id), receive)

@@ -14,7 +14,8 @@ from musicgen_bento.schemas import AudioQuestion, ErrorBody, Job, JobQuestion, M
 
 TITLE = "musicgen-bento"
 DESCRIPTION = "Text to music with MusicGen. `GET /` is a page for people."
-ERRORS = {"/generate": (400, 413, 415, 429, 500, 503), "/list_models": (400, 413, 415, 503)}
+GENERATE_ERRORS = (400, 413, 415, 429, 500, 503)
+ERRORS = {"/generate": GENERATE_ERRORS, "/stream": GENERATE_ERRORS, "/list_models": (400, 413, 415, 503)}
 SUBMIT_ERRORS = (400, 413, 415, 429, 503)
 AUDIO_HEADERS = {
     "X-Seed": ("integer", "The seed that makes this clip again."),
@@ -52,10 +53,13 @@ def correct(document: dict[str, Any]) -> Document:
         operation["description"] = inspect.cleandoc(operation["description"])
         good = operation["responses"]["200"]
         operation["responses"] = {"200": good, **{str(status): _error(status) for status in statuses}}
-    generate = document["paths"]["/generate"]["post"]
-    generate["responses"]["200"]["headers"] = {
-        name: {"description": text, "schema": {"type": kind}} for name, (kind, text) in AUDIO_HEADERS.items()
-    }
+    generate, stream = (document["paths"][path]["post"] for path in ("/generate", "/stream"))
+    for operation in (generate, stream):
+        operation["responses"]["200"]["headers"] = {
+            name: {"description": text, "schema": {"type": kind}} for name, (kind, text) in AUDIO_HEADERS.items()
+        }
+    streamed = stream["responses"]["200"]["content"]
+    streamed["audio/pcm"] = streamed["audio/wav"]
     models = {"$ref": _REF.format(model="ModelList")}
     document["paths"]["/models"] = {
         "get": {
@@ -112,10 +116,21 @@ def _jobs(generate: dict[str, Any]) -> dict[str, Any]:
             **{str(status): _error(status) for status in (400, 404, 409)},
         },
     }
+    listen: dict[str, Any] = {
+        "summary": "Its sound while it is made, from the first sample on, as a WAV of exact length. Readers may "
+        "come and go, the job goes on. The level is the job's own, or clip where that needs the whole clip.",
+        "operationId": "MusicGenService__job_stream",
+        "parameters": [name],
+        "responses": {
+            "200": generate["responses"]["200"],
+            **{str(status): _error(status) for status in (404, 409, 500, 503)},
+        },
+    }
     return {
         "/jobs": {"post": submit},
         "/jobs/{id}": {"get": follow, "delete": drop},
         "/jobs/{id}/audio": {"get": audio},
+        "/jobs/{id}/stream": {"get": listen},
     }
 
 

@@ -16,7 +16,7 @@ from bentoml.exceptions import BentoMLException
 
 from musicgen_bento.desk import Admission
 from musicgen_bento.drain import Drain
-from musicgen_bento.engine.types import Chunk, Failed, Finished, GenerationParams, Listener, Samples, Started
+from musicgen_bento.engine.types import Chunk, Event, Failed, Finished, GenerationParams, Listener, Samples, Started
 from musicgen_bento.errors import GenerationFailed, MusicGenError, ShuttingDown, Unavailable
 from musicgen_bento.wire import Decoder
 
@@ -81,11 +81,37 @@ class Remote:
         Raises:
             MusicGenError: it could not be made.
         """
+        clip: Clip | None = None
+
+        def assemble(event: Event) -> None:
+            nonlocal clip
+            listen(event)
+            match event:
+                case Started():
+                    samples = np.zeros((event.channels, event.samples), np.float32)
+                    clip = Clip(samples, event.sample_rate, event.model)
+                case Chunk(samples, position) if clip:
+                    clip.samples[:, position : position + samples.shape[1]] = samples
+
+        await self.follow(ticket, assemble)
+        if clip is None:
+            raise self._lost()
+        return clip
+
+    async def follow(self, ticket: str, listen: Listener) -> None:
+        """Everything that happens to a clip, up to its end. If the caller is cancelled, so is the clip.
+
+        Args:
+            ticket: what `admit` gave.
+            listen: told of every event.
+
+        Raises:
+            MusicGenError: it could not be made.
+        """
         over = False
         try:
-            clip = await self._collect(ticket, listen)
+            await self._follow(ticket, listen)
             over = True
-            return clip
         finally:
             if not over:
                 await asyncio.shield(self._cancel(ticket))
@@ -110,22 +136,16 @@ class Remote:
         except (*Dropped, TimeoutError, BentoMLException):
             raise self._lost() from None
 
-    async def _collect(self, ticket: str, listen: Listener) -> Clip:
-        clip: Clip | None = None
+    async def _follow(self, ticket: str, listen: Listener) -> None:
         try:
             async with aclosing(self._events(ticket)) as events:
                 async for event in events:
                     listen(event)
                     match event:
-                        case Started():
-                            samples = np.zeros((event.channels, event.samples), np.float32)
-                            clip = Clip(samples, event.sample_rate, event.model)
-                        case Chunk(samples, position) if clip:
-                            clip.samples[:, position : position + samples.shape[1]] = samples
                         case Failed(error):
                             raise error
-                        case Finished() if clip:
-                            return clip
+                        case Finished():
+                            return
         except (*Dropped, TimeoutError, BentoMLException):
             raise self._lost() from None
         except ValueError:

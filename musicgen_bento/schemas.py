@@ -9,6 +9,10 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 MAX_SEED = 2**32 - 1
 
 Normalize = Literal["loudness", "peak", "rms", "clip", "none"]
+StreamNormalize = Literal["clip", "none"]
+StreamFormat = Literal["wav", "pcm"]
+
+WAV_HEADER = 44  # bytes before the samples, in every WAV of this service
 
 # No control characters but tab and the ends of lines: a null byte in a prompt is a client's mistake.
 Prompt = Annotated[
@@ -73,6 +77,19 @@ class GenerationRequest(BaseModel):
         "loudness",
         description="loudness: -14 LUFS with soft limiting, as AudioCraft's demos; peak: -1 dBFS; rms: -18 dBFS; "
         "clip: levels kept, peaks cut at -1 dBFS; none: levels kept, turned down as a whole where they do not fit.",
+    )
+
+
+class StreamRequest(GenerationRequest):
+    """One clip to make from text, and to send while it is made."""
+
+    normalize: StreamNormalize = Field(
+        "clip",
+        description="clip: levels kept, peaks cut at -1 dBFS; none: levels kept, peaks cut at 0 dBFS. "
+        "loudness, peak and rms need the whole clip: `POST /generate` and `POST /jobs` have them.",
+    )
+    format: StreamFormat = Field(
+        "wav", description="wav: a WAV file; pcm: its samples alone, 16-bit little-endian, the channels in turn."
     )
 
 

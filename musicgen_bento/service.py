@@ -66,17 +66,26 @@ def _paths(application: Any) -> frozenset[str]:
     return frozenset(route.path for route in (*application.routes, *mounted) if hasattr(route, "endpoint"))
 
 
+DURATION: float = Field(
+    min(30.0, SETTINGS.max_duration),
+    ge=0.1,
+    le=SETTINGS.max_duration,
+    allow_inf_nan=False,
+    description="Length in seconds, cut to whole frames (20 ms).",
+    examples=[10],
+)
+
+
 class GenerationRequest(schemas.GenerationRequest):
     """One clip to make from text."""
 
-    duration: float = Field(
-        min(30.0, SETTINGS.max_duration),
-        ge=0.1,
-        le=SETTINGS.max_duration,
-        allow_inf_nan=False,
-        description="Length in seconds, cut to whole frames (20 ms).",
-        examples=[10],
-    )
+    duration: float = DURATION
+
+
+class StreamRequest(schemas.StreamRequest):
+    """One clip to make from text, and to send while it is made."""
+
+    duration: float = DURATION
 
 
 @bentoml.service(
@@ -200,6 +209,16 @@ class MusicGenService:
         return await self.front.generate(request)  # type: ignore[return-value]
 
     @bentoml.api
+    async def stream(self, request: StreamRequest, /) -> Annotated[bytes, ContentType("audio/wav")]:
+        """Make a clip and send it while it is made: a WAV with the headers of /generate, or its samples alone.
+
+        Its length is known and told before its first sample: Content-Length and the header of the WAV are exact, so an
+        answer that breaks off is shorter than it says. What is refused, or fails before the first sample, is the usual
+        error. A client that leaves cancels its clip.
+        """
+        return await self.front.stream(request)  # type: ignore[return-value]
+
+    @bentoml.api
     async def list_models(self) -> schemas.ModelList:
         """The models: id, other spellings, channels, sample rate, licence, and whether each is loaded. Send {}."""
         try:
@@ -210,7 +229,12 @@ class MusicGenService:
 
 MusicGenService.add_asgi_middleware(  # type: ignore[attr-defined]
     Middleware,
-    bodies={"/generate": GenerationRequest, "/jobs": GenerationRequest, "/list_models": None},
+    bodies={
+        "/generate": GenerationRequest,
+        "/stream": StreamRequest,
+        "/jobs": GenerationRequest,
+        "/list_models": None,
+    },
     drain=DRAIN,
     work=WORK,
 )

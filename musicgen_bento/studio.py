@@ -12,10 +12,11 @@ from urllib.parse import quote
 
 from musicgen_bento import audio, catalogue, schemas
 from musicgen_bento.config import Settings
-from musicgen_bento.engine.types import GenerationParams, Listener
+from musicgen_bento.engine.types import GenerationParams, Listener, Started
 from musicgen_bento.errors import MusicGenError
 from musicgen_bento.exchange import Exchange, unexpected
 from musicgen_bento.quiet import where
+from musicgen_bento.recording import Recording
 from musicgen_bento.remote import Clip, Remote
 
 _log = logging.getLogger("bentoml.musicgen")
@@ -73,7 +74,7 @@ class Studio:
         current.model = card.id if card else "(other)"  # a client may write anything there
         current.duration = request.duration
         seed = secrets.randbelow(schemas.MAX_SEED + 1) if request.seed is None else request.seed
-        asked = request.model_dump(exclude={"model", "normalize", "seed"})
+        asked = request.model_dump(exclude={"model", "normalize", "seed", "format"})
         with _foreseen(current.id):
             ticket = await self._remote.admit(current.id, name, GenerationParams(seed=seed, **asked))
         return Order(current.id, ticket, card.id if card else name, seed, request.duration, request.normalize)
@@ -91,7 +92,20 @@ class Studio:
         with _foreseen(order.id):
             clip = await self._remote.collect(order.ticket, listen)
             wav = await asyncio.to_thread(_wav, clip, order.normalize)
-        return Music(wav, _headers(clip, order.seed))
+        return Music(wav, headers(Started(clip.model, clip.sample_rate, *clip.samples.shape), order.seed))
+
+    async def record(self, order: Order, recording: Recording) -> None:
+        """The clip, as it is made. If the caller is cancelled, so is the clip.
+
+        Args:
+            order: what `take` gave.
+            recording: takes it in, and is told where there will be no more of it. This raises nothing.
+        """
+        try:
+            with _foreseen(order.id):
+                await self._remote.follow(order.ticket, recording.listen)
+        except MusicGenError as error:
+            recording.fail(error)
 
 
 @contextmanager
@@ -110,12 +124,12 @@ def _wav(clip: Clip, how: schemas.Normalize) -> bytes:
     return audio.encode_wav(audio.normalize(clip.samples, clip.sample_rate, how), clip.sample_rate)
 
 
-def _headers(clip: Clip, seed: int) -> dict[str, str]:
-    channels, samples = clip.samples.shape
+def headers(started: Started, seed: int) -> dict[str, str]:
+    """What an answer says of its clip."""
     return {
         "X-Seed": str(seed),
-        "X-Model": quote(clip.model, safe="/:@+ "),
-        "X-Audio-Sample-Rate": str(clip.sample_rate),
-        "X-Audio-Channels": str(channels),
-        "X-Audio-Duration": f"{samples / clip.sample_rate:.3f}",
+        "X-Model": quote(started.model, safe="/:@+ "),
+        "X-Audio-Sample-Rate": str(started.sample_rate),
+        "X-Audio-Channels": str(started.channels),
+        "X-Audio-Duration": f"{started.samples / started.sample_rate:.3f}",
     }

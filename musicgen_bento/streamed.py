@@ -1,0 +1,101 @@
+"""The answer that is sent while its clip is made, as fast as its reader takes it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any
+
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from musicgen_bento import audio, studio
+from musicgen_bento.drain import cancel
+from musicgen_bento.engine.types import Started
+from musicgen_bento.errors import MusicGenError
+from musicgen_bento.exchange import CLIENT_LEFT, Broken, exchange, refuse, until_gone
+from musicgen_bento.recording import Recording, size
+from musicgen_bento.schemas import StreamFormat
+
+STALLED_SECONDS = 300.0  # without taking a byte: nobody is there
+
+
+class Streamed(Response):
+    """A recording on its way to one reader.
+
+    An error before the sound has begun is an answer like any other. After that the connection breaks before the length
+    that the headers have told is reached: no client can take a part for the whole.
+
+    Args:
+        recording: what is sent.
+        seed: of its clip.
+        format: a WAV, or its samples alone.
+        work: makes the recording. It is begun when the answer is, and cancelled when the reader leaves.
+    """
+
+    def __init__(
+        self, recording: Recording, seed: int, format: StreamFormat, work: Coroutine[Any, Any, None] | None = None
+    ) -> None:
+        super().__init__()
+        self._recording = recording
+        self._seed = seed
+        self._format = format
+        self._work = work
+        self._begun = False
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send it, unless the reader leaves."""
+        tasks = [asyncio.ensure_future(self._work)] if self._work else []
+        sending = asyncio.ensure_future(self._send(scope, receive, send))
+        gone = asyncio.ensure_future(until_gone(receive))
+        try:
+            await asyncio.wait((sending, gone), return_when=asyncio.FIRST_COMPLETED)
+            if sending.done():
+                sending.result()
+            else:
+                if not self._begun:  # BentoML waits for a word
+                    await Response()(scope, receive, send)
+                exchange().status = CLIENT_LEFT
+        finally:
+            await cancel(sending, gone, *tasks)
+
+    async def _send(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            started = await self._recording.begun()
+        except MusicGenError as error:
+            await refuse(error)(scope, receive, send)
+            return
+        exchange().model = started.model
+        header = audio.wav_header(started.channels, started.sample_rate, started.samples)
+        head = header if self._format == "wav" else b""
+        headers = self._describe(started, len(head) + size(started))
+        self._begun = True
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        if scope["method"] == "HEAD":
+            await send({"type": "http.response.body", "body": b""})
+            return
+        try:
+            if head:
+                await _hand_over(send, head)
+            async for piece in self._recording.pieces():
+                await _hand_over(send, piece)
+        except TimeoutError:
+            exchange().status = CLIENT_LEFT
+            raise Broken from None
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    def _describe(self, started: Started, length: int) -> list[tuple[bytes, bytes]]:
+        kind = f"audio/pcm;rate={started.sample_rate};channels={started.channels}"
+        told = {
+            **studio.headers(started, self._seed),
+            "Content-Type": "audio/wav" if self._format == "wav" else kind,
+            "Content-Length": str(length),
+            "Cache-Control": "no-store",
+            "X-Accel-Buffering": "no",  # a proxy is to pass on what it has
+        }
+        return Response(headers=told).raw_headers
+
+
+async def _hand_over(send: Send, piece: bytes) -> None:
+    async with asyncio.timeout(STALLED_SECONDS):
+        await send({"type": "http.response.body", "body": piece, "more_body": True})
