@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
@@ -24,8 +24,10 @@ CONNECT_SECONDS = 10.0
 READ_SECONDS = 30.0  # without a byte
 LONGEST_PAUSE = 300.0  # a server that wants more is not waited for
 PIECE = 64 * 1024
+SMALL_PIECE = 4096  # of music, 64 ms
 
 Model = TypeVar("Model", bound=BaseModel)
+Result = TypeVar("Result")
 
 
 class Unreachable(MusicGenError):
@@ -44,6 +46,12 @@ class BadAnswer(MusicGenError):
     """An answer came that is none of this service's."""
 
     status, code = 0, "bad_answer"
+
+
+class CutShort(MusicGenError):
+    """A stream broke off: what came of it is a part."""
+
+    status, code = 0, "cut_short"
 
 
 class Cancelled(MusicGenError):
@@ -125,6 +133,14 @@ class Answer:
             raise bad_answer() from None
 
 
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A good answer that is on its way. Whoever stops reading closes `pieces`."""
+
+    headers: Mapping[str, str]
+    pieces: Generator[bytes, None, None]
+
+
 class Calls:
     """Calls that belong together, over one connection, from one thread at a time.
 
@@ -148,6 +164,10 @@ class Calls:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the connection."""
         self._session.close()
 
     def ask(self, method: str, path: str, *, silence: float = READ_SECONDS, **rest: Any) -> Answer:
@@ -164,14 +184,15 @@ class Calls:
         Raises:
             MusicGenError: it failed, for good or too often.
         """
-        for repeat in range(self._server.retries):
-            try:
-                return self._once(method, path, silence, rest)
-            except MusicGenError as error:
-                if not passing(error):
-                    raise
-                self.pause(error, repeat)
-        return self._once(method, path, silence, rest)
+        return self._insist(lambda: self._once(method, path, silence, rest))
+
+    def open(self, path: str, *, silence: float) -> Opened:
+        """A GET, repeated like any other, whose body is read while it comes. That is not repeated.
+
+        Raises:
+            MusicGenError: it failed, for good or too often.
+        """
+        return self._insist(lambda: self._opened(path, silence))
 
     def pause(self, error: MusicGenError, repeat: int) -> None:
         """Wait as long as the error says, longer each time.
@@ -187,6 +208,45 @@ class Calls:
             raise error  # it says more than that there is no time
         if self._stopped.wait(seconds):
             raise cancelled()
+
+    def _insist(self, attempt: Callable[[], Result]) -> Result:
+        for repeat in range(self._server.retries):
+            try:
+                return attempt()
+            except MusicGenError as error:
+                if not passing(error):
+                    raise
+                self.pause(error, repeat)
+        return attempt()
+
+    def _opened(self, path: str, silence: float) -> Opened:
+        if self._stopped.is_set():
+            raise cancelled()
+        left = self._deadline.left()
+        limits = (min(CONNECT_SECONDS, left), min(silence, left))
+        with self._failures():
+            answer = self._session.get(self._url + path, timeout=limits, stream=True, allow_redirects=False)
+        if answer.status_code >= 300:
+            with self._failures(), answer:
+                raise refusal(answer.status_code, answer.headers, answer.content)
+        return Opened(answer.headers, self._read(answer))
+
+    def _read(self, answer: requests.Response) -> Generator[bytes, None, None]:
+        """The body as it comes.
+
+        Raises:
+            Unreachable: it is not whole.
+        """
+        left = int(answer.headers.get("Content-Length", 0))
+        with self._failures(), answer:
+            for piece in answer.iter_content(SMALL_PIECE):
+                self._deadline.left()
+                if self._stopped.is_set():
+                    raise cancelled()
+                left -= len(piece)
+                yield piece
+            if left > 0:
+                raise requests.exceptions.ConnectionError
 
     def _once(self, method: str, path: str, silence: float, rest: Mapping[str, Any]) -> Answer:
         if self._stopped.is_set():
@@ -205,7 +265,7 @@ class Calls:
             raise refusal(answer.status_code, answer.headers, body)
         return Answer(answer.headers, body)
 
-    def _pieces(self, answer: requests.Response) -> Iterator[bytes]:
+    def _pieces(self, answer: requests.Response) -> Generator[bytes, None, None]:
         for piece in answer.iter_content(PIECE):
             self._deadline.left()
             if self._stopped.is_set():
@@ -213,7 +273,7 @@ class Calls:
             yield piece
 
     @contextmanager
-    def _failures(self) -> Iterator[None]:
+    def _failures(self) -> Generator[None, None, None]:
         """What requests raises, as ours; those that may pass say when to try again."""
         try:
             yield

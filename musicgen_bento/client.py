@@ -5,31 +5,38 @@ from __future__ import annotations
 import inspect
 from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Unpack
+from functools import partial
+from typing import TYPE_CHECKING, TypeVar, Unpack
 
-from musicgen_bento.calls import BadAnswer, Calls, Cancelled, Deadline, Server, TimedOut, Unreachable
+from musicgen_bento.calls import BadAnswer, Calls, Cancelled, CutShort, Deadline, Server, TimedOut, Unreachable
 from musicgen_bento.clip import Clip, Progress
 from musicgen_bento.errors import MusicGenError
 from musicgen_bento.faults import checked
 from musicgen_bento.generation import LEAVE_SECONDS, Generation
-from musicgen_bento.schemas import GenerationRequest, ModelInfo, ModelList, Options
+from musicgen_bento.listening import Stream
+from musicgen_bento.schemas import GenerationRequest, ModelInfo, ModelList, Options, StreamFormat, StreamRequest
 
 if TYPE_CHECKING:
     import asyncio
 
 __all__ = [
     "AsyncMusicGenClient",
+    "AsyncStream",
     "BadAnswer",
     "Cancelled",
     "Clip",
+    "CutShort",
     "Generation",
     "ModelInfo",
     "MusicGenClient",
     "MusicGenError",
     "Progress",
+    "Stream",
     "TimedOut",
     "Unreachable",
 ]
+
+Result = TypeVar("Result")
 
 HERE = "http://127.0.0.1:8000"
 LIST_SECONDS = 60.0
@@ -102,6 +109,42 @@ class MusicGenClient:
         request = checked(GenerationRequest, prompt=prompt, model=model, **options)
         return Generation(self._server, request, self._timeout if timeout is None else timeout)
 
+    def stream(
+        self,
+        prompt: str,
+        *,
+        model: str | None = None,
+        format: StreamFormat = "wav",
+        progress: Progress | None = None,
+        timeout: float | None = None,
+        **options: Unpack[Options],
+    ) -> Stream:
+        """Have a clip made, and get its bytes while it is. Waits until it has begun. Whoever closes the stream before
+        its end cancels the clip.
+
+        Args:
+            prompt: what it should sound like.
+            model: a model by id or alias; None is the server's default.
+            format: wav; or pcm, its samples alone: 16-bit little-endian, the channels in turn.
+            progress: told whatever changes until it has begun.
+            timeout: instead of the client's, from here to the last byte.
+            options: as `generate` has them; `normalize` is clip or none.
+
+        Raises:
+            InvalidRequest: the request is wrong; `field` says where.
+            MusicGenError: as `generate` raises, until it has begun. After that, see Stream.
+        """
+        generation, samples = self._streamed(prompt, model, format, timeout, options)
+        return generation.stream(progress, samples=samples)
+
+    def _streamed(
+        self, prompt: str, model: str | None, format: StreamFormat, timeout: float | None, options: Options
+    ) -> tuple[Generation, bool]:
+        asked = checked(StreamRequest, prompt=prompt, model=model, format=format, **options)
+        # Its own default: a job's needs the whole clip.
+        level: Options = {**options, "normalize": asked.normalize}
+        return self.start(prompt, model=model, timeout=timeout, **level), asked.format == "pcm"
+
     def list_models(self) -> list[ModelInfo]:
         """The models the server offers: ids, other spellings, licences, and whether each is loaded.
 
@@ -151,24 +194,53 @@ class AsyncMusicGenClient:
         **options: Unpack[Options],
     ) -> Clip:
         """See MusicGenClient.generate. `progress` is called on the event loop, and may be a coroutine function."""
+        generation = self._client.start(prompt, model=model, timeout=timeout, **options)
+        return await self._told(generation, generation.result, progress)
+
+    async def stream(
+        self,
+        prompt: str,
+        *,
+        model: str | None = None,
+        format: StreamFormat = "wav",
+        progress: Callable[[str, int | None, float, float], Awaitable[object] | object] | None = None,
+        timeout: float | None = None,  # noqa: ASYNC109  the synchronous client's
+        **options: Unpack[Options],
+    ) -> AsyncStream:
+        """See MusicGenClient.stream: `async with await client.stream(...) as stream`, `async for piece in stream`."""
+        generation, samples = self._client._streamed(prompt, model, format, timeout, options)
+        opened = await self._told(generation, partial(generation.stream, samples=samples), progress)
+        return AsyncStream(opened, generation, self._threads)
+
+    async def _told(
+        self,
+        generation: Generation,
+        run: Callable[[Progress], Result],
+        progress: Callable[[str, int | None, float, float], Awaitable[object] | object] | None,
+    ) -> Result:
+        """What `run` gives, in a thread; whatever ends this cancels the generation."""
         import asyncio
 
-        generation = self._client.start(prompt, model=model, timeout=timeout, **options)
         loop = asyncio.get_running_loop()
+        kept = False
         news: asyncio.Queue[tuple[str, int | None, float, float] | None] = asyncio.Queue()
 
         def tell(state: str, position: int | None, audio_seconds: float, duration: float) -> None:
             loop.call_soon_threadsafe(news.put_nowait, (state, position, audio_seconds, duration))
 
-        work = loop.run_in_executor(self._threads, generation.result, tell)
+        work = loop.run_in_executor(self._threads, run, tell)
         work.add_done_callback(lambda _: news.put_nowait(None))
         try:
             while (step := await news.get()) is not None:
                 told = progress(*step) if progress else None
                 if inspect.isawaitable(told):
                     await told
-            return await work
+            result = await work
+            kept = True
+            return result
         finally:
+            if not kept and work.done() and isinstance(lost := _result(work), Stream):
+                await asyncio.to_thread(lost.close)
             if not work.done():
                 await asyncio.shield(_leave(generation, work))
             elif not work.cancelled():
@@ -181,7 +253,56 @@ class AsyncMusicGenClient:
         return await asyncio.get_running_loop().run_in_executor(self._threads, self._client.list_models)
 
 
-async def _leave(generation: Generation, work: asyncio.Future[Clip]) -> None:
+class AsyncStream:
+    """A Stream for asyncio: `async for` gives its bytes. A task that is cancelled while it reads cancels the clip."""
+
+    def __init__(self, stream: Stream, generation: Generation, threads: ThreadPoolExecutor) -> None:
+        self.seed, self.model, self.duration = stream.seed, stream.model, stream.duration
+        self.sample_rate, self.channels = stream.sample_rate, stream.channels
+        self._stream = stream
+        self._generation = generation
+        self._threads = threads
+
+    @property
+    def position(self) -> float:
+        """Seconds that have been given so far."""
+        return self._stream.position
+
+    def __aiter__(self) -> AsyncStream:
+        return self
+
+    async def __anext__(self) -> bytes:
+        import asyncio
+
+        work = asyncio.get_running_loop().run_in_executor(self._threads, next, self._stream, b"")
+        try:
+            piece = await asyncio.shield(work)
+        except asyncio.CancelledError:
+            await asyncio.shield(_leave(self._generation, work))
+            await self.aclose()
+            raise
+        if not piece:
+            raise StopAsyncIteration
+        return piece
+
+    async def __aenter__(self) -> AsyncStream:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Read no more; see Stream.close."""
+        import asyncio
+
+        await asyncio.to_thread(self._stream.close)
+
+
+def _result(work: asyncio.Future[Result]) -> Result | None:
+    return None if work.cancelled() or work.exception() else work.result()
+
+
+async def _leave(generation: Generation, work: asyncio.Future[Result]) -> None:
     """Cancel it, and see its thread end where that is soon."""
     import asyncio
 

@@ -8,19 +8,23 @@ from __future__ import annotations
 
 import secrets
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
-from typing import Any
-from urllib.parse import quote, unquote
+from typing import Any, TypeVar
+from urllib.parse import quote
 
-from musicgen_bento.calls import READ_SECONDS, Answer, Calls, Deadline, Server, bad_answer, cancelled, passing
+from musicgen_bento.calls import READ_SECONDS, Answer, Calls, Deadline, Opened, Server, bad_answer, cancelled, passing
 from musicgen_bento.clip import Clip, Progress
-from musicgen_bento.errors import GenerationFailed, MusicGenError, UnknownJob
+from musicgen_bento.errors import GenerationFailed, MusicGenError, NotReady, UnknownJob
+from musicgen_bento.listening import Stream, about
 from musicgen_bento.schemas import MAX_SEED, GenerationRequest, Job
 
 POLL_SECONDS = 20.0  # how long the server may hold an answer back while nothing changes
 LEAVE_SECONDS = 5.0  # how long a cancellation may take
+STREAM_SECONDS = 300.0  # a big model on a CPU is silent for long between two pieces
+
+Result = TypeVar("Result")
 
 
 class Generation:
@@ -51,33 +55,80 @@ class Generation:
         """
         tell = progress or (lambda *_: None)
         with Calls(self._server, Deadline(self._timeout), self._stopped) as calls:
-            ended = self._make(calls, tell)
-            for repeat in range(self._server.retries):
-                if isinstance(ended, Clip) or not (isinstance(ended, UnknownJob) or passing(ended)):
-                    break
-                calls.pause(ended, repeat)
-                ended = self._make(calls, tell)
-        if isinstance(ended, Clip):
-            return ended
-        raise ended
+            return self._insist(calls, lambda: self._make(calls, tell))
+
+    def stream(self, progress: Progress | None = None, *, samples: bool = False) -> Stream:
+        """The clip while it is made: waits until it has begun. Close what is not read to its end.
+
+        Args:
+            progress: told whatever changes until then, in this thread.
+            samples: leave out the header of the WAV.
+
+        Raises:
+            MusicGenError: it could not be begun, or was cancelled.
+        """
+        tell = progress or (lambda *_: None)
+        calls = Calls(self._server, Deadline(self._timeout), self._stopped)
+        try:
+            opened = self._insist(calls, lambda: self._begin(calls, tell))
+            return Stream(opened, samples, self._stopped, lambda: self._end(calls))
+        except BaseException:
+            self._end(calls)
+            raise
 
     def cancel(self) -> None:
         """End it, here and on the server. Harmless where it has ended."""
         self._stopped.set()
         self._delete()
 
+    def _insist(self, calls: Calls, attempt: Callable[[], Result | MusicGenError]) -> Result:
+        """What an attempt gives, made again where it failed in passing."""
+        ended = attempt()
+        for repeat in range(self._server.retries):
+            if not isinstance(ended, MusicGenError) or not (isinstance(ended, UnknownJob) or passing(ended)):
+                break
+            calls.pause(ended, repeat)
+            ended = attempt()
+        if isinstance(ended, MusicGenError):
+            raise ended
+        return ended
+
+    def _begin(self, calls: Calls, tell: Progress) -> Opened | MusicGenError:
+        """The sound of one job, or how it ended without any."""
+        try:
+            job = self._follow(calls, tell, ("queued", "loading"))
+            if job.state in ("failed", "cancelled"):
+                self._delete()
+                return _failure(job)
+            if job.state == "running":
+                with suppress(NotReady):  # it is done by now
+                    return calls.open(f"{_path(job.id)}/stream", silence=STREAM_SECONDS)
+            return calls.open(f"{_path(job.id)}/audio?keep=true", silence=READ_SECONDS)
+        except UnknownJob as error:  # the server has been started again
+            self._job = None
+            return error
+
+    def _end(self, calls: Calls) -> None:
+        calls.close()
+        self._delete()
+
+    def _follow(self, calls: Calls, tell: Progress, states: tuple[str, ...]) -> Job:
+        """A new job, once it is in none of these states any more."""
+        job = calls.ask("POST", "/jobs", json=self._body).read(Job)
+        self._job = job.id
+        _tell(tell, job)
+        while job.state in states:
+            after = {"wait": POLL_SECONDS, "version": job.version}
+            job = calls.ask("GET", _path(job.id), params=after, silence=POLL_SECONDS + READ_SECONDS).read(Job)
+            _tell(tell, job)
+        if self._stopped.is_set():
+            raise cancelled()
+        return job
+
     def _make(self, calls: Calls, tell: Progress) -> Clip | MusicGenError:
         """One job's clip, or how it ended without one. What a call raises has been tried often enough."""
         try:
-            job = calls.ask("POST", "/jobs", json=self._body).read(Job)
-            self._job = job.id
-            _tell(tell, job)
-            while job.state in ("queued", "loading", "running"):
-                after = {"wait": POLL_SECONDS, "version": job.version}
-                job = calls.ask("GET", _path(job.id), params=after, silence=POLL_SECONDS + READ_SECONDS).read(Job)
-                _tell(tell, job)
-            if self._stopped.is_set():
-                raise cancelled()
+            job = self._follow(calls, tell, ("queued", "loading", "running"))
             if job.state != "done":
                 return _failure(job)
             # Kept until all of it is here: the server cannot see what the network loses.
@@ -118,17 +169,7 @@ def _clip(answer: Answer) -> Clip:
     Raises:
         BadAnswer: it is no WAV, or not told what it is.
     """
-    headers, audio = answer.headers, answer.body
+    audio = answer.body
     if audio[:4] != b"RIFF" or audio[8:12] != b"WAVE":
         raise bad_answer()
-    try:
-        return Clip(
-            audio,
-            seed=int(headers["X-Seed"]),
-            model=unquote(headers["X-Model"]),
-            sample_rate=int(headers["X-Audio-Sample-Rate"]),
-            channels=int(headers["X-Audio-Channels"]),
-            duration=float(headers["X-Audio-Duration"]),
-        )
-    except (KeyError, ValueError):
-        raise bad_answer() from None
+    return Clip(audio, **about(answer.headers))

@@ -16,7 +16,7 @@ from musicgen_bento import audio, clip, config, several
 from musicgen_bento.clip import Clip, Progress
 from musicgen_bento.engine.pool import EnginePool
 from musicgen_bento.engine.types import Arrival, Chunk, Event, Failed, Finished, GenerationParams, Started
-from musicgen_bento.schemas import GenerationRequest, Options
+from musicgen_bento.schemas import GenerationRequest, Options, StreamRequest
 
 LOOK_SECONDS = 0.02  # how often it looks whether the model is there
 WAKE_SECONDS = 0.2  # how often a wait for the engine looks for Ctrl-C
@@ -182,12 +182,34 @@ class Pipeline:
             for ticket in tickets:
                 self._pool.cancel(ticket)
 
+    def stream(self, request: StreamRequest, progress: Progress | None = None) -> Iterator[bytes]:
+        """One clip from a request with its seed, while it is made: a WAV, or its samples alone. Its model is this one.
+
+        Whoever stops reading cancels it.
+
+        Raises:
+            InvalidRequest, MusicGenError: as a call does, at any point.
+        """
+        call = _Call([request], progress or (lambda *_: None))
+        ticket = self._pool.submit(self._model, call.params[0], call.listener(0))
+        try:
+            for event in call.events():
+                match event:
+                    case Started(_, rate, channels, samples) if request.format == "wav":
+                        yield audio.wav_header(channels, rate, samples)
+                    case Chunk(piece):
+                        yield audio.pcm(audio.cut(piece, request.normalize))
+        finally:
+            self._pool.cancel(ticket)
+
 
 class _Call:
     """The clips of one call, and what is heard of them."""
 
     def __init__(self, requests: Sequence[GenerationRequest], progress: Progress) -> None:
-        self.params = [GenerationParams(**request.model_dump(exclude={"model", "normalize"})) for request in requests]
+        self.params = [
+            GenerationParams(**request.model_dump(exclude={"model", "normalize", "format"})) for request in requests
+        ]
         self._progress = progress
         self._events: queue.SimpleQueue[tuple[int, Event]] = queue.SimpleQueue()
 
@@ -218,6 +240,28 @@ class _Call:
                         self._progress("done", None, total, total)
                     yield (index, *begun.pop(index))
                 case _, Failed(error):
+                    raise error
+
+    def events(self) -> Iterator[Event]:
+        """What is heard of the one clip, up to its end.
+
+        Raises:
+            MusicGenError: it failed.
+        """
+        rate, total = 0, self.params[0].duration
+        self._progress("queued", None, 0.0, total)
+        while True:
+            _, event = self._next()
+            yield event
+            match event:
+                case Started():
+                    rate, total = event.sample_rate, event.samples / event.sample_rate
+                case Chunk(piece, position):
+                    self._progress("running", None, (position + piece.shape[1]) / rate, total)
+                case Finished():
+                    self._progress("done", None, total, total)
+                    return
+                case Failed(error):
                     raise error
 
     def _next(self) -> tuple[int, Event]:

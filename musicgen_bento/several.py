@@ -13,12 +13,18 @@ from musicgen_bento.schemas import MAX_SEED, GenerationRequest, Options
 
 
 def requests(
-    prompts: Sequence[str], *, model: str | None = None, longest: float | None = None, **options: Unpack[Options]
+    prompts: Sequence[str],
+    *,
+    kind: type[GenerationRequest] = GenerationRequest,
+    model: str | None = None,
+    longest: float | None = None,
+    **options: Unpack[Options],
 ) -> list[GenerationRequest]:
     """A request for each prompt. The seed counts up from the first one's, which is drawn where there is none.
 
     Args:
         prompts: one or more.
+        kind: of the requests.
         model: for all of them.
         longest: seconds a clip may have; None leaves that to the server.
         options: for all of them.
@@ -28,7 +34,7 @@ def requests(
     """
     if not prompts:
         raise InvalidRequest("There is no prompt.", hint="Give one, or several.", field="prompt")
-    asked = [_request(prompts, index, model, options) for index in range(len(prompts))]
+    asked = [_request(kind, prompts, index, model, options) for index in range(len(prompts))]
     if longest is not None and asked[0].duration > longest:
         raise InvalidRequest(
             f"duration is {asked[0].duration:g} s and the longest is {longest:g} s.",
@@ -41,9 +47,11 @@ def requests(
     ]
 
 
-def _request(prompts: Sequence[str], index: int, model: str | None, options: Options) -> GenerationRequest:
+def _request(
+    kind: type[GenerationRequest], prompts: Sequence[str], index: int, model: str | None, options: Options
+) -> GenerationRequest:
     try:
-        return checked(GenerationRequest, prompt=prompts[index], model=model, **options)
+        return checked(kind, prompt=prompts[index], model=model, **options)
     except InvalidRequest as error:
         if len(prompts) == 1 or error.field != "prompt":
             raise

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from musicgen_bento.clip import Clip
     from musicgen_bento.engine.types import Arrival
     from musicgen_bento.generation import Generation
+    from musicgen_bento.pipelines import Pipeline
     from musicgen_bento.schemas import GenerationRequest
 
 NORMALIZE = ("loudness", "peak", "rms", "clip", "none")
@@ -34,10 +35,12 @@ whole files, or none.
 \b
 musicgen-bento generate --prompt "lofi hip hop" --duration 20 --output lofi.wav
 musicgen-bento generate --prompt "dark drone" --duration 20 --output - --server http://localhost:8000 > dark.wav
+musicgen-bento generate --prompt "dark drone" --duration 20 --output - --stream | aplay
 musicgen-bento generate --prompts prompts.txt --duration 20 --output clips.wav
 """
 
 Made = Generator[tuple[int, "Clip"], None, None]
+Sound = Generator[bytes, None, None]
 
 
 def names(context: click.Context, option: click.Parameter, begun: str) -> list[str]:
@@ -84,6 +87,7 @@ def names(context: click.Context, option: click.Parameter, begun: str) -> list[s
 @click.option(
     "--timeout", type=float, metavar="SECONDS", help="How long a clip of a server may take.  [default: no limit]"
 )
+@click.option("--stream", is_flag=True, help="Write while it is made, to --output -: for a player. Peaks are cut.")
 @click.option("--quiet", "-q", is_flag=True, help="Say nothing but errors.")
 @click.pass_context
 def generate(
@@ -95,6 +99,7 @@ def generate(
     model: str | None,
     server: str | None,
     timeout: float | None,
+    stream: bool,
     quiet: bool,
     **options: Any,
 ) -> None:
@@ -105,6 +110,9 @@ def generate(
     given = {name: options[name] for name in FIELDS if context.get_parameter_source(name) != ParameterSource.DEFAULT}
     bar = Bar(quiet)
     try:
+        if stream:
+            _stream(texts, output, model, server, timeout, given, bar)
+            return
         keep = _keeper(output, len(texts), bar)
         make = _here if server is None else partial(_there, server, timeout)
         with closing(make(texts, model, given, bar)) as made:
@@ -139,10 +147,7 @@ def _keeper(output: str, count: int, bar: Bar) -> Callable[[int, Clip], None]:
     from musicgen_bento import clip, several
 
     if output == STDOUT:
-        if count > 1:
-            raise click.UsageError("--output - takes one clip.")
-        if sys.stdout.isatty():
-            raise click.UsageError("--output - writes a WAV, which is nothing for a terminal.")
+        _check_stdout(count)
         return lambda index, made: _pour(made, bar)
     targets = [clip.check(path) for path in several.files(Path(output), count)]
 
@@ -153,14 +158,72 @@ def _keeper(output: str, count: int, bar: Bar) -> Callable[[int, Clip], None]:
     return keep
 
 
+def _check_stdout(count: int) -> None:
+    if count > 1:
+        raise click.UsageError("--output - takes one clip.")
+    if sys.stdout.isatty():
+        raise click.UsageError("--output - writes a WAV, which is nothing for a terminal.")
+
+
+def _stream(
+    texts: Sequence[str],
+    output: str,
+    model: str | None,
+    server: str | None,
+    timeout: float | None,
+    given: dict[str, Any],
+    bar: Bar,
+) -> None:
+    """One clip to standard output, while it is made."""
+    if output != STDOUT:
+        raise click.UsageError("--stream goes with --output -; a file is written when it is whole.")
+    _check_stdout(len(texts))
+    with closing(
+        _sound_here(texts, model, given, bar)
+        if server is None
+        else _sound_there(server, timeout, texts, model, given, bar)
+    ) as pieces:
+        for piece in pieces:
+            _write(piece)
+
+
+def _sound_here(texts: Sequence[str], model: str | None, given: dict[str, Any], bar: Bar) -> Sound:
+    from musicgen_bento.schemas import StreamRequest
+
+    [request], model = _asked_here(texts, model, given, bar, StreamRequest)
+    assert isinstance(request, StreamRequest)
+    with _pipeline(model, request.duration, bar) as pipe:
+        yield from pipe.stream(request, bar.show)
+    bar.say(f"Wrote {request.duration:g} s by {model}, seed {request.seed}.")
+
+
+def _sound_there(
+    url: str, timeout: float | None, texts: Sequence[str], model: str | None, given: dict[str, Any], bar: Bar
+) -> Sound:
+    from musicgen_bento.client import MusicGenClient
+    from musicgen_bento.schemas import StreamRequest
+
+    [request] = _requests(texts, model, None, given, StreamRequest)
+    asked = {"seed": request.seed, **given}
+    with MusicGenClient(url).stream(texts[0], model=model, progress=bar.show, timeout=timeout, **asked) as stream:
+        for piece in stream:
+            yield piece
+            bar.show("running", None, stream.position, stream.duration)
+        bar.say(f"Wrote {stream.duration:g} s by {stream.model}, seed {stream.seed}.")
+
+
 def _pour(made: Clip, bar: Bar) -> None:
+    _write(made.audio)
+    bar.say(f"Wrote {_about(made)}")
+
+
+def _write(audio: bytes) -> None:
     try:
-        sys.stdout.buffer.write(made.audio)
+        sys.stdout.buffer.write(audio)
         sys.stdout.buffer.flush()
     except OSError as error:
         sys.stdout = None  # or the interpreter tries again at its end
         raise MusicGenError(f"Cannot write to standard output: {error.strerror}.") from None
-    bar.say(f"Wrote {_about(made)}")
 
 
 def _about(made: Clip) -> str:
@@ -169,31 +232,47 @@ def _about(made: Clip) -> str:
 
 def _here(texts: Sequence[str], model: str | None, given: dict[str, Any], bar: Bar) -> Made:
     """In this process. Checks at once, loads when the first clip is wanted."""
+    asked, model = _asked_here(texts, model, given, bar)
+    return _made(asked, model, bar)
+
+
+def _asked_here(
+    texts: Sequence[str],
+    model: str | None,
+    given: dict[str, Any],
+    bar: Bar,
+    kind: type[GenerationRequest] | None = None,
+) -> tuple[list[GenerationRequest], str]:
     from musicgen_bento import config
 
     chosen = config.read()
-    asked = _requests(texts, None, chosen.max_duration, given)
+    asked = _requests(texts, None, chosen.max_duration, given, kind)
     if model is None:
         model = chosen.default_model
         bar.say(f"No --model was given: taking {model}.")
     card = catalogue.find(model)
     if card and card.note:
         bar.say(card.note)
-    return _made(asked, model, bar)
+    return asked, model
 
 
 def _made(asked: Sequence[GenerationRequest], model: str, bar: Bar) -> Made:
+    with _pipeline(model, sum(request.duration for request in asked), bar) as pipe:
+        for made in pipe.make(asked, bar.show):
+            yield made.index, made.clip()
+
+
+def _pipeline(model: str, total: float, bar: Bar) -> Pipeline:
+    """The model, once it is loaded."""
     from musicgen_bento.pipelines import Pipeline
 
     def tell(arrival: Arrival) -> None:
         if arrival.total_bytes:
             bar.fetch(model, arrival.done_bytes or 0, arrival.total_bytes)
         else:
-            bar.show("loading", None, 0.0, sum(request.duration for request in asked))
+            bar.show("loading", None, 0.0, total)
 
-    with Pipeline(model, arriving=tell) as pipe:
-        for made in pipe.make(asked, bar.show):
-            yield made.index, made.clip()
+    return Pipeline(model, arriving=tell)
 
 
 def _there(
@@ -249,13 +328,18 @@ class _Sum:
 
 
 def _requests(
-    texts: Sequence[str], model: str | None, longest: float | None, given: dict[str, Any]
+    texts: Sequence[str],
+    model: str | None,
+    longest: float | None,
+    given: dict[str, Any],
+    kind: type[GenerationRequest] | None = None,
 ) -> list[GenerationRequest]:
-    from musicgen_bento import several
+    from musicgen_bento import schemas, several
 
     try:
-        return several.requests(texts, model=model, longest=longest, **given)
+        return several.requests(texts, kind=kind or schemas.GenerationRequest, model=model, longest=longest, **given)
     except InvalidRequest as error:
         message = error.message.removesuffix(".")
-        hint = error.hint if longest and error.field == "duration" and "MUSICGEN" in error.hint else ""
+        ours = (longest and error.field == "duration" and "MUSICGEN" in error.hint) or error.field == "normalize"
+        hint = error.hint if ours else ""
         raise InvalidRequest(f"{message}.", hint=hint or "See musicgen-bento --help.") from None
