@@ -101,7 +101,7 @@ def wav_header(channels: int, sample_rate: int, samples: int) -> bytes:
 
 def pcm(wav: Waveform) -> bytes:
     """Samples [C, T] within ±1 as 16-bit integers, little-endian, the channels in turn."""
-    frames: NDArray[np.int16] = np.rint(wav.T * np.float32(32767)).astype("<i2")
+    frames: NDArray[np.int16] = np.rint(wav.T * np.float32(32768)).clip(-32768, 32767).astype("<i2")
     return frames.tobytes()
 
 

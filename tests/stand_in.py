@@ -106,7 +106,7 @@ class StandIn:
         self._http.server_close()
 
     def calls(self) -> list[str]:
-        """What was asked, in order: `post`, `get`, `audio`, `delete`, `models`."""
+        """What was asked, in order: `post`, `get`, `audio`, `stream`, `delete`, `models`."""
         return [_name(request.method, request.path) for request in self.requests]
 
     def posted(self) -> list[Any]:
@@ -134,7 +134,7 @@ class StandIn:
                 more = {"state": state, "audio_seconds": made, "position": None}
                 self._jobs = {**self._jobs, **more, "version": self._jobs["version"] + 1}
                 return Reply(200, self._jobs)
-            case "audio":
+            case "audio" | "stream":
                 return Reply(200, WAV, audio_headers(self._jobs["seed"]))
             case "delete":
                 return Reply(204)
@@ -177,4 +177,6 @@ def _name(method: str, path: str) -> str:
         return "models"
     if re.fullmatch("/jobs/j%2F1/audio", path):
         return "audio"
+    if re.fullmatch("/jobs/j%2F1/stream", path):
+        return "stream"
     return method.lower()

@@ -15,7 +15,7 @@ import requests
 import soundfile
 
 from tests.server import Server
-from tests.stand_in import DROP, Reply, StandIn, error, job
+from tests.stand_in import DROP, Reply, StandIn, audio_headers, error, job
 from tests.test_cli import CLI, ENVIRONMENT, one_error, run
 
 CLIP = ("--prompt", "a secret", "--output", "out.wav")
@@ -192,3 +192,51 @@ def test_a_shell_completes(words: str, offers: set[str]) -> None:
     done = run(**environment)
     assert done.returncode == 0, done.stderr
     assert offers <= {each.partition(",")[2] for each in done.stdout.split()}
+
+
+# ---- streams
+
+
+STREAM = ("--prompt", "a secret", "--output", "-", "--stream", "--duration", "20", "--seed", "3")
+
+
+@pytest.mark.parametrize("served", [True, False])
+def test_a_stream_to_standard_output(server: Server, served: bool, tmp_path: Path) -> None:
+    command = [*CLI, *STREAM, *(["--server", server.url] if served else [])]
+    process = subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=tmp_path)
+    assert process.stdout
+    first = process.stdout.read(5000)
+    if served:
+        assert in_slots(server) == 1  # it is still being made
+    rest, said = process.communicate(timeout=120)
+    assert process.returncode == 0, said
+    assert said.decode().splitlines()[-1] == "Wrote 20 s by demo, seed 3."
+    assert first + rest == server.generate(prompt="a secret", duration=20, seed=3, normalize="clip").content
+
+
+def test_a_player_that_ends_ends_the_stream(server: Server) -> None:
+    command = [*CLI, *STREAM[:-4], "--duration", "200", "--server", server.url]
+    process = subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout
+    process.stdout.read(1000)
+    process.stdout.close()
+    assert process.wait(timeout=60) == 1
+    assert process.stderr
+    assert b"standard output" in process.stderr.read()
+    process.stderr.close()
+    deadline = time.monotonic() + 60
+    while in_slots(server):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def test_how_a_stream_is_misused(tmp_path: Path) -> None:
+    base = ("--prompt", "calm", "--stream", "--output")
+    assert "goes with --output -" in one_error(run(*base, "out.wav", cwd=tmp_path), 2)
+    line = one_error(run(*base, "-", "--normalize", "loudness", cwd=tmp_path), 2)
+    assert "need the whole clip" in line
+    cut = Reply(200, b"RIFF" * 500, audio_headers(), cut=400)
+    with StandIn(stream=[cut]) as stand_in:
+        done = run(*base, "-", "--server", stand_in.url, cwd=tmp_path)
+    assert done.returncode == 3
+    assert "broke off" in done.stderr

@@ -23,6 +23,7 @@ from musicgen_bento.client import (
     BadAnswer,
     Cancelled,
     Clip,
+    CutShort,
     MusicGenClient,
     MusicGenError,
     TimedOut,
@@ -477,3 +478,83 @@ def test_a_users_program_is_checked_by_its_types(environment: Path, program: str
     assert says in done.stdout, done.stdout + done.stderr
     assert "import-untyped" not in done.stdout
     assert (done.returncode == 0) == (program is PROGRAM)
+
+
+# ---- streams
+
+
+def test_a_stream_gives_the_wav_with_a_running_position() -> None:
+    told: list[Any] = []
+    with StandIn() as server:
+        stream = client(server).stream("calm", seed=7, duration=0.5, progress=lambda *step: told.append(step[0]))
+        about = (stream.seed, stream.model, stream.sample_rate, stream.channels, stream.duration, stream.position)
+        assert about == (7, "café", 32_000, 1, 0.5, 0.0)
+        pieces, positions = zip(*((piece, stream.position) for piece in stream), strict=True)
+    assert b"".join(pieces) == WAV
+    assert list(positions) == sorted(positions)
+    assert len(pieces) > 5
+    assert positions[-1] == 0.5
+    assert told == ["queued", "running"]
+    assert server.calls() == ["post", "get", "stream", "delete"]
+    assert server.posted()[0]["normalize"] == "clip"
+
+
+def test_the_samples_alone() -> None:
+    with StandIn() as server, client(server).stream("calm", duration=0.5, format="pcm", normalize="none") as stream:
+        assert b"".join(stream) == WAV[44:]
+    assert server.posted()[0].keys() == {"prompt", "duration", "seed", "normalize"}
+
+
+def test_a_stream_that_is_cut_raises_after_what_came() -> None:
+    cut = Reply(200, WAV, audio_headers(), cut=10_000)
+    with StandIn(stream=[cut]) as server:
+        stream = client(server).stream("calm", seed=3)
+        pieces: list[bytes] = []
+        with pytest.raises(CutShort, match=r"broke off after 0\.\d of 0\.5 s.*The seed 1 "):
+            pieces.extend(stream)
+    assert WAV.startswith(b"".join(pieces))
+    assert server.calls()[-1] == "delete"
+
+
+@pytest.mark.parametrize("read", [0, 1])
+def test_a_stream_that_is_closed_cancels_the_clip(read: int) -> None:
+    with StandIn() as server:
+        with client(server).stream("calm") as stream:
+            for _ in range(read):
+                next(stream)
+        assert server.calls()[-1] == "delete"
+        assert list(stream) == []
+
+
+def test_a_level_that_needs_the_whole_clip_is_no_stream() -> None:
+    with StandIn() as server, pytest.raises(InvalidRequest, match="POST /generate") as caught:
+        client(server).stream("calm", normalize="loudness")
+    assert caught.value.field == "normalize"
+    assert server.requests == []
+
+
+def test_a_job_that_is_done_first_is_streamed_all_the_same() -> None:
+    with StandIn(stream=[error(409, "not_ready")]) as server:
+        assert b"".join(client(server).stream("calm")) == WAV
+        assert server.calls() == ["post", "get", "stream", "audio", "delete"]
+    with StandIn(get=[Reply(200, job("done", 3))]) as server:
+        assert b"".join(client(server).stream("calm")) == WAV
+
+
+def test_a_stream_that_cannot_begin_is_the_error() -> None:
+    with StandIn(get=[failed("generation_failed")]) as server, pytest.raises(GenerationFailed):
+        client(server).stream("calm")
+    assert server.calls()[-1] == "delete"
+    with StandIn(stream=[DROP], post=[error(503, "unavailable", retry_after="1")]) as server:
+        assert b"".join(client(server).stream("calm")) == WAV
+
+
+def test_an_asynchronous_stream() -> None:
+    async def main(server: StandIn) -> None:
+        async with AsyncMusicGenClient(server.url) as music:
+            stream = await music.stream("calm", seed=7)
+            assert b"".join([piece async for piece in stream]) == WAV
+            assert (stream.seed, stream.position) == (7, 0.5)
+
+    with StandIn() as server:
+        asyncio.run(main(server))

@@ -127,3 +127,38 @@ def test_a_server_that_is_started_again_makes_the_clip_again(tmp_path: Path) -> 
         again = MusicGenClient(server.url).generate("calm", seed=5, duration=8, progress=kill)
     assert killed
     assert again == alone
+
+
+def test_a_stream_is_the_clip_and_comes_while_it_is_made(server: Server) -> None:
+    with MusicGenClient(server.url).stream("calm", seed=3, duration=30) as stream:
+        first = next(stream)
+        assert in_slots(server) == 1
+        streamed = first + b"".join(stream)
+    assert streamed == server.generate(prompt="calm", seed=3, duration=30, normalize="clip").content
+    assert stream.position == 30.0
+
+
+def test_a_stream_that_is_left_frees_the_slot(server: Server) -> None:
+    with MusicGenClient(server.url).stream("calm", duration=LONG) as stream:
+        next(stream)
+    wait_for(lambda: in_slots(server) == 0)
+
+
+def test_an_asynchronous_stream_that_is_cancelled_frees_the_slot(server: Server) -> None:
+    async def main() -> None:
+        async with AsyncMusicGenClient(server.url) as client:
+            begun = asyncio.Event()
+
+            async def read() -> None:
+                async with await client.stream("calm", duration=LONG) as stream:
+                    async for _ in stream:
+                        begun.set()
+
+            task = asyncio.create_task(read())
+            await begun.wait()
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+
+    asyncio.run(main())
+    wait_for(lambda: in_slots(server) == 0)

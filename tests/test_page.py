@@ -9,9 +9,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import requests
 import soundfile
@@ -434,3 +436,58 @@ def test_what_is_served_is_fresh_and_keeps_to_itself(server: Server) -> None:
     policy = page.headers["content-security-policy"]
     assert "default-src 'none'" in policy
     assert "unsafe" not in policy
+
+
+LISTEN = """
+(() => {
+  const start = AudioBufferSourceNode.prototype.start;
+  window.laid = [];
+  AudioBufferSourceNode.prototype.start = function (when) {
+    laid.push([when, this.buffer.duration, this.context.currentTime, this.buffer.getChannelData(0).slice()]);
+    return start.call(this, when);
+  };
+})()
+"""
+
+
+def test_a_clip_is_heard_without_gaps_while_it_is_made(page: Page, server: Server) -> None:
+    page.run(LISTEN)
+    generate(page, "heard", 60, seed=5)
+    page.until("document.querySelector('[data-part=listen]:not([hidden])')")
+    page.click("[data-part=listen]")
+    page.until("laid.length && document.querySelector('[data-part=play]').getAttribute('aria-label') === 'Pause'")
+    assert page.run("document.querySelector('[data-part=making]').hidden") is False  # it is still being made
+    page.until("laid.reduce((sum, [, seconds]) => sum + seconds, 0) > 59.99")
+    laid = page.run("laid.map(([when, seconds, now]) => [when, seconds, now])")
+    gaps = [b[0] - (a[0] + a[1]) for a, b in pairwise(laid)]
+    assert max(map(abs, gaps)) < 1e-6  # each piece begins on the sample after the one before
+    assert all(when >= now for when, _, now in laid)  # nothing was due before it was there
+    body = {"prompt": "heard", "duration": 60, "seed": 5, "format": "pcm"}
+    pcm = requests.post(f"{server.url}/stream", json=body, timeout=120).content
+    heard = page.run("laid.reduce((sum, each) => sum + each[3].reduce((all, one) => all + Math.abs(one), 0), 0)")
+    assert heard == pytest.approx(np.abs(np.frombuffer(pcm, "<i2") / 32_768).sum(), rel=1e-4)
+    # what is made is kept, whole
+    page.until("document.querySelector('[data-part=download]:not([hidden])')")
+    page.click("[data-part=play]")
+    page.until("document.querySelector('[data-part=play]').getAttribute('aria-label') === 'Play'")
+
+
+def test_listening_survives_a_reload_and_a_cancel(page: Page) -> None:
+    generate(page, "long", LONG)
+    page.until("document.querySelector('[data-part=listen]:not([hidden])')")
+    page.reload()
+    page.until("document.querySelector('[data-part=listen]:not([hidden])')")
+    page.click("[data-part=listen]")
+    page.until("document.querySelector('[data-part=play]').getAttribute('aria-label') === 'Pause'")
+    page.click("[data-part=cancel]")
+    page.until("document.querySelector('.card').classList.contains('over')")
+    assert page.run("document.querySelector('.player').hidden")
+
+
+def test_a_clip_that_is_listened_to_to_its_end_has_its_own_player_then(page: Page) -> None:
+    generate(page, "short", 12)
+    page.until("document.querySelector('[data-part=listen]:not([hidden])')")
+    page.click("[data-part=listen]")
+    page.until("document.querySelector('[data-part=seek]:not([disabled])') && document.querySelector('.making').hidden")
+    page.click("[data-part=play]")
+    page.until("Number(document.querySelector('[data-part=seek]').value) > 0.1")

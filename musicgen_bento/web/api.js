@@ -48,6 +48,9 @@ export async function news(id, version, wait, signal) {
   return (await ask(`${job(id)}?wait=${wait}&version=${version}`, { signal })).json();
 }
 
+// The answer that grows while the music is made.
+export const listen = (id, signal) => ask(`${job(id)}/stream`, { signal });
+
 // The WAV, which the server keeps until it is told that all of it is here.
 export async function fetchMusic(id, signal) {
   const response = await ask(`${job(id)}/audio?keep=true`, { signal });

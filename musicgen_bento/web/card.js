@@ -1,5 +1,6 @@
 // One clip on the page: what is known of it while it is made, then its music.
 
+import { Live } from "./live.js";
 import { arrival } from "./models.js";
 import { Wave, decode } from "./wave.js";
 import { about, clock, fault, seconds } from "./words.js";
@@ -19,8 +20,15 @@ export class Card {
     this.parts.progress.removeAttribute("value");
     this.line("Asking for it");
     this.facts(request);
+    this.parts.listen.addEventListener("click", () => this.listen());
+    this.parts.play.addEventListener("click", () => {
+      if (this.live) this.live.state === "playing" ? this.live.pause() : this.live.play();
+      else if (this.audio?.paused) this.audio.play();
+      else this.audio?.pause();
+    });
     for (const name of ["cancel", "again", "remove"]) this.parts[name].addEventListener("click", () => hears[name](this));
     this.hears = hears;
+    this.making = true;
   }
 
   facts({ model, duration, seed }) {
@@ -38,7 +46,10 @@ export class Card {
     this.facts(job);
     if (job.state === "queued") this.progress(place(job.position));
     if (job.state === "loading") this.arriving();
-    if (job.state === "running") this.progress(this.made(job), job.audio_seconds / job.duration);
+    if (job.state === "running") {
+      this.progress(this.made(job), job.audio_seconds / job.duration);
+      this.parts.listen.hidden = !!this.live;
+    }
   }
 
   // Its model is on its way; the list of the models says how far.
@@ -65,6 +76,58 @@ export class Card {
     return `${done.toFixed(1)} of ${seconds(duration)}${left || " made"}`;
   }
 
+  // Plays it while it is made. What is made goes on without it, and takes its place when it is over.
+  listen() {
+    const { listen, player, seek } = this.parts;
+    listen.hidden = true;
+    player.hidden = false;
+    seek.disabled = true;
+    const live = new Live(this.job.id, {
+      grown: () => {
+        this.wave ??= new Wave(this.parts.wave, live.samples);
+        this.wave.grow();
+      },
+      turned: () => this.heard(),
+    });
+    this.live = live;
+    this.heard();
+    live.run();
+  }
+
+  heard() {
+    const { live, parts } = this;
+    if (live.state === "playing") this.alone(live);
+    if (live.state === "over" || live.state === "failed") {
+      this.live = null;
+      if (this.whole) this.own();
+      else {
+        parts.player.hidden = true;
+        parts.listen.hidden = !this.making;
+      }
+      return;
+    }
+    this.pressed(live.state === "playing", live.state === "waiting");
+    const tick = () => {
+      if (this.live !== live) return;
+      parts.time.textContent = live.state === "waiting" ? "…" : clock(live.position);
+      this.wave?.show(live.position / live.length);
+      if (live.state === "playing") requestAnimationFrame(tick);
+    };
+    tick();
+  }
+
+  alone(player) {
+    if (playing !== player) playing?.pause();
+    playing = player;
+  }
+
+  pressed(on, waiting = false) {
+    const { play } = this.parts;
+    play.disabled = waiting;
+    play.setAttribute("aria-pressed", String(on));
+    play.setAttribute("aria-label", waiting ? "Waiting for enough of it" : on ? "Pause" : "Play");
+  }
+
   trouble(failure) {
     this.line(`${failure.message} Trying again…`);
   }
@@ -73,6 +136,8 @@ export class Card {
   end(error) {
     const { alert, making, actions, download } = this.parts;
     making.hidden = true;
+    this.making = false;
+    this.quiet();
     actions.hidden = false;
     download.hidden = true;
     if (error) {
@@ -95,7 +160,7 @@ export class Card {
   }
 
   async music({ wav, headers }) {
-    const { making, player, actions, download } = this.parts;
+    const { making, actions, download } = this.parts;
     const seed = headers.get("X-Seed");
     this.url = URL.createObjectURL(wav);
     this.length = Number(headers.get("X-Audio-Duration"));
@@ -104,14 +169,31 @@ export class Card {
     download.download = `music-${seed}.wav`;
     download.hidden = false;
     making.hidden = true;
-    player.hidden = false;
+    this.making = false;
     actions.hidden = false;
+    this.whole = await decode(wav);
+    if (!this.live) this.own();
+  }
+
+  // Its own player, once nobody listens to it in the making.
+  own() {
+    if (!this.element.isConnected) return;
+    this.parts.player.hidden = false;
+    this.parts.seek.disabled = false;
     this.player();
-    this.wave = new Wave(this.parts.wave, await decode(wav));
+    if (this.wave) this.wave.replace(this.whole);
+    else this.wave = new Wave(this.parts.wave, this.whole);
+  }
+
+  quiet() {
+    const { live } = this;
+    this.live = null;
+    live?.close();
+    this.parts.player.hidden = true;
   }
 
   player() {
-    const { play, seek, time } = this.parts;
+    const { seek, time } = this.parts;
     const audio = new Audio(this.url);
     this.audio = audio;
     seek.max = this.length;
@@ -122,22 +204,19 @@ export class Card {
       this.wave?.show(audio.currentTime / this.length);
     };
     const turn = () => {
-      play.setAttribute("aria-pressed", String(!audio.paused));
-      play.setAttribute("aria-label", audio.paused ? "Play" : "Pause");
+      this.pressed(!audio.paused);
       const tick = () => {
         show();
         if (!audio.paused) requestAnimationFrame(tick);
       };
       tick();
     };
-    play.addEventListener("click", () => (audio.paused ? audio.play() : audio.pause()));
     seek.addEventListener("input", () => {
       audio.currentTime = Number(seek.value);
       show();
     });
     audio.addEventListener("play", () => {
-      if (playing !== audio) playing?.pause();
-      playing = audio;
+      this.alone(audio);
       turn();
     });
     audio.addEventListener("pause", turn);
@@ -145,10 +224,11 @@ export class Card {
       audio.currentTime = 0;
     });
     audio.addEventListener("seeked", show);
-    show();
+    turn();
   }
 
   remove() {
+    this.quiet();
     this.audio?.pause();
     if (this.url) URL.revokeObjectURL(this.url);
     this.element.remove();

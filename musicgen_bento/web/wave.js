@@ -39,6 +39,13 @@ export class Wave {
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => this.draw());
   }
 
+  replace(samples) {
+    clearTimeout(this.growing);
+    this.samples = samples;
+    this.played = 0;
+    this.measure();
+  }
+
   measure() {
     const { width, height } = this.canvas.getBoundingClientRect();
     if (!width) return;
@@ -47,6 +54,14 @@ export class Wave {
     this.canvas.height = Math.round(height * this.scale);
     this.peaks = peaksOf(this.samples, Math.max(1, Math.floor(width / (BAR + GAP))));
     this.draw();
+  }
+
+  // There is more of it. Now and then is often enough: all of it is measured.
+  grow() {
+    this.growing ??= setTimeout(() => {
+      this.growing = undefined;
+      this.measure();
+    }, 200);
   }
 
   // `played` is 0 to 1.
