@@ -18,6 +18,7 @@ from musicgen_bento.exchange import exchange, refuse, until_gone
 from musicgen_bento.faults import invalid
 from musicgen_bento.jobs import Job, Jobs
 from musicgen_bento.middleware import JOB_PATH, NAMED
+from musicgen_bento.recording import Recording
 from musicgen_bento.schemas import AudioQuestion, GenerationRequest, JobQuestion
 from musicgen_bento.streamed import Streamed
 
@@ -61,8 +62,8 @@ def routes(jobs: Callable[[], Jobs], asks: type[GenerationRequest]) -> list[Rout
 
     async def stream(request: Request) -> Response:
         job = jobs().find(_id(request))
-        with jobs().listening(job):
-            return Listening(jobs(), job)
+        with jobs().listening(job) as recording:
+            return Listening(jobs(), job, recording)
 
     return [
         Route("/jobs", _refusing(submit), methods=["POST"]),
@@ -105,8 +106,8 @@ class Audio(Response):
 class Listening(Streamed):
     """The sound of a job while it is made. Whoever listens takes nothing away, and may come late: all of it is sent."""
 
-    def __init__(self, jobs: Jobs, job: Job) -> None:
-        super().__init__(job.recording, job.order.seed, "wav")
+    def __init__(self, jobs: Jobs, job: Job, recording: Recording) -> None:
+        super().__init__(recording, job.order.seed, "wav")
         self._jobs = jobs
         self._job = job
 

@@ -59,8 +59,8 @@ class Job:
         self.audio_seconds = 0.0
         self.error: MusicGenError | None = None
         self.music: Music | None = None
-        # What it sounds like while it is made. A level that needs the whole clip has to wait for it.
-        self.recording = Recording("none" if order.normalize == "none" else "clip")
+        # What it sounds like while it is made; None once it is over. A level that needs the whole clip has to wait for it.
+        self.recording: Recording | None = Recording("none" if order.normalize == "none" else "clip")
         self.readers = 0
         self.forgotten = asyncio.Event()
         self.task: asyncio.Task[None] | None = None
@@ -76,7 +76,8 @@ class Job:
 
     def listen(self, event: Event) -> None:
         """Take in what the runner says of the clip."""
-        self.recording.listen(event)
+        if self.recording:
+            self.recording.listen(event)
         match event:
             case Waiting(place, loading):
                 self.state, self.position = ("loading", None) if loading else ("queued", place + 1)
@@ -224,7 +225,7 @@ class Jobs:
         Raises:
             NotReady: it is over.
         """
-        if job.over:
+        if job.recording is None:
             hint = "GET /jobs/{id}/audio has all of it." if job.music else ""
             raise NotReady(f"The job is over: it is {job.state}.", hint=hint)
         job.readers += 1
@@ -243,7 +244,6 @@ class Jobs:
                 music = await self._drain.finish(self._maker.make(job.order, job.listen))
             except MusicGenError as error:
                 job.error = error
-                job.recording.fail(error)
                 count_error(error.code)
                 self._end(job, "failed")
             else:
@@ -259,12 +259,14 @@ class Jobs:
     def _cancel(self, job: Job) -> None:
         if not job.over:
             self._end(job, "cancelled")
-            job.recording.fail(UnknownJob("The job was cancelled."))
             assert job.task is not None
             job.task.cancel()
 
     def _end(self, job: Job, state: schemas.JobState) -> None:
         job.state, job.position = state, None
+        if job.recording and state != "done":
+            job.recording.fail(job.error or UnknownJob("The job was cancelled."))
+        job.recording = None
         size = max(SMALLEST, len(job.music.wav) if job.music else 0)
         self.reserved += size - job.size
         job.size = size

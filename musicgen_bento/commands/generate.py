@@ -34,8 +34,7 @@ whole files, or none.
 
 \b
 musicgen-bento generate --prompt "lofi hip hop" --duration 20 --output lofi.wav
-musicgen-bento generate --prompt "dark drone" --duration 20 --output - --server http://localhost:8000 > dark.wav
-musicgen-bento generate --prompt "dark drone" --duration 20 --output - --stream | aplay
+musicgen-bento generate --prompt "dark drone" --duration 20 --output - --stream --server http://localhost:8000 > dark.wav
 musicgen-bento generate --prompts prompts.txt --duration 20 --output clips.wav
 """
 

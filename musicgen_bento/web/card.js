@@ -71,8 +71,8 @@ export class Card {
     const now = performance.now() / 1000;
     this.began ??= { at: now, done };
     const spent = now - this.began.at;
-    const speed = (done - this.began.done) / spent;
-    const left = spent > STEADY && speed > 0 ? ` · ${about((duration - done) / speed)} left` : "";
+    if (spent > STEADY && done > this.began.done) this.speed = (done - this.began.done) / spent;
+    const left = this.speed ? ` · ${about((duration - done) / this.speed)} left` : "";
     return `${done.toFixed(1)} of ${seconds(duration)}${left || " made"}`;
   }
 
@@ -88,6 +88,7 @@ export class Card {
         this.wave.grow();
       },
       turned: () => this.heard(),
+      speed: () => this.speed,
     });
     this.live = live;
     this.heard();

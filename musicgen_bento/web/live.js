@@ -5,10 +5,11 @@ import { listen } from "./api.js";
 const HEADER = 44; // bytes before the samples
 const AHEAD = 0.4; // seconds to have before it begins, so that a late piece is not heard
 const RATE = 32_000; // of every MusicGen; at another rate the seams would be heard
-const STEADY = 1.5; // seconds of listening after which the server's speed says something
+const CAREFUL = 0.8; // of the speed so far: it may not last
 
 export class Live {
-  // `hears`: grown() when there is more to draw, turned() when it begins, waits, pauses, ends or fails.
+  // `hears`: grown() when there is more to draw, turned() when it begins, waits, pauses, ends or fails;
+  // speed(), seconds of music a second, undefined while nobody knows.
   constructor(id, hears) {
     this.id = id;
     this.hears = hears;
@@ -68,30 +69,26 @@ export class Live {
     }
     this.samples.set(piece.getChannelData(0), Math.round(this.made * this.rate));
     this.made += frames / this.rate;
-    this.first ??= { at: performance.now() / 1000, made: this.made };
     this.pieces.push(piece);
     this.lay();
     this.hears.grown();
   }
 
-  get speed() {
-    const spent = performance.now() / 1000 - this.first.at;
-    return spent < STEADY ? Infinity : (this.made - this.first.made) / spent;
-  }
-
   // Seconds of making that are still to be waited for, so that it need not stop again.
   get wait() {
-    if (this.complete || !this.first) return this.complete ? 0 : Infinity;
-    const ahead = this.made - this.laid;
-    if (ahead < AHEAD) return 1;
-    const left = (this.length - this.made) / this.speed; // until all of it is made
+    if (this.complete) return 0;
+    const speed = this.hears.speed();
+    if (!speed || this.made - this.laid < AHEAD) return Infinity;
+    const left = (this.length - this.made) / (CAREFUL * speed); // until all of it is made
     return Math.max(0, left - (this.length - this.laid));
   }
 
   lay() {
     const now = this.context.currentTime;
-    const late = this.began + this.laid < now;
-    if (late && this.state === "playing" && this.pieces.length) this.turn("waiting"); // it has run dry
+    if (this.began + this.laid < now && this.pieces.length) { // it has run dry
+      if (this.state === "paused") return;
+      if (this.state === "playing") this.turn("waiting");
+    }
     if (this.state === "waiting") {
       if (this.wait > 0) return;
       this.began = Math.ceil((now + 0.05) * this.rate) / this.rate - this.laid; // on a sample: no seam is heard
@@ -126,6 +123,7 @@ export class Live {
     if (this.state !== "paused") return;
     this.context.resume();
     this.turn("playing");
+    this.lay();
   }
 
   turn(state) {
