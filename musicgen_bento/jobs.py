@@ -59,7 +59,7 @@ class Job:
         self.audio_seconds = 0.0
         self.error: MusicGenError | None = None
         self.music: Music | None = None
-        # What it sounds like while it is made; None once it is over. A level that needs the whole clip has to wait for it.
+        # What it sounds like while it is made. A level that needs the whole clip has to wait for it.
         self.recording: Recording | None = Recording("none" if order.normalize == "none" else "clip")
         self.readers = 0
         self.forgotten = asyncio.Event()

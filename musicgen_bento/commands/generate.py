@@ -34,7 +34,7 @@ whole files, or none.
 
 \b
 musicgen-bento generate --prompt "lofi hip hop" --duration 20 --output lofi.wav
-musicgen-bento generate --prompt "dark drone" --duration 20 --output - --stream --server http://localhost:8000 > dark.wav
+musicgen-bento generate --prompt "drone" --duration 20 --output - --stream --server http://localhost:8000 > drone.wav
 musicgen-bento generate --prompts prompts.txt --duration 20 --output clips.wav
 """
 
