@@ -9,6 +9,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import requests
@@ -203,7 +204,8 @@ STREAM = ("--prompt", "a secret", "--output", "-", "--stream", "--duration", "20
 @pytest.mark.parametrize("served", [True, False])
 def test_a_stream_to_standard_output(server: Server, served: bool, tmp_path: Path) -> None:
     command = [*CLI, *STREAM, *(["--server", server.url] if served else [])]
-    process = subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=tmp_path)
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "bufsize": 0}
+    process = subprocess.Popen(command, env=ENVIRONMENT, cwd=tmp_path, **pipes)
     assert process.stdout
     first = process.stdout.read(5000)
     if served:
