@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from training.dataset import Dataset
 from training.loop import Clock, cosine, steps
-from training.plan import CARD, CODEBOOKS, HOP, SAMPLE_RATE, Plan
+from training.plan import CARD, CODEBOOKS, FRAME_RATE, HOP, SAMPLE_RATE, Plan
 from training.released import configuration
 
 RESOLUTIONS = (256, 512, 1024, 2048)
@@ -79,7 +79,8 @@ def _windows(plan: Plan, songs: Dataset, number: int) -> np.ndarray[Any, np.dtyp
     """The batch of a step, [B, T]."""
     rng = np.random.default_rng([plan.seed, 10, number])
     length = int(plan.codec_seconds * SAMPLE_RATE) // HOP * HOP
-    at = [(int(rng.integers(len(songs))), int(rng.integers(9 * SAMPLE_RATE))) for _ in range(plan.codec_batch)]
+    # at whole frames, where notes begin: elsewhere the tokens need not be good
+    at = [(int(rng.integers(len(songs))), HOP * int(rng.integers(9 * FRAME_RATE))) for _ in range(plan.codec_batch)]
     gain = rng.uniform(0.5, 1.5, (plan.codec_batch, 1)).astype(np.float32)
     return gain * np.stack([songs.window(song, begin, length) for song, begin in at])
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -187,6 +187,7 @@ def _judge_music(result: Result, songs: Sequence[tuple[Song, Caption, Samples]],
 
 def _ask(tallies: dict[str, Tally], song: Song, said: Caption, wav: Samples) -> None:
     reading = meters.read(wav)
+    song = replace(song, tempo=said.bpm or song.tempo)
     for question in QUESTIONS:
         wanted = question.wanted(song)
         if question.says in said.says and wanted is not None:

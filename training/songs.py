@@ -13,7 +13,12 @@ PROGRESSIONS = {
     "major": ((0, 3, 4, 0), (0, 4, 0, 3), (0, 3, 0, 4), (0, 4, 3, 0)),
     "minor": ((0, 3, 4, 0), (0, 4, 0, 3), (0, 3, 0, 4), (0, 5, 4, 0)),
 }
+# Tonics: few, so that few notes are to be learnt. All three pairs are relatives.
+KEYS = {"major": (0, 5, 7), "minor": (9, 2, 4)}
 STEPS = 4  # a beat
+# Beats a minute, 60 to 188: those whose half beat is a whole number of the codec's frames, so that what a song repeats
+# has the same tokens again.
+TEMPOS = tuple(round(1_500 / frames) for frames in range(25, 7, -1))
 SLOW, FAST = 85, 140  # beats a minute: below, above
 # Lowest pitches, MIDI numbers; each part keeps to the octave from there.
 CHORDS_FROM = {"low": 45, "middle": 52, "high": 62}
@@ -175,11 +180,12 @@ def draw_song(rng: np.random.Generator) -> Song:
     drums = bool(rng.random() < (style.drums if rng.random() < 0.7 else 0.5))
     register = str(rng.choice(["low", "middle", "high"], p=[0.3, 0.4, 0.3]))
     low, high = style.tempo if rng.random() < 0.7 else (60, 180)
+    mode = str(rng.choice(["major", "minor"]))
     return Song(
         style=name,
-        tempo=int(rng.integers(low, high + 1)),
-        mode=str(rng.choice(["major", "minor"])),
-        key=int(rng.integers(0, 12)),
+        tempo=near(int(rng.integers(low, high + 1))),
+        mode=mode,
+        key=int(rng.choice(KEYS[mode])),
         chords=str(rng.choice(style.chords)),
         melody=str(rng.choice(style.melodies)),
         drums=drums,
@@ -189,10 +195,15 @@ def draw_song(rng: np.random.Generator) -> Song:
     )
 
 
+def near(tempo: int) -> int:
+    """The nearest of TEMPOS."""
+    return min(TEMPOS, key=lambda other: abs(other - tempo))
+
+
 def compose(song: Song, seconds: float, rng: np.random.Generator) -> list[Note]:
     """The notes of a song. Slow ones have long notes, fast ones short ones: that is what makes them so."""
     style = STYLES[song.style]
-    step = 60 / song.tempo / STEPS
+    step = round(1_500 / song.tempo) / 100
     bar = style.beats * STEPS
     progression = PROGRESSIONS[song.mode][int(rng.integers(len(PROGRESSIONS[song.mode])))]
     # Slow bars hold two chords, so that a few seconds hold the whole progression.
@@ -208,7 +219,7 @@ def compose(song: Song, seconds: float, rng: np.random.Generator) -> list[Note]:
         if song.bass:
             notes += _bass(song, degree, begin, part, step)
         if song.drums and number % halves == 0:
-            notes += _drums(song, begin, step, rng)
+            notes += _drums(song, begin, step)
     return [note for note in notes if note.start < seconds - 0.05]
 
 
@@ -277,10 +288,10 @@ def _bass(song: Song, degree: int, begin: float, part: int, step: float) -> list
     return [Note("bass", root, begin + at * step, 0.9 * every * step, 0.9) for at in range(0, part, every)]
 
 
-def _drums(song: Song, begin: float, step: float, rng: np.random.Generator) -> list[Note]:
+def _drums(song: Song, begin: float, step: float) -> list[Note]:
     thin = song.tempo < SLOW  # a hat on the beats alone
     return [
-        Note(drum, 0, begin + at * step, 0.1, float(rng.uniform(0.8, 1.0)))
+        Note(drum, 0, begin + at * step, 0.1, 0.9)
         for drum, pattern in STYLES[song.style].pattern.items()
         for at, place in enumerate(pattern)
         if place == "x" and not (thin and drum == "hat" and at % 4)
