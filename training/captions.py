@@ -23,6 +23,7 @@ GENRES = {
     "music box": ("music box", "lullaby", "toy music", "nursery rhyme"),
 }
 INSTRUMENTS = {
+    "": (),
     "piano": ("piano", "grand piano", "keys"),
     "electric piano": ("electric piano", "rhodes", "e-piano"),
     "organ": ("organ", "hammond organ", "church organ"),

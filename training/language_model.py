@@ -53,8 +53,8 @@ def classes(song: Song) -> list[int]:
     """A song as numbers, each below its place in CLASSES."""
     return [
         list(STYLES).index(song.style),
-        list(PITCHED).index(song.chords),
-        list(PITCHED).index(song.melody),
+        ["", *PITCHED].index(song.chords),
+        ["", *PITCHED].index(song.melody),
         ["low", "middle", "high"].index(song.register),
         round(2 * song.brightness),
         int(song.mode == "major"),
@@ -64,7 +64,7 @@ def classes(song: Song) -> list[int]:
     ]
 
 
-CLASSES = (len(STYLES), len(PITCHED), len(PITCHED), 3, 3, 2, 2, 12, 3)
+CLASSES = (len(STYLES), len(PITCHED) + 1, len(PITCHED) + 1, 3, 3, 2, 2, 12, 3)
 
 
 def encode(plan: Plan, codec: Any, songs: Dataset) -> Tensor:

@@ -16,7 +16,7 @@ from training.instruments import SAMPLE_RATE
 Samples = NDArray[np.float32]
 HOP = 512
 # Where the sides meet, halfway between the renderer's clips.
-DRUMS = -57.0
+DRUMS = -50.0
 FAST = 2.1
 HIGH = 9.5
 BRIGHT = -32.0

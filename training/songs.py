@@ -19,6 +19,7 @@ STEPS = 4  # a beat
 # Beats a minute, 60 to 188: those whose half beat is a whole number of the codec's frames, so that what a song repeats
 # has the same tokens again.
 TEMPOS = tuple(round(1_500 / frames) for frames in range(25, 7, -1))
+NO_CHORDS, NO_MELODY = 0.2, 0.15  # shares of songs: what is simple is learnt first
 SLOW, FAST = 85, 140  # beats a minute: below, above
 # Lowest pitches, MIDI numbers; each part keeps to the octave from there.
 CHORDS_FROM = {"low": 45, "middle": 52, "high": 62}
@@ -146,6 +147,7 @@ class Song:
     """One clip to be rendered. What is None is left to the style.
 
     Attributes:
+        chords, melody: instruments; one of both may be missing, ``.
         register: `low`, `high` or `middle`.
         brightness: 0 dark to 1 bright.
     """
@@ -181,13 +183,14 @@ def draw_song(rng: np.random.Generator) -> Song:
     register = str(rng.choice(["low", "middle", "high"], p=[0.3, 0.4, 0.3]))
     low, high = style.tempo if rng.random() < 0.7 else (60, 180)
     mode = str(rng.choice(["major", "minor"]))
+    alone = float(rng.random())
     return Song(
         style=name,
         tempo=near(int(rng.integers(low, high + 1))),
         mode=mode,
         key=int(rng.choice(KEYS[mode])),
-        chords=str(rng.choice(style.chords)),
-        melody=str(rng.choice(style.melodies)),
+        chords="" if alone < NO_CHORDS else str(rng.choice(style.chords)),
+        melody="" if alone > 1 - NO_MELODY else str(rng.choice(style.melodies)),
         drums=drums,
         bass=register == "low" or (register == "middle" and bool(rng.random() < 0.6)),
         register=register,
@@ -214,8 +217,10 @@ def compose(song: Song, seconds: float, rng: np.random.Generator) -> list[Note]:
     for number in range(int(np.ceil(seconds / (part * step)))):
         degree = progression[number % len(progression)]
         begin = number * part * step
-        notes += _chord(song, style, degree, begin, part, step)
-        notes += _melody(song, riffs[number % 2], degree, begin, step)
+        if song.chords:
+            notes += _chord(song, style, degree, begin, part, step)
+        if song.melody:
+            notes += _melody(song, riffs[number % 2], degree, begin, step)
         if song.bass:
             notes += _bass(song, degree, begin, part, step)
         if song.drums and number % halves == 0:
@@ -262,7 +267,7 @@ def _riff(song: Song, part: int, rng: np.random.Generator) -> list[tuple[int, in
         length = int(rng.choice(lengths))
         if at % 8 == 0:
             degree = int(rng.choice([0, 2, 4]))
-        if at == 0 or rng.random() < 0.9:
+        if at == 0 or rng.random() < 0.9 or not song.chords:  # a rest of a melody alone is silence
             riff.append((at, min(length, part - at), degree))
         degree = int(np.clip(degree + rng.choice([-2, -1, 1, 2]), -2, 7))
         at += length
@@ -276,7 +281,7 @@ def _melody(song: Song, riff: list[tuple[int, int, int]], degree: int, begin: fl
             _pitch(song, degree + above, MELODY_FROM[song.register], degree == 4),
             begin + at * step,
             length * step,
-            0.8,
+            0.8 if song.chords else 1.2,
         )
         for at, length, above in riff
     ]
