@@ -133,7 +133,7 @@ def caption(song: Song, rng: np.random.Generator) -> Caption:
     parts = {
         "genre": one(GENRES[song.style]),
         "tempo": one((f"{number} bpm", f"{number} BPM")) if numbered else one(SPEEDS[speed(song)]),
-        "mood": one(MOODS[song.mode]),
+        "mood": one(MOODS[song.mode] if song.chords else ()),  # a melody alone may be either
         "drums": one(DRUMS[song.drums]),
         "register": one(REGISTERS[song.register]),
         "colour": one(COLOURS[colour(song)]),

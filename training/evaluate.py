@@ -73,7 +73,13 @@ QUESTIONS = (
         lambda r, s: r.brightness > meters.BRIGHT,
         0.85,
     ),
-    Question("major or minor", "mood", lambda s: s.mode == "major", lambda r, s: r.mode > meters.MAJOR, 0.75),
+    Question(
+        "major or minor",
+        "mood",
+        lambda s: s.mode == "major" if s.chords else None,
+        lambda r, s: r.mode > meters.MAJOR,
+        0.75,
+    ),
     Question("tempo in bpm", "bpm", lambda s: True, lambda r, s: _near(r.tempo, s.tempo), 0.60),
 )
 

@@ -27,9 +27,9 @@ def _note(instrument: str, pitch: int, cells: int, brightness: float) -> NDArray
 
 @lru_cache(maxsize=2048)
 def _gain(instrument: str, pitch: int, brightness: float) -> float:
-    """What brings a note of about a second to an RMS of 1 where it is loudest, whatever the length that is played."""
+    """What brings a note of about a second to an RMS of 1 in its loudest half, whatever the length that is played."""
     wave = _sound(instrument, pitch, 12, brightness)
-    blocks = wave[: len(wave) // FRAME // 5 * FRAME * 5].reshape(-1, 5 * FRAME)
+    blocks = wave[: len(wave) // FRAME // 25 * FRAME * 25].reshape(-1, 25 * FRAME)
     return 1 / float(np.sqrt((blocks**2).mean(axis=1).max()))
 
 

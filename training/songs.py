@@ -237,23 +237,24 @@ def _pitch(song: Song, degree: int, lowest: int, raised: bool = False) -> int:
 
 def _chord(song: Song, style: Style, degree: int, begin: float, part: int, step: float) -> list[Note]:
     triad = sorted(_pitch(song, degree + third, CHORDS_FROM[song.register], degree == 4) for third in (0, 2, 4))
+    lift = 1.0 if song.melody else 1.4
     if style.arpeggio:
         every = 4 if song.tempo < SLOW else 2
         order = [0, 1, 2, 1]
         return [
-            Note(song.chords, triad[order[i % 4]], begin + i * every * step, every * step, 0.5)
+            Note(song.chords, triad[order[i % 4]], begin + i * every * step, every * step, 0.5 * lift)
             for i in range(part // every)
         ]
     if style.beats == 3:  # oom-pah-pah
         return [
-            Note(song.chords, pitch, begin + beat * STEPS * step, STEPS * step, 0.45)
+            Note(song.chords, pitch, begin + beat * STEPS * step, STEPS * step, 0.45 * lift)
             for beat in ((0, 1, 2) if song.tempo > FAST else (1, 2))
             for pitch in triad
         ]
     strikes = part // 4 if song.tempo > FAST else 1
     length = part // strikes
     return [
-        Note(song.chords, pitch, begin + i * length * step, length * step, 0.42)
+        Note(song.chords, pitch, begin + i * length * step, length * step, 0.42 * lift)
         for i in range(strikes)
         for pitch in triad
     ]
@@ -281,7 +282,7 @@ def _melody(song: Song, riff: list[tuple[int, int, int]], degree: int, begin: fl
             _pitch(song, degree + above, MELODY_FROM[song.register], degree == 4),
             begin + at * step,
             length * step,
-            0.8 if song.chords else 1.2,
+            0.8 if song.chords else 1.3,
         )
         for at, length, above in riff
     ]
