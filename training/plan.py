@@ -33,7 +33,7 @@ class Plan:
     codec_seconds: float = 0.5
     codec_rate: float = 1e-3
     plain_steps: int = 500
-    lm_steps: int = 9_000
+    lm_steps: int = 7_000
     lm_batch: int = 4
     lm_seconds: float = 8.0
     lm_rate: float = 1e-3
