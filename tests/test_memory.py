@@ -24,6 +24,7 @@ from musicgen_bento.engine.device import DeviceThread
 from musicgen_bento.engine.hub import Source
 from musicgen_bento.engine.loader import Loader
 from musicgen_bento.engine.pool import EnginePool
+from musicgen_bento.engine.precision import FLOAT16_KEPT, FLOAT32, INT8, Precision
 from musicgen_bento.engine.types import Chunk, Failed, Finished, Waiting
 from musicgen_bento.errors import BrokenCheckpoint, ModelTooLarge
 from musicgen_bento.machine import free_memory, memory_budget
@@ -41,7 +42,7 @@ def until(condition: Callable[[], object], seconds: float = 60) -> None:
 
 def one_takes() -> int:
     """Bytes of the tiny model with one clip."""
-    loader = Loader(Settings(device="cpu"))
+    loader = Loader(Settings(device="cpu", precision="float32"))
     return loader.sizes(checkpoint.open_files(Source("tiny", folder(MONO))))[0]
 
 
@@ -321,16 +322,16 @@ def test_close_while_one_waits_in_line(turns: Callable[..., Turns]) -> None:
 
 
 @pytest.mark.parametrize("recipe", [MONO, STEREO])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-def test_what_a_model_takes_is_known_before_it_is_read(recipe: Any, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("precision", [FLOAT32, FLOAT16_KEPT, INT8])
+def test_what_a_model_takes_is_known_before_it_is_read(recipe: Any, precision: Precision) -> None:
     files = checkpoint.open_files(Source("tiny", folder(recipe)))
-    assert checkpoint.build(files, torch.device("cpu"), dtype).bytes == files.bytes(dtype)
+    assert checkpoint.build(files, torch.device("cpu"), precision).bytes == files.bytes(precision)
 
 
 def test_what_a_card_says_of_memory_is_what_the_files_say() -> None:
-    card, loader = CATALOGUE[0], Loader(Settings(device="cpu"))
+    card, loader = CATALOGUE[0], Loader(Settings(device="cpu", precision="float32"))
     files = checkpoint.open_files(Source(card.id, card.folder or ""))
-    assert card.memory_bytes(4, 300) == loader.sizes(files)[0]
+    assert card.memory_bytes(FLOAT32, 300) == loader.sizes(files)[0]
     assert (card.layers, card.dim) == (files.shape.layers, files.shape.dim)
 
 
@@ -343,7 +344,8 @@ import gc, torch
 from pathlib import Path
 from musicgen_bento.engine import checkpoint
 from musicgen_bento.engine.hub import Source
-checkpoint.load(Source("demo", Path({str(CATALOGUE[0].folder)!r})), torch.device("cpu"), torch.float32)
+from musicgen_bento.engine.precision import FLOAT32
+checkpoint.load(Source("demo", Path({str(CATALOGUE[0].folder)!r})), torch.device("cpu"), FLOAT32)
 gc.collect()
 print(Path("/proc/self/maps").read_text().count("state_dict.bin"))
 """

@@ -45,9 +45,9 @@ class _Span:
     positions: int
 
     @property
-    def hearing(self) -> slice:
+    def hearing(self) -> range:
         """The rows that hear the prompt."""
-        return slice(self.begin, self.begin + self.positions)
+        return range(self.begin, self.begin + self.positions)
 
 
 class Decoder:
@@ -77,7 +77,7 @@ class Decoder:
             shape.heads,
             prefix + positions,
             shape.head_dim,
-            dtype=weights.dtype,
+            dtype=weights.precision.rest,
             device=weights.device,
         )
         cross = [self._cross_keys(layer.cross, text) for layer in weights.layers if layer.cross is not None]
@@ -119,7 +119,7 @@ class Decoder:
         spans = [_Span(s, end - s.rows, end, 1) for s, end in zip(sequences, ends, strict=True)]
         x = self.embed(tokens.T).repeat_interleave(torch.tensor(counts, device=tokens.device), dim=0)
         x = self.weights.out_norm(self._forward(x, spans))
-        logits = F.linear(x, self.weights.heads).float().view(len(x), self.shape.codebooks, self.shape.card)
+        logits = self.weights.heads(x).float().view(len(x), self.shape.codebooks, self.shape.card)
         hearing = logits[[span.begin for span in spans]]
         deaf = logits[[span.end - 1 for span in spans]]
         return deaf + (hearing - deaf) * cfg_coef[:, None, None]  # of one row: hearing + 0
@@ -127,11 +127,12 @@ class Decoder:
     def _forward(self, x: Tensor, spans: list[_Span]) -> Tensor:
         """Flat rows [R, dim] through all layers. Positions are the caches' next ones."""
         x = x + self._positions(spans).to(x.dtype)
+        hearing = torch.tensor([row for span in spans for row in span.hearing], device=x.device)
         for index, layer in enumerate(self.weights.layers):
-            x = x + F.linear(self._self_attention(index, layer, x, spans), layer.out)
+            x += layer.out(self._self_attention(index, layer, x, spans))
             if layer.cross is not None:
-                x = self._cross_attention(index, layer.cross, x, spans)
-            x = x + F.linear(F.gelu(F.linear(layer.norm2(x), layer.linear1)), layer.linear2)
+                x.index_add_(0, hearing, self._cross_attention(index, layer.cross, x[hearing], spans))
+            x += layer.linear2(F.gelu(layer.linear1(layer.norm2(x))))
         for span in spans:
             span.sequence.cache.advance(span.positions)
         return x
@@ -146,44 +147,40 @@ class Decoder:
         return torch.cat([phase.cos(), phase.sin()], dim=-1)
 
     def _self_attention(self, index: int, layer: Layer, x: Tensor, spans: list[_Span]) -> Tensor:
+        """What rows [R, dim] find in their own past, [R, dim]."""
         shape = self.shape
-        packed = F.linear(layer.norm1(x), layer.query_key_value)
-        out = torch.empty_like(x)
+        packed = layer.query_key_value(layer.norm1(x))
+        found = []
         for span in spans:
             rows, positions = span.sequence.rows, span.positions
             parts = packed[span.begin : span.end].view(rows, positions, 3, shape.heads, shape.head_dim)
-            query, key, value = parts.permute(2, 0, 3, 1, 4)  # [rows, H, T, D] each
-            keys, values = span.sequence.cache.extend(index, key, value)
-            heard = F.scaled_dot_product_attention(query, keys, values, attn_mask=_causal(positions, keys))
-            out[span.begin : span.end] = heard.transpose(1, 2).reshape(rows * positions, shape.dim)
-        return out
+            parts = parts.permute(2, 0, 3, 1, 4)  # [3, rows, H, T, D]
+            keys, values = span.sequence.cache.extend(index, parts[1:])
+            heard = F.scaled_dot_product_attention(parts[0], keys, values, attn_mask=_causal(positions, keys))
+            found.append(heard.transpose(1, 2).reshape(rows * positions, shape.dim))
+        return _rows(found)
 
     def _cross_attention(self, index: int, cross: CrossAttention, x: Tensor, spans: list[_Span]) -> Tensor:
-        """Add what the hearing rows find in the prompt; the others stay as they are."""
+        """What hearing rows [R', dim] find in their prompts, [R', dim]."""
         shape = self.shape
-        hearing = torch.cat([x[span.hearing] for span in spans])
-        queries = F.linear(cross.norm(hearing), cross.query)
-        out = torch.empty_like(queries)
-        begin = 0
-        for span in spans:
-            end = begin + span.positions
-            query = queries[begin:end].view(1, span.positions, shape.heads, shape.head_dim).transpose(1, 2)
-            found = F.scaled_dot_product_attention(query, *span.sequence.cross[index])
-            out[begin:end] = found.transpose(1, 2).reshape(span.positions, shape.dim)
-            begin = end
-        heard = hearing + F.linear(out, cross.out)
-        x = x.clone()
-        begin = 0
-        for span in spans:
-            x[span.hearing] = heard[begin : begin + span.positions]
-            begin += span.positions
-        return x
+        queries = cross.query(cross.norm(x))
+        found = []
+        for span, rows in zip(spans, queries.split([span.positions for span in spans]), strict=True):
+            query = rows.view(1, span.positions, shape.heads, shape.head_dim).transpose(1, 2)
+            heard = F.scaled_dot_product_attention(query, *span.sequence.cross[index])
+            found.append(heard.transpose(1, 2).reshape(span.positions, shape.dim))
+        return cross.out(_rows(found))
 
     def _cross_keys(self, cross: CrossAttention, text: Tensor) -> tuple[Tensor, Tensor]:
         shape = self.shape
-        packed = F.linear(text, cross.key_value).view(1, len(text), 2, shape.heads, shape.head_dim)
+        packed = cross.key_value(text).view(1, len(text), 2, shape.heads, shape.head_dim)
         keys, values = packed.permute(2, 0, 3, 1, 4)  # [1, H, L, D] each
         return keys.contiguous(), values.contiguous()
+
+
+def _rows(parts: list[Tensor]) -> Tensor:
+    """One under the other."""
+    return torch.cat(parts) if len(parts) > 1 else parts[0]
 
 
 def _causal(positions: int, keys: Tensor) -> Tensor | None:

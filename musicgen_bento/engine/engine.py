@@ -87,7 +87,7 @@ class ModelEngine:
         self._decoder = Decoder(checkpoint.weights)
         self._codec = CodecDecoder(checkpoint.codec)
         self._deterministic = deterministic
-        large = checkpoint.weights.heads.numel() >= SMALL_HEADS
+        large = checkpoint.weights.heads.numbers >= SMALL_HEADS
         self._threads = (threads or torch.get_num_threads()) if large else 1
         self._prefill_rows = PREFILL_ROWS[self._device.type]
         self._wake = wake
@@ -110,7 +110,7 @@ class ModelEngine:
         positions = self._shape.pattern.last_position(clip.window_frames)
         rows = 1 if params.cfg_coef == 1.0 else 2
         numbers = self._shape.clip_numbers(rows, positions, ids.shape[1])
-        slot = Slot(ticket, params, listener, ids, clip, numbers * self.checkpoint.weights.dtype.itemsize)
+        slot = Slot(ticket, params, listener, ids, clip, numbers * self.checkpoint.weights.precision.rest.itemsize)
         with self._lock:
             if self._scheduler.full:
                 raise QueueFull(

@@ -30,20 +30,19 @@ class KVCache:
         dtype: torch.dtype,
         device: torch.device,
     ) -> None:
-        shape = (layers, rows, heads, capacity, head_dim)
-        self.keys = torch.empty(shape, dtype=dtype, device=device)
-        self.values = torch.empty(shape, dtype=dtype, device=device)
+        self._both = torch.empty((layers, 2, rows, heads, capacity, head_dim), dtype=dtype, device=device)
         self.length = 0
 
-    def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Write the next positions of a layer, [rows, H, T, D] each, and give all up to them.
+    def extend(self, layer: int, both: Tensor) -> tuple[Tensor, Tensor]:
+        """Write keys and values of a layer's next positions, [2, rows, H, T, D], and give all up to them.
 
         `length` moves on once for all layers, by `advance`.
         """
-        end = self.length + keys.shape[2]
-        self.keys[layer, :, :, self.length : end] = keys
-        self.values[layer, :, :, self.length : end] = values
-        return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
+        end = self.length + both.shape[3]
+        filled = self._both[layer, :, :, :, :end]
+        filled[:, :, :, self.length :] = both
+        keys, values = filled
+        return keys, values
 
     def advance(self, positions: int) -> None:
         """The positions just written count."""
