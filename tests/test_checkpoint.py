@@ -26,8 +26,8 @@ from musicgen_bento.engine import checkpoint, hub
 from musicgen_bento.engine.checkpoint import Checkpoint
 from musicgen_bento.engine.engine import ModelEngine
 from musicgen_bento.engine.hub import Source
-from musicgen_bento.engine.precision import FLOAT32, Precision
 from musicgen_bento.errors import BrokenCheckpoint, InvalidRequest, LoadFailed, ModelUnavailable, UnknownModel
+from musicgen_bento.precision import FLOAT32, Precision
 from tests.checkpoints import write_hub_cache, write_t5
 from tests.models import CPU, MONO, PREPEND, STEREO, folder, load, make_one, params
 

@@ -12,8 +12,8 @@ from musicgen_bento.engine import checkpoint
 from musicgen_bento.engine.engine import ModelEngine
 from musicgen_bento.engine.graphs import SEATS, GraphedDecoder
 from musicgen_bento.engine.hub import Source
-from musicgen_bento.engine.precision import FLOAT32
 from musicgen_bento.engine.types import Finished, GenerationParams
+from musicgen_bento.precision import FLOAT32
 from tests.checkpoints import Recipe
 from tests.models import MONO, PREPEND, STEREO, Result, engine, folder, load, make, params
 

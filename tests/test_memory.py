@@ -24,10 +24,10 @@ from musicgen_bento.engine.device import DeviceThread
 from musicgen_bento.engine.hub import Source
 from musicgen_bento.engine.loader import Loader
 from musicgen_bento.engine.pool import EnginePool
-from musicgen_bento.engine.precision import FLOAT16_KEPT, FLOAT32, INT8, Precision
 from musicgen_bento.engine.types import Chunk, Failed, Finished, Waiting
 from musicgen_bento.errors import BrokenCheckpoint, ModelTooLarge
 from musicgen_bento.machine import free_memory, memory_budget
+from musicgen_bento.precision import FLOAT16_KEPT, FLOAT32, INT8, Precision
 from tests.models import MONO, STEREO, Story, folder, params
 
 ROOT = Path(__file__).parent.parent
@@ -344,7 +344,7 @@ import gc, torch
 from pathlib import Path
 from musicgen_bento.engine import checkpoint
 from musicgen_bento.engine.hub import Source
-from musicgen_bento.engine.precision import FLOAT32
+from musicgen_bento.precision import FLOAT32
 checkpoint.load(Source("demo", Path({str(CATALOGUE[0].folder)!r})), torch.device("cpu"), FLOAT32)
 gc.collect()
 print(Path("/proc/self/maps").read_text().count("state_dict.bin"))

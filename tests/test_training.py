@@ -13,7 +13,7 @@ from musicgen_bento.engine import checkpoint
 from musicgen_bento.engine.conditioning import TextConditioner
 from musicgen_bento.engine.decoder import Decoder
 from musicgen_bento.engine.hub import Source
-from musicgen_bento.engine.precision import FLOAT32
+from musicgen_bento.precision import FLOAT32
 from training import codec, dataset, export, language_model, meters, text
 from training.captions import CHANCES, caption, colour, speed
 from training.loop import Clock, OutOfTime, steps

@@ -34,8 +34,8 @@ def verify(model: str, precision: tuple[str, ...]) -> None:
     """Print a table and a verdict for each."""
     from musicgen_bento.engine import checkpoint
     from musicgen_bento.engine.names import resolve
-    from musicgen_bento.engine.precision import named
     from musicgen_bento.engine.verify import CPU, LEAST_AGREEMENT, MOST_KL, distances
+    from musicgen_bento.precision import named
 
     source = resolve(model, any_model=True, folders=True)
     files = checkpoint.open_files(source)

@@ -118,8 +118,10 @@ class GraphedDecoder(Decoder):
         if self._rows is None or self._rows[0] is not rows or self._rows[1] != seats:
             self._place(rows, seats, sequences, cfg_coef)
             self._rows = (rows, seats)
-        lengths = torch.tensor([sequence.cache.length for sequence in sequences], device=tokens.device)
-        self._inputs[seats] = torch.cat([tokens, lengths[:, None], keys[:, None]], dim=1)
+        self._inputs[seats] = torch.cat([tokens, torch.zeros_like(tokens[:, :1]), keys[:, None]], dim=1)
+        # of all who sit: those that nobody asked for write too, where they will be written anew
+        lengths = [sequence.cache.length for sequence in self._seated]
+        self._inputs[: len(lengths), -2] = torch.tensor(lengths, device=tokens.device)
         longest = max(sequence.cache.length for sequence in sequences) + 1
         kind = _Kind(
             next(count for count in SEATS if count > max(seats)),

@@ -19,8 +19,8 @@ from musicgen_bento.engine.checkpoint import Checkpoint, Files
 from musicgen_bento.engine.clip import Clip
 from musicgen_bento.engine.conditioning import TextConditioner
 from musicgen_bento.engine.decoder import Decoder
-from musicgen_bento.engine.precision import FLOAT32, Precision
 from musicgen_bento.engine.sampling import SamplingRows, sample
+from musicgen_bento.precision import FLOAT32, Precision
 
 PROMPTS = (
     "lofi hip hop with a mellow electric piano",
