@@ -14,7 +14,7 @@ class KVCache:
     """
 
     def __init__(self, both: Tensor, length: int = 0) -> None:
-        self._both = both
+        self.both = both
         self.length = length
 
     def extend(self, layer: int, both: Tensor) -> tuple[Tensor, Tensor]:
@@ -23,7 +23,7 @@ class KVCache:
         `length` moves on once for all layers, by `advance`.
         """
         end = self.length + both.shape[3]
-        filled = self._both[layer, :, :, :, :end]
+        filled = self.both[layer, :, :, :, :end]
         filled[:, :, :, self.length :] = both
         keys, values = filled
         return keys, values
