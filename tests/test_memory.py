@@ -103,7 +103,7 @@ def test_two_in_turn_where_one_fits(turns: Callable[..., Turns], monkeypatch: py
     def watched(files: Files, *rest: Any) -> checkpoint.Checkpoint:
         beside.append(len(alive))
         built = build(files, *rest)
-        alive.update([built.weights.heads, built.text_encoder.shared.weight])
+        alive.update([built.weights.embeddings, built.text_encoder.shared.weight])
         return built
 
     monkeypatch.setattr(checkpoint, "build", watched)
@@ -190,7 +190,7 @@ def test_a_load_that_fails_gives_its_room_back(turns: Callable[..., Turns], monk
 
     def half(files: Files, *rest: Any) -> checkpoint.Checkpoint:
         built = build(files, *rest)
-        alive.add(built.weights.heads)
+        alive.add(built.weights.embeddings)
         raise BrokenCheckpoint("t5 of it cannot be read.")
 
     with monkeypatch.context() as patch:

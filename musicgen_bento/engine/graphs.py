@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Row
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -52,10 +53,10 @@ class _Slab:
         shape = weights.shape
         prefix = prompt if shape.text == "prepend" else 0
         positions = _up(prefix + shape.pattern.last_position(shape.window), LENGTH)
-        like = {"dtype": weights.precision.rest, "device": weights.device}
-        self.own = torch.zeros(shape.layers, 2, seats, 2, shape.heads, positions, shape.head_dim, **like)
+        zeros = partial(torch.zeros, dtype=weights.precision.rest, device=weights.device)
+        self.own = zeros((shape.layers, 2, seats, 2, shape.heads, positions, shape.head_dim))
         width = prompt if shape.text == "cross" else 0
-        self.cross = torch.zeros(shape.layers, 2, seats, shape.heads, width, shape.head_dim, **like)
+        self.cross = zeros((shape.layers, 2, seats, shape.heads, width, shape.head_dim))
         self.heard = torch.ones(seats, dtype=torch.int64, device=weights.device)
         self.seats, self.prompt = seats, prompt
 
@@ -214,10 +215,13 @@ class GraphedDecoder(Decoder):
         logits = torch.where(self._guided[:seats, None, None], guided, hearing)
         every = self._parameters
         rows = SamplingRows(
-            *(part[:seats] for part in (every.seeds, every.temperature, every.top_k, every.top_p)),
-            kind.largest_top_k,
-            kind.any_top_p,
-            kind.any_noise,
+            seeds=every.seeds[:seats],
+            temperature=every.temperature[:seats],
+            top_k=every.top_k[:seats],
+            top_p=every.top_p[:seats],
+            largest_top_k=kind.largest_top_k,
+            any_top_p=kind.any_top_p,
+            any_noise=kind.any_noise,
         )
         return sound(logits, sample(logits, rows, keys))
 
@@ -243,7 +247,8 @@ def _find(query: Tensor, keys: Tensor, values: Tensor, hidden: Tensor) -> Tensor
     """Attention of one position: query [..., D], keys and values [..., T, D], what is hidden [..., 1, T]."""
     scores = (query[..., None, :] * query.shape[-1] ** -0.5) @ keys.transpose(-1, -2)
     weights = scores.masked_fill(hidden, -torch.inf).softmax(dim=-1, dtype=torch.float32)
-    return (weights.to(values.dtype) @ values)[..., 0, :]
+    found: Tensor = weights.to(values.dtype) @ values
+    return found[..., 0, :]
 
 
 def _up(number: int, step: int) -> int:

@@ -61,10 +61,10 @@ class Distance:
         return self.kl <= MOST_KL and self.agreement >= LEAST_AGREEMENT
 
 
-def distances(files: Files, precisions: Sequence[Precision], seconds: float = SECONDS) -> dict[str, list[Distance]]:
+def distances(files: Files, precisions: Sequence[Precision], seconds: float | None = None) -> dict[str, list[Distance]]:
     """Of each precision by name, on a CPU: first over greedy contexts, then over sampled ones."""
     reference = checkpoint.build(files, CPU, FLOAT32)
-    leads = [_lead(reference, contexts, seconds) for contexts in ("greedy", "sampled")]
+    leads = [_lead(reference, contexts, seconds or SECONDS) for contexts in ("greedy", "sampled")]
     del reference
     found = {}
     for precision in precisions:
