@@ -17,10 +17,11 @@ from tests.models import MONO, PREPEND, STEREO, folder
 @pytest.mark.parametrize("recipe", [MONO, STEREO, PREPEND])
 def test_float32_is_no_distance_from_itself_and_fewer_bits_are_further(recipe: Recipe) -> None:
     files = checkpoint.open_files(Source("tiny", folder(recipe)))
-    found = verify.distances(files, [FLOAT32, FLOAT16_KEPT, INT8], seconds=0.2)
-    assert [each.contexts for each in found["int8"]] == ["greedy", "sampled"]
+    found = list(verify.distances(files, [FLOAT32, FLOAT16_KEPT, INT8], seconds=0.2))
+    assert [each.contexts for each in found] == ["greedy", "sampled"] * 3
+    assert [each.precision for each in found[::2]] == ["float32", "float16", "int8"]
     codebooks = 8 if recipe.stereo else 4
-    for same, half, int8 in zip(*found.values(), strict=True):
+    for same, half, int8 in zip(found[:2], found[2:4], found[4:], strict=True):
         assert same.distributions == half.distributions == int8.distributions == 10 * codebooks * len(verify.PROMPTS)
         assert same.kl < 1e-9
         assert same.agreement == 1
@@ -31,7 +32,7 @@ def test_float32_is_no_distance_from_itself_and_fewer_bits_are_further(recipe: R
 def test_a_precision_that_computes_wrongly_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     files = checkpoint.open_files(Source("tiny", folder(MONO)))
     monkeypatch.setattr(Int8, "__call__", lambda self, x: x.new_zeros(len(x), self.outputs))
-    assert not any(each.near for each in verify.distances(files, [INT8], seconds=0.2)["int8"])
+    assert not any(each.near for each in verify.distances(files, [INT8], seconds=0.2))
 
 
 def test_the_command_prints_a_table_and_a_verdict(monkeypatch: pytest.MonkeyPatch) -> None:

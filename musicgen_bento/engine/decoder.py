@@ -195,7 +195,7 @@ class Decoder:
         shape = self.shape
         queries = cross.query(cross.norm(x))
         found = []
-        for span, rows in zip(spans, queries.split([span.positions for span in spans]), strict=True):
+        for span, rows in zip(spans, torch.split(queries, [span.positions for span in spans]), strict=True):
             query = rows.view(1, span.positions, shape.heads, shape.head_dim).transpose(1, 2)
             heard = F.scaled_dot_product_attention(query, *span.sequence.cross[index])
             found.append(heard.transpose(1, 2).reshape(span.positions, shape.dim))
