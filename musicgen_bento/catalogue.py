@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from musicgen_bento.precision import Precision
 
 DEMO_FOLDER = Path(__file__).parent / "demo"
 
@@ -52,16 +56,17 @@ class ModelCard:
         """About what the hub sends for it: float16 weights, the codec, and the T5 that all of them share."""
         return 0 if self.folder else 2 * self.parameters + CODEC_BYTES + T5_BYTES
 
-    def memory_bytes(self, itemsize: int, seconds: float) -> int:
+    def memory_bytes(self, precision: Precision, seconds: float) -> int:
         """What it takes in memory with one clip, the largest there is; the files say it exactly.
 
         Args:
-            itemsize: bytes of a number of the language model.
+            precision: of the language model; nearly all of its numbers are in matrices.
             seconds: the longest clip that may be asked for.
         """
         positions = min(self.window, seconds) * 50 + 3
         clip = 2 * self.layers * self.dim * int(2 * positions + 512)  # keys and values, guided, for a long prompt
-        return (self.parameters + clip) * itemsize + 4 * self.float32_numbers
+        language_model = self.parameters * precision.matrices.itemsize + clip * precision.rest.itemsize
+        return language_model + 4 * self.float32_numbers
 
 
 def _released(size: str, parameters: int, *, stereo: bool = False, melody: bool = False) -> ModelCard:

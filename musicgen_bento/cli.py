@@ -17,6 +17,7 @@ from musicgen_bento.commands.generate import generate
 from musicgen_bento.commands.models import models
 from musicgen_bento.commands.pull import pull
 from musicgen_bento.commands.serve import serve
+from musicgen_bento.commands.verify import verify
 from musicgen_bento.errors import InvalidRequest, JobsFull, ModelUnavailable, MusicGenError, QueueFull, Unavailable
 
 OK, FAILED, MISUSE, UNREACHABLE, REFUSED, INTERRUPTED = 0, 1, 2, 3, 4, 130
@@ -61,7 +62,7 @@ class Program(click.Group):
 
 
 PROGRAM = Program(
-    commands=[generate, models, pull, serve],
+    commands=[generate, models, pull, serve, verify],
     help=HELP,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )

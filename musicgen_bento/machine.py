@@ -10,7 +10,8 @@ import torch
 
 from musicgen_bento.catalogue import find
 from musicgen_bento.config import Settings
-from musicgen_bento.errors import ModelTooLarge
+from musicgen_bento.errors import LoadFailed, ModelTooLarge
+from musicgen_bento.precision import FLOAT16, FLOAT32, Precision, named
 
 SLOTS = {"cpu": 16, "cuda": 64}
 FREE_SHARE = 0.8
@@ -31,11 +32,19 @@ def max_slots(device: torch.device, settings: Settings) -> int:
     return settings.max_slots or SLOTS[device.type]
 
 
-def precision(device: torch.device, settings: Settings) -> str:
-    """What the language model computes in: the name of a torch dtype."""
-    if settings.precision != "auto":
-        return settings.precision
-    return "float16" if device.type == "cuda" else "float32"
+def precision(device: torch.device, settings: Settings) -> Precision:
+    """What the language model's numbers are held in.
+
+    Raises:
+        LoadFailed: this device has no such precision.
+    """
+    if settings.precision == "auto":
+        return FLOAT16 if device.type == "cuda" else FLOAT32
+    try:
+        return named(settings.precision, device)
+    except KeyError:
+        hint = "Set MUSICGEN_PRECISION to auto, float16, bfloat16 or float32."
+        raise LoadFailed(f"{settings.precision} is for a CPU, not for {device}.", hint=hint) from None
 
 
 def choose(name: str) -> torch.device:
@@ -92,9 +101,9 @@ def fit_preloaded(settings: Settings) -> None:
     """
     cards = {card.id: card for name in settings.preload if (card := find(name))}
     device = choose(settings.device)
-    itemsize = getattr(torch, precision(device, settings)).itemsize
+    how = precision(device, settings)
     if budget := memory_budget(device, settings):
-        size = sum(card.memory_bytes(itemsize, settings.max_duration) for card in cards.values())
+        size = sum(card.memory_bytes(how, settings.max_duration) for card in cards.values())
         fit(f"MUSICGEN_PRELOAD ({', '.join(cards)})", size, budget)
 
 
@@ -105,7 +114,7 @@ def gigabytes(size: int) -> str:
 
 def describe(device: torch.device, settings: Settings) -> str:
     """One line for the log: the device, its name and memory, and how it will be used."""
-    how = precision(device, settings)
+    how = precision(device, settings).name
     return f"running on {device} ({_about(device)}), {how}, {max_slots(device, settings)} slots"
 
 

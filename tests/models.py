@@ -21,6 +21,7 @@ from musicgen_bento.engine.checkpoint import Checkpoint
 from musicgen_bento.engine.engine import ModelEngine
 from musicgen_bento.engine.hub import Source
 from musicgen_bento.engine.types import Chunk, Event, Failed, Finished, GenerationParams, Started
+from musicgen_bento.precision import FLOAT32
 from tests.checkpoints import Recipe, write
 
 CPU = torch.device("cpu")
@@ -42,7 +43,7 @@ def folder(recipe: Recipe) -> Path:
 @cache
 def load(recipe: Recipe) -> Checkpoint:
     """The model as the engine has it."""
-    return checkpoint.load(Source("tiny", folder(recipe)), CPU, torch.float32)
+    return checkpoint.load(Source("tiny", folder(recipe)), CPU, FLOAT32)
 
 
 @cache

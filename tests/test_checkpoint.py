@@ -27,6 +27,7 @@ from musicgen_bento.engine.checkpoint import Checkpoint
 from musicgen_bento.engine.engine import ModelEngine
 from musicgen_bento.engine.hub import Source
 from musicgen_bento.errors import BrokenCheckpoint, InvalidRequest, LoadFailed, ModelUnavailable, UnknownModel
+from musicgen_bento.precision import FLOAT32, Precision
 from tests.checkpoints import write_hub_cache, write_t5
 from tests.models import CPU, MONO, PREPEND, STEREO, folder, load, make_one, params
 
@@ -39,8 +40,8 @@ def copy(tmp_path: Path) -> Path:
     return Path(shutil.copytree(folder(MONO), tmp_path / "model"))
 
 
-def loaded(source: Path | str, dtype: torch.dtype = torch.float32) -> Checkpoint:
-    return checkpoint.load(Source("tiny", source), CPU, dtype)
+def loaded(source: Path | str, precision: Precision = FLOAT32) -> Checkpoint:
+    return checkpoint.load(Source("tiny", source), CPU, precision)
 
 
 def edit(file: Path, change: Any) -> None:
@@ -75,7 +76,7 @@ def test_what_a_stereo_and_a_prepending_model_say() -> None:
 
 def test_half_precision_files_are_computed_in_float32_on_a_cpu(copy: Path) -> None:
     edit(copy / FILES[0], lambda p: p.update(best_state={k: v.half() for k, v in p["best_state"].items()}))
-    assert loaded(copy).weights.heads.dtype == torch.float32
+    assert loaded(copy).weights.embeddings.dtype == torch.float32
 
 
 def test_a_pretrained_codec_from_hugging_face(copy: Path) -> None:
@@ -99,7 +100,7 @@ def test_from_the_hubs_cache_with_no_network(tmp_path: Path, monkeypatch: pytest
     write_hub_cache(tmp_path, "facebook/musicgen-small", MONO)
     assert hub.is_cached("facebook/musicgen-small", FILES[0])
     assert not hub.is_cached("facebook/musicgen-large", FILES[0])
-    assert torch.equal(loaded("facebook/musicgen-small").weights.heads, load(MONO).weights.heads)
+    assert torch.equal(loaded("facebook/musicgen-small").weights.embeddings, load(MONO).weights.embeddings)
 
 
 def test_a_cached_model_without_its_t5(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,6 +27,7 @@ from musicgen_bento.engine.pool import EnginePool
 from musicgen_bento.engine.types import Chunk, Failed, Finished, Waiting
 from musicgen_bento.errors import BrokenCheckpoint, ModelTooLarge
 from musicgen_bento.machine import free_memory, memory_budget
+from musicgen_bento.precision import FLOAT16_KEPT, FLOAT32, INT8, Precision
 from tests.models import MONO, STEREO, Story, folder, params
 
 ROOT = Path(__file__).parent.parent
@@ -41,7 +42,7 @@ def until(condition: Callable[[], object], seconds: float = 60) -> None:
 
 def one_takes() -> int:
     """Bytes of the tiny model with one clip."""
-    loader = Loader(Settings(device="cpu"))
+    loader = Loader(Settings(device="cpu", precision="float32"))
     return loader.sizes(checkpoint.open_files(Source("tiny", folder(MONO))))[0]
 
 
@@ -102,7 +103,7 @@ def test_two_in_turn_where_one_fits(turns: Callable[..., Turns], monkeypatch: py
     def watched(files: Files, *rest: Any) -> checkpoint.Checkpoint:
         beside.append(len(alive))
         built = build(files, *rest)
-        alive.update([built.weights.heads, built.text_encoder.shared.weight])
+        alive.update([built.weights.embeddings, built.text_encoder.shared.weight])
         return built
 
     monkeypatch.setattr(checkpoint, "build", watched)
@@ -189,7 +190,7 @@ def test_a_load_that_fails_gives_its_room_back(turns: Callable[..., Turns], monk
 
     def half(files: Files, *rest: Any) -> checkpoint.Checkpoint:
         built = build(files, *rest)
-        alive.add(built.weights.heads)
+        alive.add(built.weights.embeddings)
         raise BrokenCheckpoint("t5 of it cannot be read.")
 
     with monkeypatch.context() as patch:
@@ -321,16 +322,16 @@ def test_close_while_one_waits_in_line(turns: Callable[..., Turns]) -> None:
 
 
 @pytest.mark.parametrize("recipe", [MONO, STEREO])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-def test_what_a_model_takes_is_known_before_it_is_read(recipe: Any, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("precision", [FLOAT32, FLOAT16_KEPT, INT8])
+def test_what_a_model_takes_is_known_before_it_is_read(recipe: Any, precision: Precision) -> None:
     files = checkpoint.open_files(Source("tiny", folder(recipe)))
-    assert checkpoint.build(files, torch.device("cpu"), dtype).bytes == files.bytes(dtype)
+    assert checkpoint.build(files, torch.device("cpu"), precision).bytes == files.bytes(precision)
 
 
 def test_what_a_card_says_of_memory_is_what_the_files_say() -> None:
-    card, loader = CATALOGUE[0], Loader(Settings(device="cpu"))
+    card, loader = CATALOGUE[0], Loader(Settings(device="cpu", precision="float32"))
     files = checkpoint.open_files(Source(card.id, card.folder or ""))
-    assert card.memory_bytes(4, 300) == loader.sizes(files)[0]
+    assert card.memory_bytes(FLOAT32, 300) == loader.sizes(files)[0]
     assert (card.layers, card.dim) == (files.shape.layers, files.shape.dim)
 
 
@@ -343,7 +344,8 @@ import gc, torch
 from pathlib import Path
 from musicgen_bento.engine import checkpoint
 from musicgen_bento.engine.hub import Source
-checkpoint.load(Source("demo", Path({str(CATALOGUE[0].folder)!r})), torch.device("cpu"), torch.float32)
+from musicgen_bento.precision import FLOAT32
+checkpoint.load(Source("demo", Path({str(CATALOGUE[0].folder)!r})), torch.device("cpu"), FLOAT32)
 gc.collect()
 print(Path("/proc/self/maps").read_text().count("state_dict.bin"))
 """

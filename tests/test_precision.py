@@ -1,4 +1,4 @@
-"""The engine in float16: on any machine for its paths, on a GPU for what it is for."""
+"""The engine in every precision: on any machine for its paths, on a GPU for what it is for."""
 
 from __future__ import annotations
 
@@ -6,39 +6,66 @@ import numpy as np
 import pytest
 import torch
 
+from musicgen_bento.config import Settings
 from musicgen_bento.engine import checkpoint
 from musicgen_bento.engine.engine import ModelEngine
 from musicgen_bento.engine.hub import Source
 from musicgen_bento.engine.types import Finished
+from musicgen_bento.errors import LoadFailed
+from musicgen_bento.machine import precision
+from musicgen_bento.precision import BFLOAT16, FLOAT16, FLOAT16_KEPT, FLOAT32, INT8, Precision, named
 from tests.checkpoints import Recipe
 from tests.models import MONO, PREPEND, STEREO, engine, folder, make, make_one, params
 
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
-def loaded(recipe: Recipe, device: str, dtype: torch.dtype) -> ModelEngine:
-    model = checkpoint.load(Source("tiny", folder(recipe)), torch.device(device), dtype)
+
+def loaded(recipe: Recipe, device: torch.device, how: Precision) -> ModelEngine:
+    model = checkpoint.load(Source("tiny", folder(recipe)), device, how)
     return ModelEngine(model, max_slots=4, max_queue=4, deterministic=False)
 
 
+@pytest.mark.parametrize("how", [FLOAT16_KEPT, BFLOAT16, INT8], ids=lambda how: how.name)
 @pytest.mark.parametrize("recipe", [MONO, STEREO, PREPEND])
-def test_float16_on_a_cpu(recipe: Recipe) -> None:
-    model = loaded(recipe, "cpu", torch.float16)
-    assert model.checkpoint.weights.heads.dtype == torch.float16
+def test_on_a_cpu(recipe: Recipe, how: Precision) -> None:
+    model = loaded(recipe, CPU, how)
+    assert model.checkpoint.weights.embeddings.dtype == how.rest
     story = make_one(model, params(duration=0.5)).story
     assert np.isfinite(story.audio).all()
     assert story.audio.std() > 0
+
+
+def test_int8_takes_the_same_tokens_in_any_company() -> None:
+    """Law 2, exactly: what float32 does only for whoever asks for it."""
+    requests = {
+        str(n): params(duration=0.6 + n / 4, seed=n, prompt="piano " * (n + 1), cfg_coef=1.0 if n % 2 else 3.0)
+        for n in range(4)
+    }
+    together = make(loaded(MONO, CPU, INT8), requests)
+    for name, request in requests.items():
+        assert (make_one(loaded(MONO, CPU, INT8), request).tokens == together[name].tokens).all()
+
+
+def test_what_a_device_has() -> None:
+    assert precision(CPU, Settings(precision="int8")) == INT8
+    assert precision(CPU, Settings(precision="float16")) == FLOAT16_KEPT
+    assert precision(CUDA, Settings(precision="float16")) == precision(CUDA, Settings()) == FLOAT16
+    assert named("bfloat16", CUDA) == named("bfloat16", CPU) == BFLOAT16
+    with pytest.raises(LoadFailed, match="int8 is for a CPU"):
+        precision(CUDA, Settings(precision="int8"))
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("recipe", [MONO, STEREO, PREPEND])
 def test_float32_on_a_gpu_takes_the_tokens_of_the_cpu(recipe: Recipe) -> None:
     request = params(duration=1.0, temperature=0)
-    ours = make_one(loaded(recipe, "cuda", torch.float32), request)
+    ours = make_one(loaded(recipe, CUDA, FLOAT32), request)
     assert (ours.tokens == make_one(engine(recipe), request).tokens).all()
 
 
 @pytest.mark.gpu
 def test_float16_on_a_gpu_in_company() -> None:
     requests = {str(n): params(duration=0.5 + n / 4, seed=n, cfg_coef=1.0 if n % 2 else 3.0) for n in range(4)}
-    for result in make(loaded(MONO, "cuda", torch.float16), requests).values():
+    for result in make(loaded(MONO, CUDA, FLOAT16), requests).values():
         assert isinstance(result.story.end, Finished)
         assert np.isfinite(result.story.audio).all()

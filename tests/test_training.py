@@ -13,6 +13,7 @@ from musicgen_bento.engine import checkpoint
 from musicgen_bento.engine.conditioning import TextConditioner
 from musicgen_bento.engine.decoder import Decoder
 from musicgen_bento.engine.hub import Source
+from musicgen_bento.precision import FLOAT32
 from training import codec, dataset, export, language_model, meters, text
 from training.captions import CHANCES, caption, colour, speed
 from training.loop import Clock, OutOfTime, steps
@@ -67,7 +68,7 @@ def made(plan: Plan, songs: dataset.Dataset) -> tuple[Path, Network]:
 
 def test_what_was_trained_is_what_the_engine_plays(plan: Plan, made: tuple[Path, Network]) -> None:
     folder, network = made
-    loaded = checkpoint.load(Source(str(folder), folder), torch.device("cpu"), torch.float32)
+    loaded = checkpoint.load(Source(str(folder), folder), torch.device("cpu"), FLOAT32)
     hears = TextConditioner(loaded)
     text_rows = hears.encode(hears.tokenize("a slow waltz, 🎹"))
     decoder = Decoder(loaded.weights)

@@ -36,6 +36,7 @@ from musicgen_bento.engine.hub import CODEC_FILES, T5_FILES, Source
 from musicgen_bento.engine.released import FRAME_RATE, read_shape, read_weights
 from musicgen_bento.engine.weights import MAX_TOKENS, LMShape, LMWeights
 from musicgen_bento.errors import LoadFailed
+from musicgen_bento.precision import FLOAT32, Precision, Size
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +72,7 @@ class Checkpoint:
     def bytes(self) -> int:
         """What its tensors take."""
         modules = (self.text_encoder, self.codec)
-        return self.weights.numbers * self.weights.dtype.itemsize + sum(
+        return self.weights.precision.bytes(self.weights.size) + sum(
             tensor.nbytes for module in modules for tensor in (*module.parameters(), *module.buffers())
         )
 
@@ -86,7 +87,7 @@ class Files:
         state: its tensors by name, as the file has them.
         text_encoder: T5's folder.
         codec: AudioCraft's compression model; its tensors are in the file until they are used.
-        numbers: how many the language model has.
+        size: of the language model.
         float32_numbers: how many T5 and the codec have, which are float32 in every precision.
     """
 
@@ -95,27 +96,27 @@ class Files:
     state: dict[str, Tensor]
     text_encoder: Path
     codec: Any
-    numbers: int
+    size: Size
     float32_numbers: int
 
-    def bytes(self, dtype: torch.dtype) -> int:
-        """What the model takes in memory, with the language model in this dtype."""
-        return self.numbers * dtype.itemsize + 4 * self.float32_numbers
+    def bytes(self, precision: Precision) -> int:
+        """What the model takes in memory, with the language model in this precision."""
+        return precision.bytes(self.size) + 4 * self.float32_numbers
 
-    def clip_bytes(self, dtype: torch.dtype, seconds: float) -> int:
+    def clip_bytes(self, precision: Precision, seconds: float) -> int:
         """What the most demanding clip of so many seconds takes while it is made."""
         frames = min(self.shape.window, int(seconds * FRAME_RATE) + 1)
         positions = self.shape.pattern.last_position(frames)
-        return self.shape.clip_numbers(2, positions, MAX_TOKENS) * dtype.itemsize
+        return self.shape.clip_numbers(2, positions, MAX_TOKENS) * precision.rest.itemsize
 
 
 # transformers builds one model at a time: two threads in from_pretrained leave both models without weights.
 _ONE_AT_A_TIME = threading.Lock()
 
 
-def load(source: Source, device: torch.device, dtype: torch.dtype) -> Checkpoint:
+def load(source: Source, device: torch.device, precision: Precision) -> Checkpoint:
     """Both steps. Raises as they do."""
-    return build(open_files(source), device, dtype)
+    return build(open_files(source), device, precision)
 
 
 def open_files(source: Source, download: Download | None = None) -> Files:
@@ -139,7 +140,7 @@ def open_files(source: Source, download: Download | None = None) -> Files:
     with _understood(source, "state_dict.bin"):
         shape = read_shape(source, config)
     state = lm_package["best_state"]
-    weights = read_weights(source, shape, state, torch.device("meta"), torch.float32)
+    weights = read_weights(source, shape, state, torch.device("meta"), FLOAT32)
     name = str(config.conditioners.description.t5.name)
     text_encoder = source.companion(name, T5_FILES, beside="t5", download=download)
     text_numbers = _text_numbers(source, text_encoder, weights)
@@ -150,23 +151,23 @@ def open_files(source: Source, download: Download | None = None) -> Files:
         state=state,
         text_encoder=text_encoder,
         codec=codec,
-        numbers=weights.numbers,
+        size=weights.size,
         float32_numbers=text_numbers + _numbers(codec),
     )
 
 
-def build(files: Files, device: torch.device, dtype: torch.dtype) -> Checkpoint:
+def build(files: Files, device: torch.device, precision: Precision) -> Checkpoint:
     """Read a model into memory. Any thread may; T5's take turns.
 
     Args:
         files: of the model.
         device: where to put it.
-        dtype: of the language model.
+        precision: of the language model.
 
     Raises:
         BrokenCheckpoint: a file cannot be read after all.
     """
-    weights = read_weights(files.source, files.shape, files.state, device, dtype)
+    weights = read_weights(files.source, files.shape, files.state, device, precision)
     tokenizer, text_encoder = _text_encoder(files.source, files.text_encoder, device)
     codec = files.codec.to(device)
     return Checkpoint(

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from musicgen_bento.engine.kv_cache import KVCache
+from musicgen_bento.engine.sampling import SamplingRows, sample
 from musicgen_bento.engine.weights import CrossAttention, Layer, LMWeights
 
 
@@ -45,9 +46,9 @@ class _Span:
     positions: int
 
     @property
-    def hearing(self) -> slice:
+    def hearing(self) -> range:
         """The rows that hear the prompt."""
-        return slice(self.begin, self.begin + self.positions)
+        return range(self.begin, self.begin + self.positions)
 
 
 class Decoder:
@@ -71,17 +72,27 @@ class Decoder:
         shape, weights = self.shape, self.weights
         rows = 2 if guided else 1
         prefix = len(text) if shape.text == "prepend" else 0
-        cache = KVCache(
-            shape.layers,
-            rows,
-            shape.heads,
-            prefix + positions,
-            shape.head_dim,
-            dtype=weights.dtype,
+        # the system hands out pages as they are written, so a clip takes memory for what it has filled
+        both = torch.empty(
+            (shape.layers, 2, rows, shape.heads, prefix + positions, shape.head_dim),
+            dtype=weights.precision.rest,
             device=weights.device,
         )
         cross = [self._cross_keys(layer.cross, text) for layer in weights.layers if layer.cross is not None]
-        return Sequence(rows, cache, text, cross)
+        return Sequence(rows, KVCache(both), text, cross)
+
+    def close(self, sequence: Sequence) -> None:
+        """The clip is over."""
+
+    def numbers(self, rows: int, positions: int, prompt: int) -> int:
+        """How many numbers a clip makes the decoder remember.
+
+        Args:
+            rows: 1, or 2 with classifier-free guidance.
+            positions: of the longest window.
+            prompt: T5 tokens.
+        """
+        return self.shape.clip_numbers(rows, positions, prompt)
 
     def prefix(self, sequence: Sequence) -> Tensor:
         """What precedes the tokens of each window, [rows, L, dim]: the prompt where the model prepends it."""
@@ -103,6 +114,25 @@ class Decoder:
         self._forward(inputs.reshape(-1, self.shape.dim), [span])
 
     @torch.inference_mode()
+    def draw(
+        self, sequences: list[Sequence], tokens: Tensor, cfg_coef: Tensor, rows: SamplingRows, keys: Tensor
+    ) -> Tensor:
+        """One position for each of B sequences, sampled.
+
+        Args:
+            sequences: B of them.
+            tokens: what each reads, [B, K].
+            cfg_coef: guidance [B]; ignored for sequences of one row.
+            rows: parameters of sampling.
+            keys: what the draws are keyed by, [B].
+
+        Returns:
+            Tokens [B, K]; -1 where the logits are not finite.
+        """
+        logits = self.step(sequences, tokens, cfg_coef)
+        return sound(logits, sample(logits, rows, keys))
+
+    @torch.inference_mode()
     def step(self, sequences: list[Sequence], tokens: Tensor, cfg_coef: Tensor) -> Tensor:
         """One position for each of B sequences.
 
@@ -119,7 +149,7 @@ class Decoder:
         spans = [_Span(s, end - s.rows, end, 1) for s, end in zip(sequences, ends, strict=True)]
         x = self.embed(tokens.T).repeat_interleave(torch.tensor(counts, device=tokens.device), dim=0)
         x = self.weights.out_norm(self._forward(x, spans))
-        logits = F.linear(x, self.weights.heads).float().view(len(x), self.shape.codebooks, self.shape.card)
+        logits = self.weights.heads(x).float().view(len(x), self.shape.codebooks, self.shape.card)
         hearing = logits[[span.begin for span in spans]]
         deaf = logits[[span.end - 1 for span in spans]]
         return deaf + (hearing - deaf) * cfg_coef[:, None, None]  # of one row: hearing + 0
@@ -127,11 +157,12 @@ class Decoder:
     def _forward(self, x: Tensor, spans: list[_Span]) -> Tensor:
         """Flat rows [R, dim] through all layers. Positions are the caches' next ones."""
         x = x + self._positions(spans).to(x.dtype)
+        hearing = torch.tensor([row for span in spans for row in span.hearing], device=x.device)
         for index, layer in enumerate(self.weights.layers):
-            x = x + F.linear(self._self_attention(index, layer, x, spans), layer.out)
+            x += layer.out(self._self_attention(index, layer, x, spans))
             if layer.cross is not None:
-                x = self._cross_attention(index, layer.cross, x, spans)
-            x = x + F.linear(F.gelu(F.linear(layer.norm2(x), layer.linear1)), layer.linear2)
+                x.index_add_(0, hearing, self._cross_attention(index, layer.cross, x[hearing], spans))
+            x += layer.linear2(F.gelu(layer.linear1(layer.norm2(x))))
         for span in spans:
             span.sequence.cache.advance(span.positions)
         return x
@@ -146,44 +177,46 @@ class Decoder:
         return torch.cat([phase.cos(), phase.sin()], dim=-1)
 
     def _self_attention(self, index: int, layer: Layer, x: Tensor, spans: list[_Span]) -> Tensor:
+        """What rows [R, dim] find in their own past, [R, dim]."""
         shape = self.shape
-        packed = F.linear(layer.norm1(x), layer.query_key_value)
-        out = torch.empty_like(x)
+        packed = layer.query_key_value(layer.norm1(x))
+        found = []
         for span in spans:
             rows, positions = span.sequence.rows, span.positions
             parts = packed[span.begin : span.end].view(rows, positions, 3, shape.heads, shape.head_dim)
-            query, key, value = parts.permute(2, 0, 3, 1, 4)  # [rows, H, T, D] each
-            keys, values = span.sequence.cache.extend(index, key, value)
-            heard = F.scaled_dot_product_attention(query, keys, values, attn_mask=_causal(positions, keys))
-            out[span.begin : span.end] = heard.transpose(1, 2).reshape(rows * positions, shape.dim)
-        return out
+            parts = parts.permute(2, 0, 3, 1, 4)  # [3, rows, H, T, D]
+            keys, values = span.sequence.cache.extend(index, parts[1:])
+            heard = F.scaled_dot_product_attention(parts[0], keys, values, attn_mask=_causal(positions, keys))
+            found.append(heard.transpose(1, 2).reshape(rows * positions, shape.dim))
+        return _rows(found)
 
     def _cross_attention(self, index: int, cross: CrossAttention, x: Tensor, spans: list[_Span]) -> Tensor:
-        """Add what the hearing rows find in the prompt; the others stay as they are."""
+        """What hearing rows [R', dim] find in their prompts, [R', dim]."""
         shape = self.shape
-        hearing = torch.cat([x[span.hearing] for span in spans])
-        queries = F.linear(cross.norm(hearing), cross.query)
-        out = torch.empty_like(queries)
-        begin = 0
-        for span in spans:
-            end = begin + span.positions
-            query = queries[begin:end].view(1, span.positions, shape.heads, shape.head_dim).transpose(1, 2)
-            found = F.scaled_dot_product_attention(query, *span.sequence.cross[index])
-            out[begin:end] = found.transpose(1, 2).reshape(span.positions, shape.dim)
-            begin = end
-        heard = hearing + F.linear(out, cross.out)
-        x = x.clone()
-        begin = 0
-        for span in spans:
-            x[span.hearing] = heard[begin : begin + span.positions]
-            begin += span.positions
-        return x
+        queries = cross.query(cross.norm(x))
+        found = []
+        for span, rows in zip(spans, torch.split(queries, [span.positions for span in spans]), strict=True):
+            query = rows.view(1, span.positions, shape.heads, shape.head_dim).transpose(1, 2)
+            heard = F.scaled_dot_product_attention(query, *span.sequence.cross[index])
+            found.append(heard.transpose(1, 2).reshape(span.positions, shape.dim))
+        return cross.out(_rows(found))
 
     def _cross_keys(self, cross: CrossAttention, text: Tensor) -> tuple[Tensor, Tensor]:
         shape = self.shape
-        packed = F.linear(text, cross.key_value).view(1, len(text), 2, shape.heads, shape.head_dim)
+        packed = cross.key_value(text).view(1, len(text), 2, shape.heads, shape.head_dim)
         keys, values = packed.permute(2, 0, 3, 1, 4)  # [1, H, L, D] each
         return keys.contiguous(), values.contiguous()
+
+
+def sound(logits: Tensor, drawn: Tensor) -> Tensor:
+    """Tokens [B, K] drawn from logits [B, K, card], or -1 where those are not finite."""
+    broken = ~logits.isfinite().flatten(1).all(dim=1)
+    return drawn.masked_fill(broken[:, None], -1)
+
+
+def _rows(parts: list[Tensor]) -> Tensor:
+    """One under the other."""
+    return torch.cat(parts) if len(parts) > 1 else parts[0]
 
 
 def _causal(positions: int, keys: Tensor) -> Tensor | None:

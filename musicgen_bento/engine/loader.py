@@ -34,7 +34,7 @@ class Loader:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self.device = choose(settings.device)
-        self.dtype: torch.dtype = getattr(torch, precision(self.device, settings))
+        self.precision = precision(self.device, settings)
         self.budget = memory_budget(self.device, settings)
         self._threads = torch.get_num_threads()
 
@@ -51,15 +51,15 @@ class Loader:
             )
         card = find(source.name)
         if card is not None:
-            fit(source.name, card.memory_bytes(self.dtype.itemsize, self._settings.max_duration), self.budget)
+            fit(source.name, card.memory_bytes(self.precision, self._settings.max_duration), self.budget)
         files = checkpoint.open_files(source, download)
         fit(source.name, self.sizes(files)[0], self.budget)
         return files
 
     def sizes(self, files: Files) -> tuple[int, int]:
         """Bytes of the model in memory with the largest clip that may be asked of it, and of that clip."""
-        clip = files.clip_bytes(self.dtype, self._settings.max_duration)
-        return files.bytes(self.dtype) + clip, clip
+        clip = files.clip_bytes(self.precision, self._settings.max_duration)
+        return files.bytes(self.precision) + clip, clip
 
     def make(self, files: Files, *, wake: Callable[[], None], room: Callable[[int], bool]) -> ModelEngine:
         """The engine of a model, in memory. The built-in one has been heard by then.
@@ -68,7 +68,7 @@ class Loader:
             MusicGenError: as `checkpoint.build`.
         """
         engine = ModelEngine(
-            checkpoint.build(files, self.device, self.dtype),
+            checkpoint.build(files, self.device, self.precision),
             max_slots=max_slots(self.device, self._settings),
             max_queue=self._settings.max_queue,
             deterministic=self._settings.deterministic,

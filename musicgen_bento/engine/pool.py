@@ -173,7 +173,7 @@ class EnginePool:
     def _estimate(self, name: str) -> int | None:
         """About what a model takes in memory."""
         card = find(name)
-        return card.memory_bytes(self._loader.dtype.itemsize, self._settings.max_duration) if card else None
+        return card.memory_bytes(self._loader.precision, self._settings.max_duration) if card else None
 
     def begin(self, resident: Resident) -> None:
         """See `memory.Owner.begin`."""

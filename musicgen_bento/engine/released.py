@@ -9,8 +9,10 @@ from torch import Tensor
 
 from musicgen_bento.engine.delay import DelayPattern
 from musicgen_bento.engine.hub import Source
+from musicgen_bento.engine.product import Product, product
 from musicgen_bento.engine.weights import CrossAttention, Layer, LMShape, LMWeights, Norm
 from musicgen_bento.errors import InvalidRequest
+from musicgen_bento.precision import Precision
 
 # Every released MusicGen's; the codec must have the same.
 FRAME_RATE = 50
@@ -80,19 +82,28 @@ def read_shape(source: Source, config: Any) -> LMShape:
 
 
 class _Tensors:
-    """The tensors of a file by name, each taken once, in the dtype and on the device wanted."""
+    """The tensors of a file by name, each taken once, in the precision and on the device wanted."""
 
-    def __init__(self, source: Source, state: dict[str, Tensor], device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(self, source: Source, state: dict[str, Tensor], device: torch.device, precision: Precision) -> None:
         self._source, self._state = source, dict(state)
-        self._device, self._dtype = device, dtype
+        self._device, self._precision = device, precision
+
+    def matrix(self, name: str, outputs: int, inputs: int) -> Product:
+        return self.product(self.raw(name, outputs, inputs))
+
+    def product(self, weight: Tensor) -> Product:
+        return product(weight.to(self._device), self._precision)
 
     def take(self, name: str, *size: int) -> Tensor:
+        return self.raw(name, *size).to(self._device, self._precision.rest)
+
+    def raw(self, name: str, *size: int) -> Tensor:
         tensor = self._state.pop(name, None)
         if tensor is None:
             raise self._source.broken("state_dict.bin", f"has no tensor {name}")
         if tuple(tensor.shape) != size:
             raise self._source.broken("state_dict.bin", f"has {name} of size {list(tensor.shape)}, not {list(size)}")
-        return tensor.to(self._device, self._dtype)
+        return tensor
 
     def norm(self, name: str, dim: int) -> Norm:
         return Norm(self.take(f"{name}.weight", dim), self.take(f"{name}.bias", dim))
@@ -103,19 +114,20 @@ class _Tensors:
 
 
 def read_weights(
-    source: Source, shape: LMShape, state: dict[str, Tensor], device: torch.device, dtype: torch.dtype
+    source: Source, shape: LMShape, state: dict[str, Tensor], device: torch.device, precision: Precision
 ) -> LMWeights:
     """The tensors of `best_state`, each where it belongs; one missing, of another size or left over is an error."""
-    tensors = _Tensors(source, state, device, dtype)
+    tensors = _Tensors(source, state, device, precision)
     dim, codebooks = shape.dim, range(shape.codebooks)
     projection = "condition_provider.conditioners.description.output_proj"
     text_dim = state[f"{projection}.weight"].shape[-1] if f"{projection}.weight" in state else 0
     weights = LMWeights(
         shape=shape,
+        precision=precision,
         embeddings=torch.stack([tensors.take(f"emb.{k}.weight", shape.card + 1, dim) for k in codebooks]),
         layers=tuple(_layer(tensors, f"transformer.layers.{i}", shape) for i in range(shape.layers)),
         out_norm=tensors.norm("out_norm", dim),
-        heads=torch.cat([tensors.take(f"linears.{k}.weight", shape.card, dim) for k in codebooks]),
+        heads=tensors.product(torch.cat([tensors.raw(f"linears.{k}.weight", shape.card, dim) for k in codebooks])),
         text_weight=tensors.take(f"{projection}.weight", dim, text_dim),
         text_bias=tensors.take(f"{projection}.bias", dim),
     )
@@ -127,19 +139,19 @@ def _layer(tensors: _Tensors, name: str, shape: LMShape) -> Layer:
     dim, hidden = shape.dim, shape.hidden
     cross = None
     if shape.text == "cross":
-        packed = tensors.take(f"{name}.cross_attention.in_proj_weight", 3 * dim, dim)
+        packed = tensors.raw(f"{name}.cross_attention.in_proj_weight", 3 * dim, dim)
         cross = CrossAttention(
             norm=tensors.norm(f"{name}.norm_cross", dim),
-            query=packed[:dim],
-            key_value=packed[dim:],
-            out=tensors.take(f"{name}.cross_attention.out_proj.weight", dim, dim),
+            query=tensors.product(packed[:dim]),
+            key_value=tensors.product(packed[dim:]),
+            out=tensors.matrix(f"{name}.cross_attention.out_proj.weight", dim, dim),
         )
     return Layer(
         norm1=tensors.norm(f"{name}.norm1", dim),
-        query_key_value=tensors.take(f"{name}.self_attn.in_proj_weight", 3 * dim, dim),
-        out=tensors.take(f"{name}.self_attn.out_proj.weight", dim, dim),
+        query_key_value=tensors.matrix(f"{name}.self_attn.in_proj_weight", 3 * dim, dim),
+        out=tensors.matrix(f"{name}.self_attn.out_proj.weight", dim, dim),
         cross=cross,
         norm2=tensors.norm(f"{name}.norm2", dim),
-        linear1=tensors.take(f"{name}.linear1.weight", hidden, dim),
-        linear2=tensors.take(f"{name}.linear2.weight", dim, hidden),
+        linear1=tensors.matrix(f"{name}.linear1.weight", hidden, dim),
+        linear2=tensors.matrix(f"{name}.linear2.weight", dim, hidden),
     )

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from musicgen_bento.engine.delay import DelayPattern
+from musicgen_bento.engine.product import Dense, Half, Int8, Product
+from musicgen_bento.precision import Precision, Size
 
 MAX_TOKENS = 512
 """Most T5 tokens of a prompt."""
@@ -78,9 +80,9 @@ class CrossAttention:
     """Attention to the prompt. Keys and values are made once a clip."""
 
     norm: Norm
-    query: Tensor  # [dim, dim]
-    key_value: Tensor  # [2 * dim, dim]
-    out: Tensor  # [dim, dim]
+    query: Product  # [dim, dim]
+    key_value: Product  # [2 * dim, dim]
+    out: Product  # [dim, dim]
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,12 +90,12 @@ class Layer:
     """One transformer layer, pre-norm, without biases."""
 
     norm1: Norm
-    query_key_value: Tensor  # [3 * dim, dim]
-    out: Tensor  # [dim, dim]
+    query_key_value: Product  # [3 * dim, dim]
+    out: Product  # [dim, dim]
     cross: CrossAttention | None
     norm2: Norm
-    linear1: Tensor  # [hidden, dim]
-    linear2: Tensor  # [dim, hidden]
+    linear1: Product  # [hidden, dim]
+    linear2: Product  # [dim, hidden]
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,36 +103,36 @@ class LMWeights:
     """All of the language model, the projection of the text included."""
 
     shape: LMShape
+    precision: Precision
     embeddings: Tensor  # [K, card + 1, dim]
     layers: tuple[Layer, ...]
     out_norm: Norm
-    heads: Tensor  # [K * card, dim]
+    heads: Product  # [K * card, dim]
     text_weight: Tensor  # [dim, text dim]
     text_bias: Tensor  # [dim]
 
     @property
     def device(self) -> torch.device:
         """Where they are."""
-        return self.heads.device
+        return self.embeddings.device
 
     @property
-    def dtype(self) -> torch.dtype:
-        """What they are."""
-        return self.heads.dtype
+    def size(self) -> Size:
+        """How many numbers there are, and where."""
+        parts = list(_parts(self))
+        products = [part for part in parts if not isinstance(part, Tensor)]
+        in_matrices = sum(product.numbers for product in products)
+        numbers = in_matrices + sum(part.numel() for part in parts if isinstance(part, Tensor))
+        return Size(numbers, in_matrices, sum(product.outputs for product in products))
 
-    @property
-    def numbers(self) -> int:
-        """How many there are."""
-        return sum(tensor.numel() for tensor in _tensors(self))
 
-
-def _tensors(part: Any) -> Iterator[Tensor]:
-    """The tensors of a part of the model, and of its parts."""
-    if isinstance(part, Tensor):
+def _parts(part: Any) -> Iterator[Tensor | Product]:
+    """The tensors and products of a part of the model, and of its parts."""
+    if isinstance(part, Tensor | Dense | Half | Int8):
         yield part
     elif isinstance(part, tuple):
         for inner in part:
-            yield from _tensors(inner)
+            yield from _parts(inner)
     elif isinstance(part, Norm | CrossAttention | Layer | LMWeights):
         for field in fields(part):
-            yield from _tensors(getattr(part, field.name))
+            yield from _parts(getattr(part, field.name))

@@ -43,7 +43,7 @@ def test_past_the_window(kind: str, duration: float) -> None:
 def test_the_twins_have_the_same_weights() -> None:
     """What the test above relies on: the window is no weight."""
     one, two = engine(replace(MONO, seed=5)).checkpoint, engine(replace(MONO, seed=5, window=2)).checkpoint
-    assert torch.equal(one.weights.heads, two.weights.heads)
+    assert torch.equal(one.weights.embeddings, two.weights.embeddings)
     assert (one.weights.shape.window, two.weights.shape.window) == (1500, 100)
 
 

@@ -1,0 +1,47 @@
+"""`verify`: how far the precisions are from float32 on a model's own weights."""
+
+from __future__ import annotations
+
+import click
+
+from musicgen_bento.commands.generate import names
+
+ALL = ("bfloat16", "float16", "int8")
+LINE = "{:<10} {:<9} {:>9} {:>9} {:>7} {:>9}"
+HELP = """Compare precisions with float32 on MODEL's own weights.
+
+Both read the same tokens, chosen by float32, greedily and by sampling; what is compared is what each would say next.
+On a CPU, in a minute for a small model. Without --precision: all that a CPU has.
+
+\b
+musicgen-bento verify facebook/musicgen-small --precision int8
+"""
+
+
+@click.command(help=HELP)
+@click.argument("model", shell_complete=names)
+@click.option(
+    "--precision",
+    "-p",
+    multiple=True,
+    type=click.Choice(ALL),
+    help="Only this one; may be given again.",
+)
+def verify(model: str, precision: tuple[str, ...]) -> None:
+    """Print a table and a verdict for each."""
+    from musicgen_bento.engine import checkpoint
+    from musicgen_bento.engine.names import resolve
+    from musicgen_bento.engine.verify import CPU, LEAST_AGREEMENT, MOST_KL, distances
+    from musicgen_bento.precision import named
+
+    source = resolve(model, any_model=True, folders=True)
+    files = checkpoint.open_files(source)
+    near: dict[str, bool] = {}
+    click.echo(LINE.format("precision", "contexts", "KL, nats", "99% below", "top-1", "compared"))
+    for found in distances(files, [named(name, CPU) for name in precision or ALL]):
+        figures = f"{found.kl:.5f}", f"{found.kl_99:.4f}", f"{found.agreement:.1%}", found.distributions
+        click.echo(LINE.format(found.precision, found.contexts, *figures))
+        near[found.precision] = near.get(found.precision, True) and found.near
+    for name, good in near.items():
+        click.echo(f"{name}: {'as good as' if good else 'not as good as'} float32 for {source.name}")
+    click.echo(f"(as good: mean KL at most {MOST_KL:g} nats, the same top token in {LEAST_AGREEMENT:.0%} or more)")

@@ -1,0 +1,62 @@
+"""Matrices held in fewer bits: how near the products are, and whose business a row is."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from musicgen_bento.engine.product import Dense, Half, Int8, levels, product
+from musicgen_bento.precision import BFLOAT16, FLOAT16_KEPT, FLOAT32, INT8, Precision
+
+OUT, IN = 96, 256
+
+
+@pytest.fixture
+def weight() -> torch.Tensor:
+    weight = torch.randn(OUT, IN, generator=torch.Generator().manual_seed(0)) * IN**-0.5
+    weight[3] = 0  # an output that nothing reaches
+    return weight * torch.logspace(-2, 2, OUT)[:, None]  # each output at a scale of its own
+
+
+@pytest.fixture
+def rows() -> torch.Tensor:
+    rows = torch.randn(40, IN, generator=torch.Generator().manual_seed(1))
+    rows[5] = 0
+    return rows * torch.logspace(-3, 3, 40)[:, None]
+
+
+@pytest.mark.parametrize(
+    ("precision", "kind", "error"),
+    [(FLOAT32, Dense, 1e-6), (FLOAT16_KEPT, Half, 1e-3), (INT8, Int8, 0.05), (BFLOAT16, Dense, 0.02)],
+)
+def test_nearly_the_same(
+    precision: Precision, kind: type, error: float, weight: torch.Tensor, rows: torch.Tensor
+) -> None:
+    held = product(weight, precision)
+    assert isinstance(held, kind)
+    assert (held.outputs, held.numbers) == (OUT, OUT * IN)
+    wanted, made = rows.double() @ weight.double().T, held(rows.to(precision.rest)).double()
+    assert made.isfinite().all()
+    there = wanted.norm(dim=1) > 0
+    assert ((made - wanted).norm(dim=1)[there] / wanted.norm(dim=1)[there]).max() < error
+    assert (made[~there] == 0).all()
+    assert (made[:, 3] == 0).all()
+
+
+def test_int8_is_blind_to_company(weight: torch.Tensor, rows: torch.Tensor) -> None:
+    held = product(weight, INT8)
+    together = held(rows)
+    for begin, end in ((0, 1), (5, 6), (7, 20), (1, 40)):
+        assert torch.equal(held(rows[begin:end].clone()), together[begin:end])
+
+
+def test_int8_sums_do_not_saturate() -> None:
+    """The largest weights times the largest inputs, summed with one sign: what 16 bits would not hold."""
+    held = Int8(torch.full((16, 1024), 0.5))
+    assert torch.allclose(held(torch.full((3, 1024), 2.0)), torch.tensor(1024.0), rtol=1e-5)
+    assert levels() in (63, 127)
+
+
+def test_on_the_meta_device_a_matrix_is_a_size() -> None:
+    held = product(torch.empty(OUT, IN, device="meta"), INT8)
+    assert (held.outputs, held.numbers) == (OUT, OUT * IN)
