@@ -28,15 +28,9 @@ from musicgen_bento.engine.types import Chunk, Failed, Finished, Waiting
 from musicgen_bento.errors import BrokenCheckpoint, ModelTooLarge
 from musicgen_bento.machine import free_memory, memory_budget
 from tests.models import MONO, STEREO, Story, folder, params
+from tests.waiting import until
 
 ROOT = Path(__file__).parent.parent
-
-
-def until(condition: Callable[[], object], seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.005)
 
 
 def one_takes() -> int:
