@@ -29,15 +29,9 @@ from musicgen_bento.errors import BrokenCheckpoint, ModelTooLarge
 from musicgen_bento.machine import free_memory, memory_budget
 from musicgen_bento.precision import FLOAT16_KEPT, FLOAT32, INT8, Precision
 from tests.models import MONO, STEREO, Story, folder, params
+from tests.waiting import until
 
 ROOT = Path(__file__).parent.parent
-
-
-def until(condition: Callable[[], object], seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.005)
 
 
 def one_takes() -> int:

@@ -202,13 +202,14 @@ def _ask(tallies: dict[str, Tally], song: Song, said: Caption, wav: Samples) -> 
 
 def _look_for_faults(result: Result, wav: Samples) -> None:
     level = 20 * math.log10(max(float(np.sqrt(np.mean(wav**2))), 1e-9))
-    result.flattest = max(result.flattest, flatness(wav))
+    flat = flatness(wav)
+    result.flattest = max(result.flattest, flat)
     faults = {
         "not a number": not np.isfinite(wav).all(),
         "clipped": float(np.abs(wav).max()) > 1.0,
         "RMS outside -32 to -10 dBFS": not -32 <= level <= -10,
         "silent for over a second": longest_silence(wav) > 1.0,
-        "flatter than the renderer's noisiest": flatness(wav) > result.flatness_bar,
+        "flatter than the renderer's noisiest": flat > result.flatness_bar,
     }
     for fault, there in faults.items():
         result.broken[fault] = result.broken.get(fault, 0) + int(there)

@@ -16,10 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.signal import butter, sosfilt
 
+from training.plan import SAMPLE_RATE
+
 Samples = NDArray[np.float64]
 Instrument = Callable[[float, float, np.random.Generator, float], Samples]
 
-SAMPLE_RATE = 32_000
 NYQUIST = SAMPLE_RATE / 2
 STEP = 3.125  # Hz: a codec at 50 frames a second sees the same again after 16 of them
 WAVER = 2 * STEP  # of vibrato

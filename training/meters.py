@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.signal import find_peaks, medfilt, medfilt2d, stft
 
-from training.instruments import SAMPLE_RATE
+from training.plan import SAMPLE_RATE
 
 Samples = NDArray[np.float32]
 HOP = 512

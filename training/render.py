@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.signal import butter, fftconvolve, sosfilt
 
-from training.instruments import DRUMS, PITCHED, SAMPLE_RATE, tuned
+from training.instruments import DRUMS, PITCHED, tuned
+from training.plan import SAMPLE_RATE
 from training.songs import Song, compose
 
 GAIN = 0.075  # of a part at a loudness of 1, so that songs come to about -20 dBFS
