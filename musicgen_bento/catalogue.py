@@ -64,9 +64,9 @@ class ModelCard:
             seconds: the longest clip that may be asked for.
         """
         positions = min(self.window, seconds) * 50 + 3
-        clip = 2 * self.layers * self.dim * int(2 * positions + 512)  # keys and values, guided, for a long prompt
-        language_model = self.parameters * precision.matrices.itemsize + clip * precision.rest.itemsize
-        return language_model + 4 * self.float32_numbers
+        own = int(2 * positions) * precision.cache.itemsize  # of each channel of keys and values, guided
+        clip = 2 * self.layers * self.dim * (own + 512 * precision.rest.itemsize)  # for a long prompt
+        return self.parameters * precision.matrices.itemsize + clip + 4 * self.float32_numbers
 
 
 def _released(size: str, parameters: int, *, stereo: bool = False, melody: bool = False) -> ModelCard:

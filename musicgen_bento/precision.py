@@ -1,7 +1,8 @@
 """What the language model's numbers are held in, and what that takes.
 
 Five ways on a CPU or a GPU. The matrices, nearly all of a model, are what costs memory and time: each step reads all of
-them once. Everything else (embeddings, norms, keys and values, activations) has a dtype of its own.
+them once. What attention remembers of each clip has a dtype of its own, and so has everything else
+(embeddings, norms, activations).
 """
 
 from __future__ import annotations
@@ -34,12 +35,14 @@ class Precision:
         name: as `MUSICGEN_PRECISION` has it.
         matrices: dtype of the matrices' numbers.
         rest: dtype of everything else, of sums and of results.
+        cache: dtype of the keys and values that attention remembers.
         per_output: bytes that each output of a matrix takes beside its numbers.
     """
 
     name: str
     matrices: torch.dtype
     rest: torch.dtype
+    cache: torch.dtype
     per_output: int = 0
 
     def bytes(self, size: Size) -> int:
@@ -48,12 +51,12 @@ class Precision:
         return size.in_matrices * self.matrices.itemsize + rest * self.rest.itemsize + size.outputs * self.per_output
 
 
-FLOAT32 = Precision("float32", torch.float32, torch.float32)
-BFLOAT16 = Precision("bfloat16", torch.bfloat16, torch.bfloat16)
-FLOAT16 = Precision("float16", torch.float16, torch.float16)
+FLOAT32 = Precision("float32", torch.float32, torch.float32, torch.float32)
+BFLOAT16 = Precision("bfloat16", torch.bfloat16, torch.bfloat16, torch.bfloat16)
+FLOAT16 = Precision("float16", torch.float16, torch.float16, torch.float16)
 # On a CPU float16 is a way to keep numbers, not to compute: products are summed in float32.
-FLOAT16_KEPT = Precision("float16", torch.float16, torch.float32)
-INT8 = Precision("int8", torch.int8, torch.float32, per_output=12)  # scale, zero point, sum of the weights
+FLOAT16_KEPT = Precision("float16", torch.float16, torch.float32, torch.float32)
+INT8 = Precision("int8", torch.int8, torch.float32, torch.uint8, per_output=12)  # scale, zero point, sum of weights
 
 
 def named(name: str, device: torch.device) -> Precision:

@@ -38,7 +38,7 @@ def test_on_a_cpu(recipe: Recipe, how: Precision) -> None:
 def test_int8_takes_the_same_tokens_in_any_company() -> None:
     """Law 2, exactly: what float32 does only for whoever asks for it."""
     requests = {
-        str(n): params(duration=0.6 + n / 4, seed=n, prompt="piano " * (n + 1), cfg_coef=1.0 if n % 2 else 3.0)
+        str(n): params(duration=0.6 + n, seed=n, prompt="piano " * (n + 1), cfg_coef=1.0 if n % 2 else 3.0)
         for n in range(4)
     }
     together = make(loaded(MONO, CPU, INT8), requests)

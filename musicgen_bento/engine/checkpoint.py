@@ -31,6 +31,7 @@ import yaml
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from musicgen_bento.engine.caches import clip_bytes
 from musicgen_bento.engine.download import Download
 from musicgen_bento.engine.hub import CODEC_FILES, T5_FILES, Source
 from musicgen_bento.engine.released import FRAME_RATE, read_shape, read_weights
@@ -107,7 +108,7 @@ class Files:
         """What the most demanding clip of so many seconds takes while it is made."""
         frames = min(self.shape.window, int(seconds * FRAME_RATE) + 1)
         positions = self.shape.pattern.last_position(frames)
-        return self.shape.clip_numbers(2, positions, MAX_TOKENS) * precision.rest.itemsize
+        return clip_bytes(self.shape, precision, 2, positions, MAX_TOKENS)
 
 
 # transformers builds one model at a time: two threads in from_pretrained leave both models without weights.

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from musicgen_bento.engine.kv_cache import KVCache
+from musicgen_bento.engine.caches import Cache, cache, clip_bytes
 from musicgen_bento.engine.sampling import SamplingRows, sample
 from musicgen_bento.engine.weights import CrossAttention, Layer, LMWeights
 
@@ -31,7 +31,7 @@ class Sequence:
     """
 
     rows: int
-    cache: KVCache
+    cache: Cache
     text: Tensor
     cross: list[tuple[Tensor, Tensor]]
 
@@ -72,27 +72,22 @@ class Decoder:
         shape, weights = self.shape, self.weights
         rows = 2 if guided else 1
         prefix = len(text) if shape.text == "prepend" else 0
-        # the system hands out pages as they are written, so a clip takes memory for what it has filled
-        both = torch.empty(
-            (shape.layers, 2, rows, shape.heads, prefix + positions, shape.head_dim),
-            dtype=weights.precision.rest,
-            device=weights.device,
-        )
+        own = cache(shape, weights.precision, weights.device, rows, prefix + positions)
         cross = [self._cross_keys(layer.cross, text) for layer in weights.layers if layer.cross is not None]
-        return Sequence(rows, KVCache(both), text, cross)
+        return Sequence(rows, own, text, cross)
 
     def close(self, sequence: Sequence) -> None:
         """The clip is over."""
 
-    def numbers(self, rows: int, positions: int, prompt: int) -> int:
-        """How many numbers a clip makes the decoder remember.
+    def bytes(self, rows: int, positions: int, prompt: int) -> int:
+        """What a clip makes the decoder remember.
 
         Args:
             rows: 1, or 2 with classifier-free guidance.
             positions: of the longest window.
             prompt: T5 tokens.
         """
-        return self.shape.clip_numbers(rows, positions, prompt)
+        return clip_bytes(self.shape, self.weights.precision, rows, positions, prompt)
 
     def prefix(self, sequence: Sequence) -> Tensor:
         """What precedes the tokens of each window, [rows, L, dim]: the prompt where the model prepends it."""
@@ -185,8 +180,7 @@ class Decoder:
             rows, positions = span.sequence.rows, span.positions
             parts = packed[span.begin : span.end].view(rows, positions, 3, shape.heads, shape.head_dim)
             parts = parts.permute(2, 0, 3, 1, 4)  # [3, rows, H, T, D]
-            keys, values = span.sequence.cache.extend(index, parts[1:])
-            heard = F.scaled_dot_product_attention(parts[0], keys, values, attn_mask=_causal(positions, keys))
+            heard = span.sequence.cache.attend(index, parts[0], parts[1:])
             found.append(heard.transpose(1, 2).reshape(rows * positions, shape.dim))
         return _rows(found)
 
@@ -217,12 +211,3 @@ def sound(logits: Tensor, drawn: Tensor) -> Tensor:
 def _rows(parts: list[Tensor]) -> Tensor:
     """One under the other."""
     return torch.cat(parts) if len(parts) > 1 else parts[0]
-
-
-def _causal(positions: int, keys: Tensor) -> Tensor | None:
-    """A mask [T, filled] for T new positions behind those remembered; one new position sees them all."""
-    if positions == 1:
-        return None
-    filled = keys.shape[2]
-    full = torch.ones(positions, filled, dtype=torch.bool, device=keys.device)
-    return full.tril(diagonal=filled - positions)

@@ -111,8 +111,8 @@ class ModelEngine:
         clip = Clip(self._shape.pattern, frames, self._shape.window, self._shape.card)
         positions = self._shape.pattern.last_position(clip.window_frames)
         rows = 1 if params.cfg_coef == 1.0 else 2
-        numbers = self._decoder.numbers(rows, positions, ids.shape[1])
-        slot = Slot(ticket, params, listener, ids, clip, numbers * self.checkpoint.weights.precision.rest.itemsize)
+        remembered = self._decoder.bytes(rows, positions, ids.shape[1])
+        slot = Slot(ticket, params, listener, ids, clip, remembered)
         with self._lock:
             if self._scheduler.full:
                 raise QueueFull(

@@ -79,11 +79,11 @@ class GraphedDecoder(Decoder):
         self._rows: tuple[SamplingRows, list[int]] | None = None
         self._make_inputs()
 
-    def numbers(self, rows: int, positions: int, prompt: int) -> int:
-        """See `Decoder.numbers`."""
+    def bytes(self, rows: int, positions: int, prompt: int) -> int:
+        """See `Decoder.bytes`."""
         shape = self.shape
         positions = shape.pattern.last_position(shape.window)
-        return shape.clip_numbers(2, _up(positions, LENGTH), _up(prompt, PROMPT))
+        return super().bytes(2, _up(positions, LENGTH), _up(prompt, PROMPT))
 
     def open(self, text: Tensor, guided: bool, positions: int) -> Sequence:
         """See `Decoder.open`."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 
 class KVCache:
@@ -17,16 +19,25 @@ class KVCache:
         self.both = both
         self.length = length
 
-    def extend(self, layer: int, both: Tensor) -> tuple[Tensor, Tensor]:
-        """Write keys and values of a layer's next positions, [2, rows, H, T, D], and give all up to them.
+    def attend(self, layer: int, query: Tensor, both: Tensor) -> Tensor:
+        """Remember a layer's next positions, and attend from them to everything up to them.
 
         `length` moves on once for all layers, by `advance`.
+
+        Args:
+            layer: its index.
+            query: of T positions, [rows, H, T, D].
+            both: their keys and values, [2, rows, H, T, D].
+
+        Returns:
+            What they find, [rows, H, T, D].
         """
-        end = self.length + both.shape[3]
+        end = self.length + query.shape[2]
         filled = self.both[layer, :, :, :, :end]
         filled[:, :, :, self.length :] = both
         keys, values = filled
-        return keys, values
+        mask = causal(query.shape[2], end, query.device)
+        return F.scaled_dot_product_attention(query, keys, values, attn_mask=mask)
 
     def advance(self, positions: int) -> None:
         """The positions just written count."""
@@ -35,3 +46,11 @@ class KVCache:
     def reset(self) -> None:
         """Start over at position 0."""
         self.length = 0
+
+
+def causal(positions: int, filled: int, device: torch.device | str) -> Tensor | None:
+    """A mask [T, filled] for the last T positions of those filled; one sees them all."""
+    if positions == 1:
+        return None
+    full = torch.ones(positions, filled, dtype=torch.bool, device=device)
+    return full.tril(diagonal=filled - positions)

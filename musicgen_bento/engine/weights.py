@@ -51,17 +51,6 @@ class LMShape:
         """D."""
         return self.dim // self.heads
 
-    def clip_numbers(self, rows: int, positions: int, prompt: int) -> int:
-        """What one clip makes the model remember: keys and values of each layer.
-
-        Args:
-            rows: 1, or 2 with classifier-free guidance.
-            positions: of the longest window.
-            prompt: T5 tokens.
-        """
-        heard = rows * (prompt + positions) if self.text == "prepend" else rows * positions + prompt
-        return 2 * self.layers * self.dim * heard
-
 
 @dataclass(frozen=True, slots=True)
 class Norm:
