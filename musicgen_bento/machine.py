@@ -11,7 +11,7 @@ import torch
 from musicgen_bento.catalogue import find
 from musicgen_bento.config import Settings
 from musicgen_bento.errors import LoadFailed, ModelTooLarge
-from musicgen_bento.precision import FLOAT16, FLOAT32, Precision, named
+from musicgen_bento.precision import FLOAT16, FLOAT32, Precision, on
 
 SLOTS = {"cpu": 16, "cuda": 64}
 FREE_SHARE = 0.8
@@ -41,10 +41,11 @@ def precision(device: torch.device, settings: Settings) -> Precision:
     if settings.precision == "auto":
         return FLOAT16 if device.type == "cuda" else FLOAT32
     try:
-        return named(settings.precision, device)
+        return on(device)[settings.precision]
     except KeyError:
-        hint = "Set MUSICGEN_PRECISION to auto, float16, bfloat16 or float32."
-        raise LoadFailed(f"{settings.precision} is for a CPU, not for {device}.", hint=hint) from None
+        hint = "Set MUSICGEN_PRECISION to auto, bfloat16 or float32."
+        kind = "an x86 CPU" if settings.precision == "int8" else "an x86 CPU or a GPU"
+        raise LoadFailed(f"{settings.precision} is for {kind}, not for this {device.type}.", hint=hint) from None
 
 
 def choose(name: str) -> torch.device:

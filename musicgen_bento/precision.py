@@ -59,11 +59,12 @@ FLOAT16_KEPT = Precision("float16", torch.float16, torch.float32, torch.float32)
 INT8 = Precision("int8", torch.int8, torch.float32, torch.uint8, per_output=12)  # scale, zero point, sum of weights
 
 
-def named(name: str, device: torch.device) -> Precision:
-    """The precision of a name on a device.
-
-    Raises:
-        KeyError: there is none.
-    """
-    kept = {"float16": FLOAT16_KEPT, "int8": INT8} if device.type == "cpu" else {"float16": FLOAT16}
-    return ({"float32": FLOAT32, "bfloat16": BFLOAT16} | kept)[name]
+def on(device: torch.device) -> dict[str, Precision]:
+    """What there is on a device, by name."""
+    if device.type != "cpu":
+        special = {"float16": FLOAT16}
+    elif "fbgemm" in torch.backends.quantized.supported_engines:  # products of packed matrices; for x86 alone
+        special = {"float16": FLOAT16_KEPT, "int8": INT8}
+    else:
+        special = {}
+    return {"float32": FLOAT32, "bfloat16": BFLOAT16} | special

@@ -13,7 +13,7 @@ from musicgen_bento.engine.hub import Source
 from musicgen_bento.engine.types import Finished
 from musicgen_bento.errors import LoadFailed
 from musicgen_bento.machine import precision
-from musicgen_bento.precision import BFLOAT16, FLOAT16, FLOAT16_KEPT, FLOAT32, INT8, Precision, named
+from musicgen_bento.precision import BFLOAT16, FLOAT16, FLOAT16_KEPT, FLOAT32, INT8, Precision, on
 from tests.checkpoints import Recipe
 from tests.models import MONO, PREPEND, STEREO, engine, folder, make, make_one, params
 
@@ -50,9 +50,18 @@ def test_what_a_device_has() -> None:
     assert precision(CPU, Settings(precision="int8")) == INT8
     assert precision(CPU, Settings(precision="float16")) == FLOAT16_KEPT
     assert precision(CUDA, Settings(precision="float16")) == precision(CUDA, Settings()) == FLOAT16
-    assert named("bfloat16", CUDA) == named("bfloat16", CPU) == BFLOAT16
-    with pytest.raises(LoadFailed, match="int8 is for a CPU"):
+    assert on(CUDA)["bfloat16"] == on(CPU)["bfloat16"] == BFLOAT16
+    with pytest.raises(LoadFailed, match="int8 is for an x86 CPU"):
         precision(CUDA, Settings(precision="int8"))
+
+
+def test_a_cpu_without_packed_products_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(type(torch.backends.quantized), "supported_engines", property(lambda _: ["qnnpack"]))
+    assert set(on(CPU)) == {"float32", "bfloat16"}
+    assert precision(CPU, Settings()) == FLOAT32
+    for name in ("int8", "float16"):
+        with pytest.raises(LoadFailed, match="x86 CPU"):
+            precision(CPU, Settings(precision=name))
 
 
 @pytest.mark.gpu

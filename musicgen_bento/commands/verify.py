@@ -29,16 +29,19 @@ musicgen-bento verify facebook/musicgen-small --precision int8
 )
 def verify(model: str, precision: tuple[str, ...]) -> None:
     """Print a table and a verdict for each."""
+    from musicgen_bento import machine
+    from musicgen_bento.config import Settings
     from musicgen_bento.engine import checkpoint
     from musicgen_bento.engine.names import resolve
     from musicgen_bento.engine.verify import CPU, LEAST_AGREEMENT, MOST_KL, distances
-    from musicgen_bento.precision import named
+    from musicgen_bento.precision import FLOAT32, on
 
+    chosen = [machine.precision(CPU, Settings(precision=name)) for name in precision]
     source = resolve(model, any_model=True, folders=True)
     files = checkpoint.open_files(source)
     near: dict[str, bool] = {}
     click.echo(LINE.format("precision", "contexts", "KL, nats", "99% below", "top-1", "compared"))
-    for found in distances(files, [named(name, CPU) for name in precision or ALL]):
+    for found in distances(files, chosen or [each for each in on(CPU).values() if each != FLOAT32]):
         figures = f"{found.kl:.5f}", f"{found.kl_99:.4f}", f"{found.agreement:.1%}", found.distributions
         click.echo(LINE.format(found.precision, found.contexts, *figures))
         near[found.precision] = near.get(found.precision, True) and found.near
