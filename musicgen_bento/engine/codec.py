@@ -8,19 +8,13 @@ value is computed once, a block costs its share of the whole, and nothing is hea
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from musicgen_bento.engine.clip import Clip
-from musicgen_bento.engine.seanet import Chain
-from musicgen_bento.engine.types import Chunk
-
-# Frames to decode at a time: little first, so that sound comes soon, then blocks large enough to be cheap.
-# Fixed, so that a clip's arithmetic, and every bit of it, is the same however its frames arrive.
-BLOCKS = (5, 3, 4, 6, 9, 13, 20)
+from musicgen_bento.engine.seanet import Chain, alike, joined, part
 
 
 class CodecDecoder:
@@ -48,64 +42,55 @@ class CodecDecoder:
         """Begin a clip."""
         return CodecStream(self)
 
+    @torch.inference_mode()
+    def push(self, streams: Sequence[CodecStream], codes: Sequence[Tensor]) -> list[Tensor | None]:
+        """The next frames of several clips in the same state (see `CodecStream.state`), decoded together.
+
+        Args:
+            streams: B of them.
+            codes: of each [K, t], as many frames of all.
+
+        Returns:
+            The samples of each [C, n]; None while the look-ahead fills.
+        """
+        batch = torch.stack(list(codes))
+        if self.stereo:  # even codebooks are left, odd ones right: two items of a batch
+            batch = batch.unflatten(1, (-1, 2)).transpose(1, 2).flatten(0, 1)
+        count = len(streams)
+        chain = joined([stream.chain for stream in streams]) if count > 1 else streams[0].chain
+        wav = chain.push(self.mono.decode_latent(batch))
+        if count > 1:
+            for clip, stream in enumerate(streams):
+                stream.chain = part(chain, clip, count)
+        return [None] * count if wav is None else list(wav.reshape(count, -1, wav.shape[-1]))
+
+    def finish(self, streams: Sequence[CodecStream]) -> list[Tensor | None]:
+        """End clips: the samples of each that waited for frames to come, [C, n]."""
+        return [stream.finish() for stream in streams]
+
 
 class CodecStream:
-    """One clip's way through the codec."""
+    """One clip's way through the codec.
+
+    Attributes:
+        chain: the layers, with what they keep of this clip.
+    """
 
     def __init__(self, decoder: CodecDecoder) -> None:
         self._decoder = decoder
-        self._chain = decoder.chain.fork()
+        self.chain = decoder.chain.fork()
 
-    @torch.inference_mode()
+    @property
+    def state(self) -> Any:
+        """Clips of one codec can be decoded together while theirs are equal: a few frames after their beginnings."""
+        return alike(self.chain)
+
     def push(self, codes: Tensor) -> Tensor | None:
         """The next frames, [K, t] → samples [C, n]; None while the look-ahead fills."""
-        batch = codes[None]
-        if self._decoder.stereo:  # even codebooks are left, odd ones right: two items of a batch
-            batch = codes.view(-1, 2, codes.shape[1]).transpose(0, 1)
-        return self._channels(self._chain.push(self._decoder.mono.decode_latent(batch)))
+        return self._decoder.push([self], [codes])[0]
 
     @torch.inference_mode()
     def finish(self) -> Tensor | None:
         """The samples that waited for frames to come, [C, n]."""
-        return self._channels(self._chain.finish())
-
-    def _channels(self, wav: Tensor | None) -> Tensor | None:
-        """[1 or 2, 1, n] → [C, n]."""
+        wav = self.chain.finish()
         return None if wav is None else wav.reshape(-1, wav.shape[-1])
-
-
-class ClipSound:
-    """A clip's tokens as chunks, in blocks of the schedule, as soon as their frames are complete."""
-
-    def __init__(self, stream: CodecStream, device: torch.device) -> None:
-        self._stream = stream
-        self._device = device
-        self._blocks = 0
-        self._frames = 0
-        self._samples = 0
-
-    def chunks(self, clip: Clip) -> Iterator[Chunk]:
-        """What can be heard now that could not before; all of the rest once the clip is done.
-
-        Raises:
-            FloatingPointError: the codec gave NaN or infinity.
-        """
-        while (ahead := clip.complete_frames - self._frames) > 0:
-            size = BLOCKS[min(self._blocks, len(BLOCKS) - 1)]
-            if ahead < size and not clip.done:
-                return
-            end = self._frames + min(size, ahead)
-            codes = torch.from_numpy(clip.tokens[:, self._frames : end]).to(self._device)
-            yield from self._chunk(self._stream.push(codes))
-            self._frames, self._blocks = end, self._blocks + 1
-        if clip.done:
-            yield from self._chunk(self._stream.finish())
-
-    def _chunk(self, wav: Tensor | None) -> Iterator[Chunk]:
-        if wav is None or wav.shape[-1] == 0:
-            return
-        if not bool(wav.isfinite().all()):
-            raise FloatingPointError
-        samples = wav.cpu().numpy()
-        yield Chunk(samples, self._samples)
-        self._samples += samples.shape[1]

@@ -13,14 +13,16 @@ from torch import Tensor
 
 from musicgen_bento.engine.checkpoint import Checkpoint
 from musicgen_bento.engine.clip import Clip
-from musicgen_bento.engine.codec import ClipSound, CodecDecoder
+from musicgen_bento.engine.codec import CodecDecoder
 from musicgen_bento.engine.conditioning import TextConditioner
 from musicgen_bento.engine.decoder import Decoder, Sequence
 from musicgen_bento.engine.graphs import GraphedDecoder
 from musicgen_bento.engine.sampling import SamplingRows
 from musicgen_bento.engine.scheduler import Scheduler
-from musicgen_bento.engine.types import Event, Failed, Finished, GenerationParams, Listener, Started, Waiting
+from musicgen_bento.engine.sound import ClipSound, Sounds
+from musicgen_bento.engine.types import Chunk, Event, Failed, Finished, GenerationParams, Listener, Started, Waiting
 from musicgen_bento.errors import GenerationFailed, MusicGenError, QueueFull
+from musicgen_bento.precision import INT8
 from musicgen_bento.quiet import briefly, where
 
 _log = logging.getLogger("bentoml.musicgen")  # below BentoML's, which has a handler
@@ -87,7 +89,9 @@ class ModelEngine:
         self._conditioner = TextConditioner(checkpoint)
         graphed = self._device.type == "cuda" and not deterministic
         self._decoder = GraphedDecoder(checkpoint.weights) if graphed else Decoder(checkpoint.weights)
-        self._codec = CodecDecoder(checkpoint.codec)
+        # int8 takes the same tokens in any company, and so shall their sound be the same
+        alone = deterministic or checkpoint.weights.precision == INT8
+        self._sounds = Sounds(CodecDecoder(checkpoint.codec), self._device, alone=alone)
         self._deterministic = deterministic
         large = checkpoint.weights.heads.numbers >= SMALL_HEADS
         self._threads = (threads or torch.get_num_threads()) if large else 1
@@ -172,8 +176,7 @@ class ModelEngine:
         self._prefill()
         for company in [[slot] for slot in ready] if self._deterministic else [ready] if ready else []:
             self._decode(company)
-        for slot in ready:
-            self._emit(slot)
+        self._emit(ready)
         self._scheduler.tick()
         self._step_seconds += 0.1 * (time.perf_counter() - began - self._step_seconds)
         return True
@@ -233,7 +236,7 @@ class ModelEngine:
         text = self._conditioner.encode(slot.ids)
         positions = self._shape.pattern.last_position(clip.window_frames)
         slot.sequence = self._decoder.open(text, slot.guided, positions)
-        slot.sound = ClipSound(self._codec.open(), self._device)
+        slot.sound = self._sounds.open(clip)
         slot.known = self._pieces(slot.sequence, self._decoder.prefix(slot.sequence))
         self._running.append(slot)
         checkpoint = self.checkpoint
@@ -297,17 +300,17 @@ class ModelEngine:
             self._rows = (slots, rows, torch.tensor([p.cfg_coef for p in params], device=self._device))
         return self._rows[1:]
 
-    def _emit(self, slot: Slot) -> None:
+    def _emit(self, slots: list[Slot]) -> None:
         """Give what can be heard by now."""
-        assert slot.sound is not None
-        try:
-            for chunk in slot.sound.chunks(slot.clip):
-                self._tell(slot, chunk)
-        except Exception as error:
-            self._fail(slot, "The sound could not be decoded", error)
-            return
-        if slot.clip.done:
-            self._end(slot, Finished())
+        heard = {slot.sound: slot for slot in slots if slot.sound is not None}
+        for sound, what in self._sounds.heard(list(heard)):
+            if isinstance(what, Chunk):
+                self._tell(heard[sound], what)
+            else:
+                self._fail(heard[sound], "The sound could not be decoded", what)
+        for slot in slots:
+            if slot.clip.done:
+                self._end(slot, Finished())
 
     # ---- telling
 
@@ -317,6 +320,8 @@ class ModelEngine:
 
     def _end(self, slot: Slot, event: Finished | Failed) -> None:
         """The last event of a clip; its slot is freed before the next step."""
+        if slot.sound is not None:
+            slot.sound.over = True
         with self._lock:
             if self._slots.pop(slot.ticket, None) is None:
                 return

@@ -1,14 +1,15 @@
 """The layers of EnCodec's decoder, each able to go on where the last block ended.
 
 A layer keeps what it still needs of its past, gives what it can for the input so far, and gives the rest when the
-clip ends. Weights are shared by all clips; `fork` makes the state of one. The layers of AudioCraft's EnCodec and of
-Hugging Face's are read alike.
+clip ends. Weights are shared by all clips; `fork` makes the state of one, and `joined` one layer of several clips in
+the same state but for its numbers. The layers of AudioCraft's EnCodec and of Hugging Face's are read alike.
 """
 
 from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Sequence
 from typing import Any, Self
 
 import torch
@@ -17,7 +18,13 @@ from torch.nn import functional as F
 
 
 class Layer:
-    """A layer's weights, shared, and one clip's state."""
+    """A layer's weights, shared, and one clip's state.
+
+    Attributes:
+        states: names of the attributes that are the clip's. Their tensors have the batch first.
+    """
+
+    states: tuple[str, ...] = ()
 
     def reset(self) -> None:
         """Forget the clip."""
@@ -51,6 +58,8 @@ class Pointwise(Layer):
 
 class Convolution(Layer):
     """A convolution of stride 1, any dilation, causal or not."""
+
+    states = ("past", "started")
 
     def __init__(self, module: Any) -> None:
         convolution = _inner(module)
@@ -103,6 +112,8 @@ class Upsampling(Layer):
     against 2 ms for 1024 to 512 channels). The bias stays out of the part carried over, or it would count twice.
     """
 
+    states = ("tail", "skip")
+
     def __init__(self, module: Any) -> None:
         convolution = _inner(module)
         self.stride = convolution.stride[0]
@@ -144,6 +155,8 @@ class Upsampling(Layer):
 class Recurrent(Layer):
     """The LSTM with its shortcut. Spelled out for short runs: on a CPU, nn.LSTM repacks its weights in each call."""
 
+    states = ("state",)
+
     def __init__(self, module: Any) -> None:
         self.lstm, self.shortcut = module.lstm, getattr(module, "skip", True)
         if self.lstm.bidirectional or self.lstm.batch_first or self.lstm.proj_size or not self.lstm.bias:
@@ -178,6 +191,8 @@ class Recurrent(Layer):
 class Chain(Layer):
     """Layers one after the other."""
 
+    states = ("layers",)
+
     def __init__(self, modules: Any) -> None:
         self.layers = [streaming(module) for module in modules]
 
@@ -202,6 +217,8 @@ class Chain(Layer):
 
 class Residual(Layer):
     """shortcut(x) + block(x). The shortcut waits for the block, which looks ahead."""
+
+    states = ("block", "shortcut", "early")
 
     def __init__(self, module: Any) -> None:
         self.block = Chain(module.block)
@@ -230,6 +247,40 @@ class Residual(Layer):
         out = self.early[..., : y.shape[-1]] + y
         self.early = self.early[..., y.shape[-1] :].clone()
         return out
+
+
+def alike(state: Any) -> Any:
+    """What two layers, or states of theirs, must have in common to be joined."""
+    if isinstance(state, Layer):
+        return tuple(alike(getattr(state, name)) for name in state.states)
+    if isinstance(state, list | tuple):
+        return tuple(alike(part) for part in state)
+    return state.shape if isinstance(state, Tensor) else state
+
+
+def joined(states: Sequence[Any]) -> Any:
+    """One layer, or state, of all the clips that these are of, one behind the other in its batch."""
+    first = states[0]
+    if isinstance(first, Layer):
+        twin = copy.copy(first)
+        for name in first.states:
+            setattr(twin, name, joined([getattr(state, name) for state in states]))
+        return twin
+    if isinstance(first, list | tuple):
+        return type(first)(joined(parts) for parts in zip(*states, strict=True))
+    return torch.cat(list(states)) if isinstance(first, Tensor) else first
+
+
+def part(whole: Any, clip: int, clips: int) -> Any:
+    """One clip's part of what `joined` made of so many."""
+    if isinstance(whole, Layer):
+        twin = copy.copy(whole)
+        for name in whole.states:
+            setattr(twin, name, part(getattr(whole, name), clip, clips))
+        return twin
+    if isinstance(whole, list | tuple):
+        return type(whole)(part(one, clip, clips) for one in whole)
+    return whole.chunk(clips)[clip].clone() if isinstance(whole, Tensor) else whole
 
 
 def _through(layers: list[Layer], x: Tensor | None) -> Tensor | None:

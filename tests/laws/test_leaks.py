@@ -8,10 +8,11 @@ import random
 import pytest
 import torch
 
-from musicgen_bento.engine.codec import CodecStream
+from musicgen_bento.engine.codec import CodecDecoder, CodecStream
 from musicgen_bento.engine.decoder import Decoder
 from musicgen_bento.engine.engine import ModelEngine, Slot
 from musicgen_bento.engine.kv_cache import KVCache
+from musicgen_bento.engine.sound import ClipSound
 from musicgen_bento.engine.types import Failed, Finished, GenerationParams
 from musicgen_bento.errors import GenerationFailed, QueueFull
 from tests.models import MONO, Story, engine, make_one, params
@@ -20,7 +21,7 @@ from tests.models import MONO, Story, engine, make_one, params
 def alive() -> dict[str, int]:
     """How many of the things a clip is made of exist, over what the process began with."""
     gc.collect()
-    kinds = (KVCache, CodecStream, Slot, GenerationParams)
+    kinds = (KVCache, ClipSound, CodecStream, Slot, GenerationParams)
     return {kind.__name__: sum(type(thing) is kind for thing in gc.get_objects()) for kind in kinds}
 
 
@@ -158,17 +159,19 @@ def test_a_crash_in_the_codec_fails_that_clip_alone(monkeypatch: pytest.MonkeyPa
     model.submit("long", params(duration=1), stories["long"])
     for _ in range(20):
         model.step()
-    push = CodecStream.push
+    push = CodecDecoder.push
     victims: list[CodecStream] = []
 
-    def crash_for_the_new(self: CodecStream, codes: torch.Tensor) -> torch.Tensor | None:
+    def crash_for_the_new(
+        self: CodecDecoder, streams: list[CodecStream], codes: list[torch.Tensor]
+    ) -> list[torch.Tensor | None]:
         short = model._slots.get("short")
-        if short and short.sound and self is short.sound._stream:
-            victims.append(self)
+        if short and short.sound and short.sound.stream in streams:
+            victims.extend(streams)
             raise RuntimeError("no")
-        return push(self, codes)
+        return push(self, streams, codes)
 
-    monkeypatch.setattr(CodecStream, "push", crash_for_the_new)
+    monkeypatch.setattr(CodecDecoder, "push", crash_for_the_new)
     model.submit("short", params(duration=0.2), stories["short"])
     while model.step():
         pass

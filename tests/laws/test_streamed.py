@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import EncodecConfig, EncodecModel
 
-from musicgen_bento.engine.codec import BLOCKS, CodecDecoder
+from musicgen_bento.engine.codec import CodecDecoder
+from musicgen_bento.engine.sound import BLOCK, BLOCKS, Sounds
 from tests.models import MONO, load
 from tests.server import Server
 
@@ -87,7 +88,7 @@ def test_any_chunking(kind: str, frames: int, cuts: list[int], seed: int) -> Non
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_schedule_of_the_engine(kind: str) -> None:
     codes = torch.randint(0, 2048, (codec(kind).num_codebooks, 100))
-    cuts = [sum(BLOCKS[: i + 1]) for i in range(len(BLOCKS))]
+    cuts = [*accumulate(BLOCKS), *range(sum(BLOCKS) + BLOCK, 100, BLOCK)]
     torch.testing.assert_close(streamed(kind, codes, cuts), whole(kind, codes), atol=1e-5, rtol=0)
 
 
@@ -96,7 +97,7 @@ def test_the_test_would_notice_a_lost_state() -> None:
     decoder = CodecDecoder(codec("audiocraft"))
     stream = decoder.open()
     first = stream.push(codes[:, :30])
-    recurrent = next(layer for layer in stream._chain.layers if type(layer).__name__ == "Recurrent")
+    recurrent = next(layer for layer in stream.chain.layers if type(layer).__name__ == "Recurrent")
     recurrent.reset()
     rest = [stream.push(codes[:, 30:]), stream.finish()]
     broken = torch.cat([part for part in (first, *rest) if part is not None], dim=1)
@@ -115,6 +116,64 @@ def test_clips_side_by_side_do_not_touch() -> None:
         part.append(stream.finish())
         wav = torch.cat([piece for piece in part if piece is not None], dim=1)
         torch.testing.assert_close(wav, whole("audiocraft", code), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_clips_decoded_together(kind: str) -> None:
+    """Of two ages, so that they share some blocks; the third is too young to share its first."""
+    decoder = CodecDecoder(codec(kind))
+    codes = [torch.randint(0, 2048, (codec(kind).num_codebooks, 60)) for _ in range(3)]
+    streams, parts = [decoder.open() for _ in codes], [[] for _ in codes]
+    parts[0].append(streams[0].push(codes[0][:, :20]))
+    parts[1].append(decoder.push(streams[1:2], [codes[1][:, :20]])[0])
+    assert streams[0].state == streams[1].state != streams[2].state
+    for begin in (20, 25):
+        made = decoder.push(streams[:2], [code[:, begin : begin + 5] for code in codes[:2]])
+        for part, wav in zip(parts, made, strict=False):
+            part.append(wav)
+    parts[2].append(streams[2].push(codes[2][:, :30]))
+    assert streams[0].state == streams[2].state
+    for part, wav in zip(parts, decoder.push(streams, [code[:, 30:] for code in codes]), strict=True):
+        part.append(wav)
+    for code, part, end in zip(codes, parts, decoder.finish(streams), strict=True):
+        made = torch.cat([piece for piece in (*part, end) if piece is not None], dim=1)
+        torch.testing.assert_close(made, whole(kind, code), atol=1e-5, rtol=0)
+
+
+class Fed:
+    """What `Sounds` sees of a clip: one more frame a step."""
+
+    def __init__(self, frames: int) -> None:
+        self.tokens = np.random.default_rng(frames).integers(0, 2048, (4, frames))
+        self.complete_frames = 0
+
+    @property
+    def done(self) -> bool:
+        return self.complete_frames == self.tokens.shape[1]
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_clips_of_many_ages_are_heard_whole(alone: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Begun at any step and of any length; together they go through the codec far less often."""
+    sounds = Sounds(CodecDecoder(codec("audiocraft")), torch.device("cpu"), alone=alone)
+    companies: list[int] = []
+    push = CodecDecoder.push
+    monkeypatch.setattr(CodecDecoder, "push", lambda self, s, c: companies.append(len(s)) or push(self, s, c))
+    begins = {0: 130, 3: 201, 4: 7, 11: 160, 30: 180}  # step: frames
+    clips: dict[Any, list[Any]] = {}
+    for step in range(260):
+        if step in begins:
+            clips[sounds.open(Fed(begins[step]))] = []
+        for sound in clips:
+            sound.clip.complete_frames += not sound.clip.done
+        for sound, chunk in sounds.heard([sound for sound in clips if not sound.over]):
+            clips[sound].append(chunk)
+    for sound, chunks in clips.items():
+        assert sound.over
+        assert [chunk.position for chunk in chunks] == [0, *accumulate(c.samples.shape[1] for c in chunks)][:-1]
+        heard = np.concatenate([chunk.samples for chunk in chunks], axis=1)
+        assert np.abs(heard - whole("audiocraft", torch.from_numpy(sound.clip.tokens)).numpy()).max() < 1e-5
+    assert max(companies) == (1 if alone else 4)
 
 
 @pytest.mark.parametrize("normalize", ["clip", "none"])

@@ -1,0 +1,143 @@
+"""When clips' tokens become sound: in blocks, small at first, and those of several clips together where they may.
+
+Together is faster: a block has few rows for a product, and on a GPU it is hundreds of small kernels. But a float's last
+bits depend on the size of its batch. So where a seed promises the same bytes in any company, a clip is decoded alone,
+in blocks that are always the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from musicgen_bento.engine.clip import Clip
+from musicgen_bento.engine.codec import CodecDecoder, CodecStream
+from musicgen_bento.engine.types import Chunk
+
+# Frames to decode at a time: little first, so that sound comes soon, then blocks large enough to be cheap.
+BLOCKS = (5, 3, 4, 6, 9, 13)
+BLOCK = 20
+TOGETHER = 16  # clips at most: at the codec's end a block of each is 12,800 samples of 64 channels
+
+
+class ClipSound:
+    """A clip's way from tokens to chunks.
+
+    Attributes:
+        clip: its tokens.
+        stream: its way through the codec.
+        over: nothing more can be heard of it.
+    """
+
+    def __init__(self, clip: Clip, stream: CodecStream, device: torch.device) -> None:
+        self.clip, self.stream = clip, stream
+        self.over = False
+        self._device = device
+        self._blocks = 0
+        self._frames = 0
+        self._samples = 0
+
+    def take(self, tick: int | None) -> Tensor | None:
+        """The tokens of the next block [K, t], if its frames are complete; what is left, once the clip is done.
+
+        Args:
+            tick: of the engine's steps. Clips that are told it take their later blocks at the same ones. None for a
+                clip that is alone.
+        """
+        ahead = self.clip.complete_frames - self._frames
+        first = self._blocks < len(BLOCKS)
+        if tick is None or first:
+            size = BLOCKS[self._blocks] if first else BLOCK
+            due = ahead >= size
+        else:
+            size, due = BLOCK, tick % BLOCK == 0
+        size = min(size, ahead)
+        if self.over or size == 0 or not (due or self.clip.done):
+            return None
+        begin, self._frames, self._blocks = self._frames, self._frames + size, self._blocks + 1
+        return torch.from_numpy(self.clip.tokens[:, begin : self._frames]).to(self._device)
+
+    def chunk(self, wav: Tensor | None) -> Chunk | None:
+        """What the codec made next [C, n], for the listener; None if that is nothing.
+
+        Raises:
+            FloatingPointError: it is NaN or infinity.
+        """
+        if wav is None or wav.shape[-1] == 0:
+            return None
+        if not bool(wav.isfinite().all()):
+            raise FloatingPointError
+        samples = wav.cpu().numpy()
+        begin, self._samples = self._samples, self._samples + samples.shape[1]
+        return Chunk(samples, begin)
+
+
+class Sounds:
+    """The sound of an engine's clips.
+
+    Args:
+        codec: of the model.
+        device: where it is.
+        alone: whether each clip is decoded alone.
+    """
+
+    def __init__(self, codec: CodecDecoder, device: torch.device, *, alone: bool) -> None:
+        self._codec = codec
+        self._device = device
+        self._alone = alone
+        self._tick = 0
+
+    def open(self, clip: Clip) -> ClipSound:
+        """Begin a clip."""
+        return ClipSound(clip, self._codec.open(), self._device)
+
+    def heard(self, sounds: Sequence[ClipSound]) -> Iterator[tuple[ClipSound, Chunk | Exception]]:
+        """What can be heard that could not be a step before; all of the rest of the clips that are done.
+
+        An exception instead of a chunk is the last that is heard of a clip: it could not be decoded, or is not finite.
+        """
+        self._tick += 1
+        tick = None if self._alone else self._tick
+        while blocks := [(sound, codes) for sound in sounds if (codes := sound.take(tick)) is not None]:
+            for company in self._companies(blocks):
+                who = [sound for sound, _ in company]
+                yield from _chunks(who, partial(self._codec.push, [s.stream for s in who], [c for _, c in company]))
+        for sound in sounds:
+            if sound.clip.done and not sound.over:
+                yield from _chunks([sound], partial(self._codec.finish, [sound.stream]))
+                sound.over = True
+
+    def _companies(self, blocks: list[tuple[ClipSound, Tensor]]) -> list[list[tuple[ClipSound, Tensor]]]:
+        """The blocks that go through the codec together: of clips in the same state."""
+        if self._alone:
+            return [[block] for block in blocks]
+        found: dict[Any, list[tuple[ClipSound, Tensor]]] = {}
+        for sound, codes in blocks:
+            found.setdefault((codes.shape, sound.stream.state), []).append((sound, codes))
+        return [same[i : i + TOGETHER] for same in found.values() for i in range(0, len(same), TOGETHER)]
+
+
+def _chunks(
+    sounds: list[ClipSound], decode: Callable[[], list[Tensor | None]]
+) -> Iterator[tuple[ClipSound, Chunk | Exception]]:
+    """What each of the clips gets of a decoding; the reason to each, if there is none."""
+    try:
+        wavs = decode()
+    except Exception as error:
+        for sound in sounds:
+            sound.over = True
+            yield sound, error
+        return
+    for sound, wav in zip(sounds, wavs, strict=True):
+        try:
+            chunk = sound.chunk(wav)
+        except FloatingPointError as error:
+            sound.over = True
+            yield sound, error
+        else:
+            if chunk is not None:
+                yield sound, chunk
