@@ -62,7 +62,7 @@ def evaluate_(plan: Plan, model: Path, clips: int, write: bool) -> None:
     click.echo(card.table(result))
     if write:
         size = sum(f.stat().st_size for f in model.rglob("*") if f.suffix in (".bin", ".safetensors", ".json"))
-        card.write(plan, result, files.numbers, size, model / "README.md")
+        card.write(plan, result, files.size.numbers, size, model / "README.md")
         card.draw(plan, Path(__file__).parent / "curves.svg")
         (Path(__file__).parent / "figures.json").write_text(json.dumps(asdict(result), indent=1) + "\n")
 
