@@ -82,7 +82,7 @@ class Sounds:
     Args:
         codec: of the model.
         device: where it is.
-        alone: whether each clip is decoded alone.
+        alone: whether each clip is decoded alone, also where there are others.
     """
 
     def __init__(self, codec: CodecDecoder, device: torch.device, *, alone: bool) -> None:
@@ -101,7 +101,7 @@ class Sounds:
         An exception instead of a chunk is the last that is heard of a clip: it could not be decoded, or is not finite.
         """
         self._tick += 1
-        tick = None if self._alone else self._tick
+        tick = None if self._alone or len(sounds) == 1 else self._tick
         while blocks := [(sound, codes) for sound in sounds if (codes := sound.take(tick)) is not None]:
             for company in self._companies(blocks):
                 who = [sound for sound, _ in company]
