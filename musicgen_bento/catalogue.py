@@ -64,8 +64,8 @@ class ModelCard:
             seconds: the longest clip that may be asked for.
         """
         positions = min(self.window, seconds) * 50 + 3
-        own = int(2 * positions) * precision.cache.itemsize  # of each channel of keys and values, guided
-        clip = 2 * self.layers * self.dim * (own + 512 * precision.rest.itemsize)  # for a long prompt
+        own = 2 * positions * precision.cached  # of each channel of keys and values, guided
+        clip = 2 * self.layers * self.dim * int(own + 512 * precision.rest.itemsize)  # for a long prompt
         return self.parameters * precision.matrices.itemsize + clip + 4 * self.float32_numbers
 
 

@@ -43,9 +43,9 @@ def precision(device: torch.device, settings: Settings) -> Precision:
     try:
         return on(device)[settings.precision]
     except KeyError:
-        hint = "Set MUSICGEN_PRECISION to auto, bfloat16 or float32."
+        hint = f"Set MUSICGEN_PRECISION to one of: {', '.join(['auto', *on(device)])}."
         kind = "an x86 CPU" if settings.precision == "int8" else "an x86 CPU or a GPU"
-        raise LoadFailed(f"{settings.precision} is for {kind}, not for this {device.type}.", hint=hint) from None
+        raise LoadFailed(f"{settings.precision} is for {kind}, not for {device}.", hint=hint) from None
 
 
 def choose(name: str) -> torch.device:

@@ -36,6 +36,7 @@ class Precision:
         matrices: dtype of the matrices' numbers.
         rest: dtype of everything else, of sums and of results.
         cache: dtype of the keys and values that attention remembers.
+        cached: bytes that one of them takes, scales included, at most.
         per_output: bytes that each output of a matrix takes beside its numbers.
     """
 
@@ -43,6 +44,7 @@ class Precision:
     matrices: torch.dtype
     rest: torch.dtype
     cache: torch.dtype
+    cached: float
     per_output: int = 0
 
     def bytes(self, size: Size) -> int:
@@ -51,12 +53,14 @@ class Precision:
         return size.in_matrices * self.matrices.itemsize + rest * self.rest.itemsize + size.outputs * self.per_output
 
 
-FLOAT32 = Precision("float32", torch.float32, torch.float32, torch.float32)
-BFLOAT16 = Precision("bfloat16", torch.bfloat16, torch.bfloat16, torch.bfloat16)
-FLOAT16 = Precision("float16", torch.float16, torch.float16, torch.float16)
+FLOAT32 = Precision("float32", torch.float32, torch.float32, torch.float32, 4)
+BFLOAT16 = Precision("bfloat16", torch.bfloat16, torch.bfloat16, torch.bfloat16, 2)
+FLOAT16 = Precision("float16", torch.float16, torch.float16, torch.float16, 2)
 # On a CPU float16 is a way to keep numbers, not to compute: products are summed in float32.
-FLOAT16_KEPT = Precision("float16", torch.float16, torch.float32, torch.float32)
-INT8 = Precision("int8", torch.int8, torch.float32, torch.uint8, per_output=12)  # scale, zero point, sum of weights
+FLOAT16_KEPT = Precision("float16", torch.float16, torch.float32, torch.float32, 4)
+# For each output scale, zero point and sum of the weights; for 64 numbers of the cache scale and minimum, and the last
+# positions in float32 too: 1.2 bytes in a window of 30 s.
+INT8 = Precision("int8", torch.int8, torch.float32, torch.uint8, 1.25, per_output=12)
 
 
 def on(device: torch.device) -> dict[str, Precision]:

@@ -21,7 +21,7 @@ from musicgen_bento.engine.checkpoint import Checkpoint
 from musicgen_bento.engine.engine import ModelEngine
 from musicgen_bento.engine.hub import Source
 from musicgen_bento.engine.types import Chunk, Event, Failed, Finished, GenerationParams, Started
-from musicgen_bento.precision import FLOAT32
+from musicgen_bento.precision import FLOAT32, Precision
 from tests.checkpoints import Recipe, write
 
 CPU = torch.device("cpu")
@@ -41,9 +41,9 @@ def folder(recipe: Recipe) -> Path:
 
 
 @cache
-def load(recipe: Recipe) -> Checkpoint:
+def load(recipe: Recipe, how: Precision = FLOAT32) -> Checkpoint:
     """The model as the engine has it."""
-    return checkpoint.load(Source("tiny", folder(recipe)), CPU, FLOAT32)
+    return checkpoint.load(Source("tiny", folder(recipe)), CPU, how)
 
 
 @cache
@@ -52,8 +52,10 @@ def reference(recipe: Recipe) -> Any:
     return MusicGen.get_pretrained(str(folder(recipe)), device="cpu")
 
 
-def engine(recipe: Recipe = MONO, *, slots: int = 4, queue: int = 64, deterministic: bool = False) -> ModelEngine:
-    return ModelEngine(load(recipe), max_slots=slots, max_queue=queue, deterministic=deterministic)
+def engine(
+    recipe: Recipe = MONO, *, slots: int = 4, queue: int = 64, deterministic: bool = False, how: Precision = FLOAT32
+) -> ModelEngine:
+    return ModelEngine(load(recipe, how), max_slots=slots, max_queue=queue, deterministic=deterministic)
 
 
 @dataclass

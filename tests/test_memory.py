@@ -326,6 +326,8 @@ def test_what_a_card_says_of_memory_is_what_the_files_say() -> None:
     card, loader = CATALOGUE[0], Loader(Settings(device="cpu", precision="float32"))
     files = checkpoint.open_files(Source(card.id, card.folder or ""))
     assert card.memory_bytes(FLOAT32, 300) == loader.sizes(files)[0]
+    small = Loader(Settings(device="cpu", precision="int8")).sizes(files)[0]
+    assert card.memory_bytes(INT8, 300) == pytest.approx(small, rel=0.2)  # of so small a model half is in no matrix
     assert (card.layers, card.dim) == (files.shape.layers, files.shape.dim)
 
 

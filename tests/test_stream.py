@@ -22,7 +22,8 @@ LONG = 120
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with Server(tmp_path_factory.mktemp("server"), max_slots=2, max_queue=2) as running:
+    # int8: a clip's bytes are the same with a neighbour and without
+    with Server(tmp_path_factory.mktemp("server"), max_slots=2, max_queue=2, precision="int8") as running:
         yield running
 
 

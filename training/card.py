@@ -104,9 +104,9 @@ def draw(plan: Plan, place: Path) -> None:
     """Both curves as a picture."""
     panels = []
     for column, (name, key) in enumerate(
-        (("codec", "sdr"), ("codec", "spectral"), ("language_model", "loss"), ("language_model", "held_out"))
+        (("codec", "sdr"), ("codec", "spectral"), ("language_model", "held_out"), ("language_model", "heeded"))
     ):
-        points = [(line["step"], line[key]) for line in curves(plan.folder / f"{name}.jsonl")]
+        points = [(line["step"], line[key]) for line in curves(plan.folder / f"{name}.jsonl") if key in line]
         low, high = min(y for _, y in points), max(y for _, y in points)
         left, last = 20 + 240 * column, points[-1][0]
         line = " ".join(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,8 +26,14 @@ from training.songs import STYLES, Song
 TEACHING = 0.3  # the weight of the text encoder's own lesson
 DEAF = 0.15  # of the clips, that guidance's second row is learnt from
 EAGER = 8.0  # how much faster the embeddings learn: each is seen in few steps, and they are large beside a step
+HEEDFUL = 3.0  # and what brings the prompt in, once it is its turn
+# A prompt decides how a clip begins, a few nats of the thousands that a long window has; what follows, the beginning
+# decides. So once the model knows how music goes on, most windows are short and many. (length in parts of the whole
+# window, chance)
+WINDOWS = ((0.08, 0.5), (0.25, 0.25), (1.0, 0.25))
 HELD_OUT = 40  # of so many songs one, the last ones, for the curves' second line
 LOOK = 100  # steps between two points of it
+HEEDING = re.compile(r"cross|output_proj")
 
 
 class Lesson(nn.Module):
@@ -91,45 +98,53 @@ def train(plan: Plan, tokens: Tensor, songs: Dataset, clock: Clock) -> tuple[Net
     lesson = Lesson(plan).to(device)
     parameters = [*network.parameters(), *encoder.parameters(), *lesson.parameters()]
     tables = [*network.emb.parameters()]
-    rest = [p for p in parameters if all(p is not table for table in tables)]
-    groups = [{"params": rest, "pace": 1.0}, {"params": tables, "pace": EAGER, "weight_decay": 0.0}]
+    heeding = [*encoder.parameters(), *(p for name, p in network.named_parameters() if HEEDING.search(name))]
+    others = {id(p) for p in (*tables, *heeding)}
+    rest = [p for p in parameters if id(p) not in others]
+    groups = [{"params": rest}, {"params": heeding}, {"params": tables, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=plan.lm_rate, betas=(0.9, 0.95), weight_decay=0.05)
 
-    def losses(rng: np.random.Generator, candidates: range) -> tuple[Tensor, Tensor]:
-        chosen = rng.choice(candidates, plan.lm_batch, replace=False)
-        begin = rng.integers(0, tokens.shape[-1] - plan.window + 1, plan.lm_batch)
-        codes = torch.stack([tokens[n, :, b : b + plan.window] for n, b in zip(chosen, begin, strict=True)])
+    def losses(
+        rng: np.random.Generator, candidates: range, part: float = 1.0, exchanged: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        length, batch_size = round(part * plan.window), round(plan.lm_batch / part)
+        chosen = rng.choice(candidates, batch_size, replace=False)
+        begin = rng.integers(0, tokens.shape[-1] - length + 1, batch_size)
+        codes = torch.stack([tokens[n, :, b : b + length] for n, b in zip(chosen, begin, strict=True)])
         read, say = delayed(codes.long().to(device))
-        batch = tokenizer([caption(songs.songs[n], rng).text for n in chosen], return_tensors="pt", padding=True).to(
-            device
-        )
+        said = [caption(songs.songs[n], rng).text for n in (np.roll(chosen, 1) if exchanged else chosen)]
+        batch = tokenizer(said, return_tensors="pt", padding=True).to(device)
         hidden = encoder(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).last_hidden_state
-        hears = torch.from_numpy((rng.random(plan.lm_batch) >= DEAF).astype(np.float32)).to(device)
+        hears = torch.from_numpy((rng.random(batch_size) >= DEAF).astype(np.float32)).to(device)
         logits = network(read, hidden, batch["attention_mask"].bool(), hears)
         taught = lesson(hidden, batch["attention_mask"], [songs.songs[n] for n in chosen])
         return F.cross_entropy(logits.flatten(0, 2), say.flatten()), taught
 
     learnt = len(songs) - len(songs) // HELD_OUT
-    held_out = 0.0
+
+    def look(number: int, part: float, exchanged: bool = False) -> float:
+        """A loss on songs held out."""
+        rng = np.random.default_rng([plan.seed, 31, number])
+        return float(losses(rng, range(learnt, len(songs)), part, exchanged)[0])
+
+    seen: dict[str, float] = {}
 
     def step(number: int) -> dict[str, float]:
-        nonlocal held_out
         rng = np.random.default_rng([plan.seed, 30, number])
-        for group in optimizer.param_groups:
-            group["lr"] = group["pace"] * plan.lm_rate * cosine(number, plan.lm_steps)
-        loss, taught = losses(rng, range(learnt))
+        heed = number >= plan.lm_heed
+        for group, pace in zip(optimizer.param_groups, (1.0, HEEDFUL if heed else 1.0, EAGER), strict=True):
+            group["lr"] = pace * plan.lm_rate * cosine(number, plan.lm_steps)
+        part = float(rng.choice([p for p, _ in WINDOWS], p=[chance for _, chance in WINDOWS])) if heed else 1.0
+        loss, taught = losses(rng, range(learnt), part)
         optimizer.zero_grad(set_to_none=True)
         (loss + TEACHING * taught).backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
-        if number % LOOK == 0:
+        if number % LOOK == 0 or not seen:
             with torch.no_grad():
-                looks = [
-                    losses(np.random.default_rng([plan.seed, 31, look]), range(learnt, len(songs)))[0]
-                    for look in range(4)
-                ]
-            held_out = float(torch.stack(looks).mean())
-        return {"loss": loss.item(), "lesson": taught.item(), "held_out": held_out}
+                seen["held_out"] = sum(look(n, 1.0) for n in range(4)) / 4
+                seen["heeded"] = look(0, WINDOWS[0][0], exchanged=True) - look(0, WINDOWS[0][0])
+        return {"loss": loss.item(), "lesson": taught.item(), **seen}
 
     steps(
         "language_model",

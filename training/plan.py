@@ -23,6 +23,7 @@ class Plan:
         codec_steps, codec_batch, codec_seconds, codec_rate: of the codec's training; the rate is AdamW's highest.
         plain_steps: the codec's first steps, without quantisation; its codebooks are then found by k-means.
         lm_steps, lm_batch, lm_seconds, lm_rate: of the language model's; a window is `lm_seconds` long.
+        lm_heed: the step from which most of its windows are beginnings, for the prompt's sake.
     """
 
     folder: Path = Path("build/training")
@@ -34,6 +35,7 @@ class Plan:
     codec_rate: float = 1e-3
     plain_steps: int = 500
     lm_steps: int = 7_000
+    lm_heed: int = 2_600
     lm_batch: int = 4
     lm_seconds: float = 8.0
     lm_rate: float = 1e-3

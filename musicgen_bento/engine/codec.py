@@ -62,11 +62,8 @@ class CodecDecoder:
         if count > 1:
             for clip, stream in enumerate(streams):
                 stream.chain = part(chain, clip, count)
-        return [None] * count if wav is None else list(wav.reshape(count, -1, wav.shape[-1]))
-
-    def finish(self, streams: Sequence[CodecStream]) -> list[Tensor | None]:
-        """End clips: the samples of each that waited for frames to come, [C, n]."""
-        return [stream.finish() for stream in streams]
+        # copies: whoever keeps one clip's samples shall not keep those of all
+        return [None] * count if wav is None else [one.clone() for one in wav.reshape(count, -1, wav.shape[-1])]
 
 
 class CodecStream:

@@ -125,7 +125,7 @@ class Decoder:
             Tokens [B, K]; -1 where the logits are not finite.
         """
         logits = self.step(sequences, tokens, cfg_coef)
-        return sound(logits, sample(logits, rows, keys))
+        return finite(logits, sample(logits, rows, keys))
 
     @torch.inference_mode()
     def step(self, sequences: list[Sequence], tokens: Tensor, cfg_coef: Tensor) -> Tensor:
@@ -202,7 +202,7 @@ class Decoder:
         return keys.contiguous(), values.contiguous()
 
 
-def sound(logits: Tensor, drawn: Tensor) -> Tensor:
+def finite(logits: Tensor, drawn: Tensor) -> Tensor:
     """Tokens [B, K] drawn from logits [B, K, card], or -1 where those are not finite."""
     broken = ~logits.isfinite().flatten(1).all(dim=1)
     return drawn.masked_fill(broken[:, None], -1)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from musicgen_bento.engine.decoder import Decoder, Sequence, sound
+from musicgen_bento.engine.decoder import Decoder, Sequence, finite
 from musicgen_bento.engine.kv_cache import KVCache
 from musicgen_bento.engine.sampling import SamplingRows, sample
 from musicgen_bento.engine.weights import MAX_TOKENS, CrossAttention, Layer, LMWeights
@@ -53,7 +53,7 @@ class _Slab:
         shape = weights.shape
         prefix = prompt if shape.text == "prepend" else 0
         positions = _up(prefix + shape.pattern.last_position(shape.window), LENGTH)
-        zeros = partial(torch.zeros, dtype=weights.precision.rest, device=weights.device)
+        zeros = partial(torch.zeros, dtype=weights.precision.cache, device=weights.device)
         self.own = zeros((shape.layers, 2, seats, 2, shape.heads, positions, shape.head_dim))
         width = prompt if shape.text == "cross" else 0
         self.cross = zeros((shape.layers, 2, seats, shape.heads, width, shape.head_dim))
@@ -223,7 +223,7 @@ class GraphedDecoder(Decoder):
             any_top_p=kind.any_top_p,
             any_noise=kind.any_noise,
         )
-        return sound(logits, sample(logits, rows, keys))
+        return finite(logits, sample(logits, rows, keys))
 
     def _own(self, index: int, layer: Layer, x: Tensor, position: Tensor, ahead: Tensor) -> Tensor:
         """What rows [2 * seats, dim] find in their past and themselves."""

@@ -49,7 +49,7 @@ class QuantizedKVCache:
 
     @staticmethod
     def bytes(layers: int, rows: int, heads: int, positions: int, head_dim: int) -> int:
-        """What one of these sizes takes when it is full."""
+        """What one of these sizes takes when it is full, without the indices of a step (less than a hundredth)."""
         keys = positions // BLOCK * head_dim * (BLOCK + SCALE) + BLOCK * head_dim * 4
         return layers * rows * heads * (keys + positions * (head_dim + SCALE))
 

@@ -7,9 +7,10 @@ in blocks that are always the same.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -17,11 +18,14 @@ from torch import Tensor
 from musicgen_bento.engine.clip import Clip
 from musicgen_bento.engine.codec import CodecDecoder, CodecStream
 from musicgen_bento.engine.types import Chunk
+from musicgen_bento.quiet import where
 
 # Frames to decode at a time: little first, so that sound comes soon, then blocks large enough to be cheap.
 BLOCKS = (5, 3, 4, 6, 9, 13)
 BLOCK = 20
-TOGETHER = 16  # clips at most: at the codec's end a block of each is 12,800 samples of 64 channels
+TOGETHER = 16  # channels of sound at most: at the codec's end a block of each is 12,800 samples of 64 channels
+
+_log = logging.getLogger("bentoml.musicgen")
 
 
 class ClipSound:
@@ -76,6 +80,10 @@ class ClipSound:
         return Chunk(samples, begin)
 
 
+Block: TypeAlias = tuple[ClipSound, Tensor]
+"""A clip, and the tokens of its next block [K, t]."""
+
+
 class Sounds:
     """The sound of an engine's clips.
 
@@ -104,40 +112,48 @@ class Sounds:
         tick = None if self._alone or len(sounds) == 1 else self._tick
         while blocks := [(sound, codes) for sound in sounds if (codes := sound.take(tick)) is not None]:
             for company in self._companies(blocks):
-                who = [sound for sound, _ in company]
-                yield from _chunks(who, partial(self._codec.push, [s.stream for s in who], [c for _, c in company]))
+                yield from self._decoded(company)
         for sound in sounds:
             if sound.clip.done and not sound.over:
-                yield from _chunks([sound], partial(self._codec.finish, [sound.stream]))
+                yield from _given(sound, sound.stream.finish)
                 sound.over = True
 
-    def _companies(self, blocks: list[tuple[ClipSound, Tensor]]) -> list[list[tuple[ClipSound, Tensor]]]:
+    def _companies(self, blocks: list[Block]) -> list[list[Block]]:
         """The blocks that go through the codec together: of clips in the same state."""
         if self._alone:
             return [[block] for block in blocks]
-        found: dict[Any, list[tuple[ClipSound, Tensor]]] = {}
+        found: dict[Any, list[Block]] = {}
         for sound, codes in blocks:
             found.setdefault((codes.shape, sound.stream.state), []).append((sound, codes))
-        return [same[i : i + TOGETHER] for same in found.values() for i in range(0, len(same), TOGETHER)]
+        size = TOGETHER // 2 if self._codec.stereo else TOGETHER
+        return [same[i : i + size] for same in found.values() for i in range(0, len(same), size)]
+
+    def _decoded(self, company: list[Block]) -> Iterator[tuple[ClipSound, Chunk | Exception]]:
+        """A block of each. What fails together is tried alone: it may be memory, or one of them."""
+        if len(company) > 1:
+            try:
+                wavs = self._codec.push([sound.stream for sound, _ in company], [codes for _, codes in company])
+            except Exception as error:
+                _log.warning("Clips could not be decoded together: %s", where(error))
+            else:
+                for (sound, _), wav in zip(company, wavs, strict=True):
+                    yield from _given(sound, partial(_same, wav))
+                return
+        for sound, codes in company:
+            yield from _given(sound, partial(sound.stream.push, codes))
 
 
-def _chunks(
-    sounds: list[ClipSound], decode: Callable[[], list[Tensor | None]]
-) -> Iterator[tuple[ClipSound, Chunk | Exception]]:
-    """What each of the clips gets of a decoding; the reason to each, if there is none."""
+def _same(wav: Tensor | None) -> Tensor | None:
+    return wav
+
+
+def _given(sound: ClipSound, decode: Callable[[], Tensor | None]) -> Iterator[tuple[ClipSound, Chunk | Exception]]:
+    """A clip's next chunk, or why there will be none."""
     try:
-        wavs = decode()
+        chunk = sound.chunk(decode())
     except Exception as error:
-        for sound in sounds:
-            sound.over = True
-            yield sound, error
-        return
-    for sound, wav in zip(sounds, wavs, strict=True):
-        try:
-            chunk = sound.chunk(wav)
-        except FloatingPointError as error:
-            sound.over = True
-            yield sound, error
-        else:
-            if chunk is not None:
-                yield sound, chunk
+        sound.over = True
+        yield sound, error
+    else:
+        if chunk is not None:
+            yield sound, chunk

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gc
 import random
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -12,16 +14,18 @@ from musicgen_bento.engine.codec import CodecDecoder, CodecStream
 from musicgen_bento.engine.decoder import Decoder
 from musicgen_bento.engine.engine import ModelEngine, Slot
 from musicgen_bento.engine.kv_cache import KVCache
+from musicgen_bento.engine.quantized_cache import QuantizedKVCache
 from musicgen_bento.engine.sound import ClipSound
-from musicgen_bento.engine.types import Failed, Finished, GenerationParams
+from musicgen_bento.engine.types import Chunk, Event, Failed, Finished, GenerationParams, Started, Waiting
 from musicgen_bento.errors import GenerationFailed, QueueFull
+from musicgen_bento.precision import FLOAT32, INT8, Precision
 from tests.models import MONO, Story, engine, make_one, params
 
 
 def alive() -> dict[str, int]:
     """How many of the things a clip is made of exist, over what the process began with."""
     gc.collect()
-    kinds = (KVCache, ClipSound, CodecStream, Slot, GenerationParams)
+    kinds = (KVCache, QuantizedKVCache, ClipSound, CodecStream, Slot, GenerationParams)
     return {kind.__name__: sum(type(thing) is kind for thing in gc.get_objects()) for kind in kinds}
 
 
@@ -29,9 +33,10 @@ def idle(model: ModelEngine) -> bool:
     return model.load == (0, 0) and not model._running and not model._slots
 
 
-def test_nothing_is_left_after_a_thousand_mixed_requests() -> None:
+@pytest.mark.parametrize("how", [FLOAT32, INT8], ids=lambda how: how.name)
+def test_nothing_is_left_after_a_thousand_mixed_requests(how: Precision) -> None:
     chance = random.Random(1)
-    model = engine(slots=4, queue=8)
+    model = engine(slots=4, queue=8, how=how)
     before = alive()
     ends, refused, cancelled = [], 0, 0
     open_tickets: list[tuple[str, Story]] = []
@@ -179,6 +184,81 @@ def test_a_crash_in_the_codec_fails_that_clip_alone(monkeypatch: pytest.MonkeyPa
     assert isinstance(stories["short"].end, Failed)
     assert isinstance(stories["long"].end, Finished)
     assert idle(model)
+
+
+def two_together(monkeypatch: pytest.MonkeyPatch, push: Any) -> tuple[Story, Story]:
+    """Two clips of one age, whose sound is decoded together by `push(plain, decoder, streams, codes)`."""
+    plain, model, stories = CodecDecoder.push, engine(slots=2), (Story(), Story())
+    for name, story in zip("ab", stories, strict=True):
+        model.submit(name, params(duration=1, seed=ord(name)), story)
+    monkeypatch.setattr(CodecDecoder, "push", lambda *args: push(plain, *args))
+    while model.step():
+        pass
+    assert idle(model)
+    return stories
+
+
+def test_what_cannot_be_decoded_together_is_decoded_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    failed: list[int] = []
+
+    def push(plain: Any, decoder: CodecDecoder, streams: list[CodecStream], codes: list[torch.Tensor]) -> Any:
+        if len(streams) > 1:
+            failed.append(len(streams))
+            raise MemoryError
+        return plain(decoder, streams, codes)
+
+    stories = two_together(monkeypatch, push)
+    assert failed
+    for name, story in zip("ab", stories, strict=True):
+        assert isinstance(story.end, Finished)
+        expected = make_one(engine(), params(duration=1, seed=ord(name))).story.audio
+        np.testing.assert_allclose(story.audio, expected, atol=1e-5)
+
+
+def test_sound_that_is_not_finite_fails_one_clip_of_a_company(monkeypatch: pytest.MonkeyPatch) -> None:
+    shared: list[int] = []
+
+    def push(plain: Any, decoder: CodecDecoder, streams: list[CodecStream], codes: list[torch.Tensor]) -> Any:
+        found = plain(decoder, streams, codes)
+        shared.append(len(streams))
+        return [found[0] if found[0] is None else found[0] * torch.nan, *found[1:]] if len(streams) > 1 else found
+
+    first, second = two_together(monkeypatch, push)
+    assert 2 in shared
+    assert isinstance(first.end, Failed)
+    assert "FloatingPointError" in str(first.end.error)
+    assert isinstance(second.end, Finished)
+    assert second.audio.shape == (1, 32_000)
+
+
+def test_a_listener_that_cancels_hears_nothing_more() -> None:
+    model, other = engine(slots=2), Story()
+    heard: list[Event] = []
+
+    def leave(event: Event) -> None:
+        heard.append(event)
+        if isinstance(event, Chunk):
+            model.cancel("leaves")
+
+    model.submit("leaves", params(duration=1), leave)
+    model.submit("stays", params(duration=1), other)
+    while model.step():
+        pass
+    assert [type(event) for event in heard if not isinstance(event, Waiting)] == [Started, Chunk]
+    assert isinstance(other.end, Finished)
+    assert idle(model)
+
+
+def test_one_clip_s_samples_do_not_keep_those_of_others() -> None:
+    model, stories = engine(slots=2), (Story(), Story())
+    for name, story in zip("ab", stories, strict=True):
+        model.submit(name, params(duration=1), story)
+    while model.step():
+        pass
+    for event in stories[0].events:
+        if isinstance(event, Chunk):
+            whole = event.samples if event.samples.base is None else event.samples.base
+            assert whole.nbytes == event.samples.nbytes
 
 
 def test_memory_is_allocated_on_use() -> None:

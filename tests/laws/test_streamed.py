@@ -135,8 +135,8 @@ def test_clips_decoded_together(kind: str) -> None:
     assert streams[0].state == streams[2].state
     for part, wav in zip(parts, decoder.push(streams, [code[:, 30:] for code in codes]), strict=True):
         part.append(wav)
-    for code, part, end in zip(codes, parts, decoder.finish(streams), strict=True):
-        made = torch.cat([piece for piece in (*part, end) if piece is not None], dim=1)
+    for code, part, stream in zip(codes, parts, streams, strict=True):
+        made = torch.cat([piece for piece in (*part, stream.finish()) if piece is not None], dim=1)
         torch.testing.assert_close(made, whole(kind, code), atol=1e-5, rtol=0)
 
 
