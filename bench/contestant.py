@@ -22,7 +22,7 @@ from bench import machine
 from bench.steps import Contestant, Ours, measure, synchronize
 from musicgen_bento.engine.hub import Source
 from musicgen_bento.engine.names import resolve
-from musicgen_bento.engine.precision import named
+from musicgen_bento.precision import named
 
 NAMES = {
     "cpu": (

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 
 from bench.rounds import POSITIONS
 from musicgen_bento.engine.delay import DelayPattern
-from musicgen_bento.engine.precision import FLOAT16, FLOAT16_KEPT, FLOAT32, INT8, Precision
 from musicgen_bento.engine.weights import LMShape
+from musicgen_bento.precision import FLOAT16, FLOAT16_KEPT, FLOAT32, INT8, Precision
 
 DELAYS = DelayPattern((0, 1, 2, 3))
 H200 = 4.8e12  # bytes a second, by its data sheet

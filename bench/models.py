@@ -113,7 +113,8 @@ def empty_lm(config: Any) -> Any:
 
 def write(size: str, cache: Path) -> None:
     """Write a random model of a size into a hub cache."""
-    from tests.checkpoints import build_codec, configuration, pack, snapshot, write_t5
+    from tests.checkpoints import build_codec, configuration, snapshot, write_t5
+    from training.released import pack
 
     made = recipe(size)
     torch.manual_seed(made.seed)
@@ -121,8 +122,8 @@ def write(size: str, cache: Path) -> None:
     folder = snapshot(cache, f"random/musicgen-{size}")
     folder.mkdir()
     config = configuration(made, "t5-base")
-    pack(folder / "compression_state_dict.bin", build_codec(config).state_dict(), config, half=False)
-    pack(folder / "state_dict.bin", _random_lm(config, made), config, half=True)
+    pack(build_codec(config).state_dict(), config, folder / "compression_state_dict.bin", half=False)
+    pack(_random_lm(config, made), config, folder / "state_dict.bin")
 
 
 def _random_lm(config: Any, made: Recipe) -> dict[str, torch.Tensor]:

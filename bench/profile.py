@@ -14,8 +14,8 @@ from bench.steps import Ours, measure, prompt, synchronize
 from musicgen_bento.engine import checkpoint
 from musicgen_bento.engine.codec import BLOCKS, CodecDecoder
 from musicgen_bento.engine.hub import Source
-from musicgen_bento.engine.precision import Precision
 from musicgen_bento.engine.sampling import SamplingRows, sample
+from musicgen_bento.precision import Precision
 
 STEPS, TOP = 5, 12
 

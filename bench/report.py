@@ -14,7 +14,7 @@ from bench.limit import milliseconds
 from bench.models import ROOT, Model
 from bench.results import Result, Served
 from bench.rounds import BATCHES, POSITIONS, Cell, clips, middle, step_ms
-from musicgen_bento.engine.precision import named
+from musicgen_bento.precision import named
 
 PAGE = ROOT / "docs" / "performance.md"
 PICTURES = ROOT / "docs" / "performance"

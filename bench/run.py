@@ -20,8 +20,8 @@ from bench.rounds import BATCHES, POSITIONS, Cell, clips
 from bench.service import DURATIONS, Service
 from bench.worker import Worker, WorkerError
 from musicgen_bento.config import Settings
-from musicgen_bento.engine.precision import named
 from musicgen_bento.machine import precision
+from musicgen_bento.precision import named
 
 ALONE = [Cell(1, position) for position in POSITIONS]
 IN_COMPANY = [Cell(batch, position) for batch in BATCHES if batch > 1 for position in POSITIONS]

@@ -16,9 +16,9 @@ from musicgen_bento.engine import checkpoint
 from musicgen_bento.engine.decoder import Decoder, Sequence
 from musicgen_bento.engine.engine import SMALL_HEADS
 from musicgen_bento.engine.hub import Source
-from musicgen_bento.engine.precision import Precision
 from musicgen_bento.engine.released import read_weights
 from musicgen_bento.engine.weights import LMShape, LMWeights
+from musicgen_bento.precision import Precision
 
 PROMPT = 16  # T5 tokens
 CFG_COEF = 3.0

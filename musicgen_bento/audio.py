@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import struct
+import io
+import wave
 from typing import Literal, TypeAlias
 
 import numpy as np
+import soundfile
 from numpy.typing import NDArray
 
 Waveform: TypeAlias = NDArray[np.float32]
@@ -88,21 +90,29 @@ def encode_wav(wav: Waveform, sample_rate: int) -> bytes:
     """
     if not np.isfinite(wav).all() or np.abs(wav).max(initial=0.0) > 1.0:
         raise ValueError("samples must be finite and within ±1: normalize first")
-    channels, samples = wav.shape
-    return wav_header(channels, sample_rate, samples) + pcm(wav)
+    file = io.BytesIO()
+    soundfile.write(file, _frames(wav), sample_rate, format="WAV", subtype="PCM_16")
+    return file.getvalue()
 
 
 def wav_header(channels: int, sample_rate: int, samples: int) -> bytes:
     """What a 16-bit WAV of so many samples per channel begins with, 44 bytes. The samples follow, as `pcm` has them."""
-    size, frame = 2 * channels * samples, 2 * channels
-    layout = struct.pack("<4sIHHIIHH", b"fmt ", 16, 1, channels, sample_rate, sample_rate * frame, frame, 16)
-    return struct.pack("<4sI4s", b"RIFF", 36 + size, b"WAVE") + layout + struct.pack("<4sI", b"data", size)
+    file = io.BytesIO()
+    with wave.open(file, "wb") as wav:
+        wav.setparams((channels, 2, sample_rate, samples, "NONE", ""))
+        wav.writeframesraw(b"")
+        return file.getvalue()  # before the block ends: it would write down that there are no samples
 
 
 def pcm(wav: Waveform) -> bytes:
     """Samples [C, T] within ±1 as 16-bit integers, little-endian, the channels in turn."""
+    return _frames(wav).tobytes()
+
+
+def _frames(wav: Waveform) -> NDArray[np.int16]:
+    """[C, T] within ±1 → [T, C], little-endian. Rounded here: libsndfile would cut off what is behind the point."""
     frames: NDArray[np.int16] = np.rint(wav.T * np.float32(32768)).clip(-32768, 32767).astype("<i2")
-    return frames.tobytes()
+    return frames
 
 
 def _rms(wav: NDArray[np.floating]) -> float:

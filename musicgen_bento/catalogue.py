@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from musicgen_bento.engine.precision import Precision
+    from musicgen_bento.precision import Precision
 
 DEMO_FOLDER = Path(__file__).parent / "demo"
 

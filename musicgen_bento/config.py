@@ -26,7 +26,9 @@ class Settings(BaseSettings):
         ("demo",), description="models loaded at start, comma-separated; /readyz waits for them"
     )
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N")
-    precision: Precision = Field("auto", description="auto (float32 on a CPU, float16 on a GPU), float32 or float16")
+    precision: Precision = Field(
+        "auto", description="auto (float32 on a CPU, float16 on a GPU), float32, bfloat16, float16, or int8 (a CPU's)"
+    )
     memory_budget: ByteSize | None = Field(
         None, gt=0, description="bytes that models and clips may take, as `6GB` too; 80% of what is free at start"
     )

@@ -210,13 +210,8 @@ class Jobs:
         if job.music is None:
             hint = "Its `error` says why." if job.state == "failed" else "GET /jobs/{id}?wait=30 waits for it."
             raise NotReady(f"The job has no music: it is {job.state}.", hint=hint if job.state != "cancelled" else "")
-        job.readers += 1
-        try:
-            with self._work:
-                yield job.music
-        finally:
-            job.readers -= 1
-            self._release(job)
+        with self._reader(job), self._work:
+            yield job.music
 
     @contextmanager
     def listening(self, job: Job) -> Iterator[Recording]:
@@ -228,9 +223,15 @@ class Jobs:
         if job.recording is None:
             hint = "GET /jobs/{id}/audio has all of it." if job.music else ""
             raise NotReady(f"The job is over: it is {job.state}.", hint=hint)
+        with self._reader(job):
+            yield job.recording
+
+    @contextmanager
+    def _reader(self, job: Job) -> Iterator[None]:
+        """One who reads of it, for as long as the block lasts."""
         job.readers += 1
         try:
-            yield job.recording
+            yield
         finally:
             job.readers -= 1
             self._release(job)

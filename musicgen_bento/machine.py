@@ -10,8 +10,8 @@ import torch
 
 from musicgen_bento.catalogue import find
 from musicgen_bento.config import Settings
-from musicgen_bento.engine.precision import FLOAT16, FLOAT32, Precision, named
 from musicgen_bento.errors import LoadFailed, ModelTooLarge
+from musicgen_bento.precision import FLOAT16, FLOAT32, Precision, named
 
 SLOTS = {"cpu": 16, "cuda": 64}
 FREE_SHARE = 0.8

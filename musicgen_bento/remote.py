@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import Awaitable, Callable
-from contextlib import aclosing, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -60,13 +60,8 @@ class Remote:
         """
         # Chosen here: it can be cancelled even where the answer was lost.
         ticket = f"{request}-{uuid.uuid4().hex}"
-        answered = False
-        try:
+        async with self._whole_or_cancelled(ticket):
             answers = await self._ask(lambda: self._calls.admit([Admission(ticket=ticket, model=model, params=params)]))
-            answered = True
-        finally:
-            if not answered:
-                await asyncio.shield(self._cancel(ticket))
         if "error" in answers[0]:
             raise MusicGenError.from_dict(answers[0])
         return ticket
@@ -108,13 +103,8 @@ class Remote:
         Raises:
             MusicGenError: it could not be made.
         """
-        over = False
-        try:
+        async with self._whole_or_cancelled(ticket):
             await self._follow(ticket, listen)
-            over = True
-        finally:
-            if not over:
-                await asyncio.shield(self._cancel(ticket))
 
     async def models(self) -> list[dict[str, Any]]:
         """Every model, as ModelStatus has it."""
@@ -123,6 +113,15 @@ class Remote:
     async def readiness(self) -> dict[str, Any]:
         """`{"ready": bool}`, or `{"error": ...}`."""
         return dict(await self._ask(lambda: self._calls.readiness()))
+
+    @asynccontextmanager
+    async def _whole_or_cancelled(self, ticket: str) -> AsyncIterator[None]:
+        """Whatever ends the block early ends the clip, too."""
+        try:
+            yield
+        except BaseException:
+            await asyncio.shield(self._cancel(ticket))
+            raise
 
     async def _cancel(self, ticket: str) -> None:
         with suppress(MusicGenError):  # a runner that is gone has no slots to free

@@ -1,11 +1,14 @@
-"""What holds for all tests: no network, no reports to anyone, and the markers' meaning."""
+"""What holds for all tests: no network, no reports to anyone, the markers' meaning; and a server for those that ask."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import settings
+
+from tests.server import Server
 
 WITH_HUB = os.environ.get("MUSICGEN_TEST_HUB") == "1"
 
@@ -25,6 +28,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason="needs the hub: MUSICGEN_TEST_HUB=1"))
         if item.get_closest_marker("gpu") and not _has_gpu():
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """With the settings as they come; a module that wants others has a fixture of its own."""
+    with Server(tmp_path_factory.mktemp("server")) as running:
+        yield running
 
 
 def _has_gpu() -> bool:

@@ -20,8 +20,8 @@ from musicgen_bento.engine import checkpoint
 from musicgen_bento.engine.checkpoint import Checkpoint
 from musicgen_bento.engine.engine import ModelEngine
 from musicgen_bento.engine.hub import Source
-from musicgen_bento.engine.precision import FLOAT32
 from musicgen_bento.engine.types import Chunk, Event, Failed, Finished, GenerationParams, Started
+from musicgen_bento.precision import FLOAT32
 from tests.checkpoints import Recipe, write
 
 CPU = torch.device("cpu")

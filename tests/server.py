@@ -88,5 +88,19 @@ class Server:
         [found] = [each for each in self.family() if service in each.cmdline()]
         return found
 
+    def figures(self) -> dict[str, float]:
+        """What /metrics says of the music, by name and labels."""
+        text = requests.get(f"{self.url}/metrics", timeout=30).text
+        lines = (line.rsplit(" ", 1) for line in text.splitlines() if line.startswith("musicgen_"))
+        return {name: float(value) for name, value in lines}
+
+    def figure(self, name: str) -> float:
+        """The sum of those whose name and labels begin so."""
+        return sum(value for full, value in self.figures().items() if full.startswith(name))
+
+    def in_slots(self) -> float:
+        """How many clips are being made."""
+        return self.figure("musicgen_slots_in_use{")
+
     def generate(self, timeout: float = 120, **body: Any) -> requests.Response:
         return requests.post(f"{self.url}/generate", json={"prompt": "calm", **body}, timeout=timeout)

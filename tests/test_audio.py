@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from musicgen_bento.audio import LOUDNESS_LUFS, Normalize, Waveform, encode_wav, loudness, normalize
+from musicgen_bento.audio import LOUDNESS_LUFS, Normalize, Waveform, encode_wav, loudness, normalize, pcm, wav_header
 
 RATE = 32_000
 ALL: tuple[Normalize, ...] = ("loudness", "peak", "rms", "clip", "none")
@@ -156,9 +156,18 @@ def test_wav_there_and_back(channels: int) -> None:
 
 @given(hnp.arrays(np.float32, st.tuples(st.integers(1, 2), st.integers(0, 300)), elements=st.floats(-1, 1, width=32)))
 def test_any_samples_within_one_survive(wav: Waveform) -> None:
-    read, _ = soundfile.read(io.BytesIO(encode_wav(wav, RATE)), dtype="float32", always_2d=True)
+    data = encode_wav(wav, RATE)
+    assert data == wav_header(len(wav), RATE, wav.shape[1]) + pcm(wav)  # as it is streamed
+    read, _ = soundfile.read(io.BytesIO(data), dtype="float32", always_2d=True)
     assert read.T.shape == wav.shape
     np.testing.assert_allclose(read.T, wav, atol=1.01 / 2**15)
+
+
+def test_a_wav_byte_by_byte() -> None:
+    data = encode_wav(np.array([[0.0, 1.0], [-1.0, 0.5]], np.float32), RATE)
+    assert data[:20] == b"RIFF" + bytes([44, 0, 0, 0]) + b"WAVEfmt " + bytes([16, 0, 0, 0])
+    assert data[20:36].hex(" ", 2) == "0100 0200 007d 0000 00f4 0100 0400 1000"  # PCM, stereo, 32 kHz, bytes, 16 bits
+    assert data[36:] == b"data" + bytes([8, 0, 0, 0]) + np.array([0, -32768, 32767, 16384], "<i2").tobytes()
 
 
 @pytest.mark.parametrize("bad", [1.0001, -1.5, np.nan, np.inf])

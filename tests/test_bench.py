@@ -23,7 +23,7 @@ from bench.run import QUICK_SECONDS
 from bench.service import Crowd, Told
 from bench.steps import CFG_COEF, measure, prompt
 from musicgen_bento.engine.hub import Source
-from musicgen_bento.engine.precision import FLOAT16_KEPT, FLOAT32, INT8
+from musicgen_bento.precision import FLOAT16_KEPT, FLOAT32, INT8
 from tests.models import MONO, STEREO, folder, load
 
 NAMES = ("ours float32", "audiocraft", "transformers float32")

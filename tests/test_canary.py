@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
@@ -19,6 +18,7 @@ from musicgen_bento.engine.pool import EnginePool
 from musicgen_bento.engine.types import Chunk
 from musicgen_bento.errors import LoadFailed
 from tests import models
+from tests.waiting import until
 
 
 def test_a_model_that_works_passes_and_is_left_as_it_was() -> None:
@@ -65,7 +65,7 @@ def test_a_server_whose_built_in_model_fails_it_does_not_get_ready(monkeypatch: 
     pool = EnginePool(Settings())
     try:
         with pytest.raises(LoadFailed, match="silent"):
-            until_ready(pool)
+            until(pool.ready)
     finally:
         pool.close()
 
@@ -81,14 +81,7 @@ def test_the_built_in_model_passes_and_another_is_not_asked(monkeypatch: pytest.
     folder = str(models.folder(models.MONO))
     pool = EnginePool(Settings(preload=("demo", folder), default_model=folder))
     try:
-        until_ready(pool)
+        until(pool.ready)
     finally:
         pool.close()
     assert heard == ["demo"]
-
-
-def until_ready(pool: EnginePool) -> None:
-    deadline = time.monotonic() + 60
-    while not pool.ready():
-        assert time.monotonic() < deadline, "it did not get ready"
-        time.sleep(0.01)

@@ -26,8 +26,8 @@ from musicgen_bento.engine import checkpoint, hub
 from musicgen_bento.engine.checkpoint import Checkpoint
 from musicgen_bento.engine.engine import ModelEngine
 from musicgen_bento.engine.hub import Source
-from musicgen_bento.engine.precision import FLOAT32, Precision
 from musicgen_bento.errors import BrokenCheckpoint, InvalidRequest, LoadFailed, ModelUnavailable, UnknownModel
+from musicgen_bento.precision import FLOAT32, Precision
 from tests.checkpoints import write_hub_cache, write_t5
 from tests.models import CPU, MONO, PREPEND, STEREO, folder, load, make_one, params
 
@@ -100,7 +100,7 @@ def test_from_the_hubs_cache_with_no_network(tmp_path: Path, monkeypatch: pytest
     write_hub_cache(tmp_path, "facebook/musicgen-small", MONO)
     assert hub.is_cached("facebook/musicgen-small", FILES[0])
     assert not hub.is_cached("facebook/musicgen-large", FILES[0])
-    assert torch.equal(loaded("facebook/musicgen-small").weights.heads, load(MONO).weights.heads)
+    assert torch.equal(loaded("facebook/musicgen-small").weights.embeddings, load(MONO).weights.embeddings)
 
 
 def test_a_cached_model_without_its_t5(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,31 +6,18 @@ import os
 import pty
 import signal
 import subprocess
-import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import requests
 import soundfile
 
 from tests.server import Server
 from tests.stand_in import DROP, Reply, StandIn, audio_headers, error, job
 from tests.test_cli import CLI, ENVIRONMENT, one_error, run
+from tests.waiting import until
 
 CLIP = ("--prompt", "a secret", "--output", "out.wav")
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with Server(tmp_path_factory.mktemp("server")) as running:
-        yield running
-
-
-def in_slots(server: Server) -> float:
-    lines = requests.get(f"{server.url}/metrics", timeout=30).text.splitlines()
-    return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith("musicgen_slots_in_use{"))
 
 
 # ---- the real service
@@ -88,17 +75,12 @@ def test_ctrl_c_cancels_on_the_server(server: Server, count: int, tmp_path: Path
     (tmp_path / "prompts.txt").write_text("calm\n" * count)
     options = ["--prompts", "prompts.txt", "--output", "out.wav", "--duration", "200", "--server", server.url]
     process = subprocess.Popen([*CLI, *options], cwd=tmp_path, env=ENVIRONMENT, stderr=subprocess.PIPE)
-    deadline = time.monotonic() + 150
-    while in_slots(server) < count:
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    until(lambda: server.in_slots() >= count, 150)
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=100)
     assert (process.returncode, stderr.strip()) == (130, b"interrupted")
     assert os.listdir(tmp_path) == ["prompts.txt"]
-    while in_slots(server):
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    until(lambda: not server.in_slots())
 
 
 def test_on_a_terminal_there_is_a_bar(server: Server, tmp_path: Path) -> None:
@@ -209,7 +191,7 @@ def test_a_stream_to_standard_output(server: Server, served: bool, tmp_path: Pat
     assert process.stdout
     first = process.stdout.read(5000)
     if served:
-        assert in_slots(server) == 1  # it is still being made
+        assert server.in_slots() == 1  # it is still being made
     rest, said = process.communicate(timeout=120)
     assert process.returncode == 0, said
     assert said.decode().splitlines()[-1] == "Wrote 20 s by demo, seed 3."
@@ -226,10 +208,7 @@ def test_a_player_that_ends_ends_the_stream(server: Server) -> None:
     assert process.stderr
     assert b"standard output" in process.stderr.read()
     process.stderr.close()
-    deadline = time.monotonic() + 60
-    while in_slots(server):
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    until(lambda: not server.in_slots())
 
 
 def test_how_a_stream_is_misused(tmp_path: Path) -> None:

@@ -9,7 +9,6 @@ import sys
 import textwrap
 import threading
 import time
-from collections.abc import Callable
 from email.utils import formatdate
 from pathlib import Path
 from typing import Any
@@ -41,6 +40,7 @@ from musicgen_bento.errors import (
 )
 from musicgen_bento.schemas import GenerationRequest, Options
 from tests.stand_in import DROP, WAV, Reply, StandIn, audio_headers, error, job
+from tests.waiting import until
 
 ROOT = Path(__file__).parent.parent
 ROAD = ["post", "get", "get", "audio", "delete"]  # of a clip that is made
@@ -299,13 +299,6 @@ def test_whoever_leaves_deletes_the_job(kind: type[BaseException]) -> None:
     assert server.requests[-1].path == "/jobs/j%2F1"
 
 
-def wait_for(found: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 10
-    while not found():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
 def test_another_thread_may_cancel() -> None:
     answer = threading.Event()
     with StandIn(get=[Reply(200, job("cancelled", 2), after=answer)]) as server:
@@ -364,7 +357,7 @@ def test_a_cancelled_task_cancels_the_servers_work() -> None:
     async def main() -> None:
         async with AsyncMusicGenClient(server.url) as music:
             task = asyncio.create_task(music.generate("calm"))
-            await asyncio.to_thread(wait_for, lambda: "get" in server.calls())
+            await asyncio.to_thread(until, lambda: "get" in server.calls(), 10)
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await task
@@ -384,7 +377,7 @@ def test_a_task_that_is_cancelled_before_the_job_is_known_deletes_it_when_it_is(
 
     with StandIn(post=[Reply(202, job(), after=0.6)]) as server:
         asyncio.run(main())
-        wait_for(lambda: server.calls() == ["post", "delete"])
+        until(lambda: server.calls() == ["post", "delete"], 10)
 
 
 def test_what_an_async_progress_raises_ends_the_clip() -> None:
@@ -398,7 +391,7 @@ def test_what_an_async_progress_raises_ends_the_clip() -> None:
 
     with StandIn(get=[Reply(200, job(), after=0.5)]) as server:
         asyncio.run(main())
-        wait_for(lambda: "delete" in server.calls())
+        until(lambda: "delete" in server.calls(), 10)
 
 
 # ---- the package

@@ -3,37 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import requests
 
 from musicgen_bento.client import AsyncMusicGenClient, MusicGenClient
 from musicgen_bento.errors import InvalidRequest, UnknownModel
 from tests.server import Server
+from tests.waiting import until
 
 LONG = 120.0
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with Server(tmp_path_factory.mktemp("server")) as running:
-        yield running
-
-
-def in_slots(server: Server) -> float:
-    lines = requests.get(f"{server.url}/metrics", timeout=30).text.splitlines()
-    return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith("musicgen_slots_in_use{"))
-
-
-def wait_for(found: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
-    while not found():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
 
 
 def test_a_clip_is_the_one_that_generate_gives(server: Server) -> None:
@@ -78,7 +58,7 @@ def test_whoever_leaves_frees_the_slot(server: Server) -> None:
 
     with pytest.raises(KeyboardInterrupt):
         MusicGenClient(server.url).generate("calm", duration=LONG, progress=leave)
-    wait_for(lambda: in_slots(server) == 0)
+    until(lambda: server.in_slots() == 0)
 
 
 def test_a_cancelled_task_frees_the_slot_while_others_go_on(server: Server) -> None:
@@ -99,7 +79,7 @@ def test_a_cancelled_task_frees_the_slot_while_others_go_on(server: Server) -> N
             assert (await short).duration == 1.0
 
     asyncio.run(main())
-    wait_for(lambda: in_slots(server) == 0)
+    until(lambda: server.in_slots() == 0)
 
 
 def test_more_at_once_than_the_default_executor_has_threads(server: Server) -> None:
@@ -132,7 +112,7 @@ def test_a_server_that_is_started_again_makes_the_clip_again(tmp_path: Path) -> 
 def test_a_stream_is_the_clip_and_comes_while_it_is_made(server: Server) -> None:
     with MusicGenClient(server.url).stream("calm", seed=3, duration=30) as stream:
         first = next(stream)
-        assert in_slots(server) == 1
+        assert server.in_slots() == 1
         streamed = first + b"".join(stream)
     assert streamed == server.generate(prompt="calm", seed=3, duration=30, normalize="clip").content
     assert stream.position == 30.0
@@ -141,7 +121,7 @@ def test_a_stream_is_the_clip_and_comes_while_it_is_made(server: Server) -> None
 def test_a_stream_that_is_left_frees_the_slot(server: Server) -> None:
     with MusicGenClient(server.url).stream("calm", duration=LONG) as stream:
         next(stream)
-    wait_for(lambda: in_slots(server) == 0)
+    until(lambda: server.in_slots() == 0)
 
 
 def test_an_asynchronous_stream_that_is_cancelled_frees_the_slot(server: Server) -> None:
@@ -161,4 +141,4 @@ def test_an_asynchronous_stream_that_is_cancelled_frees_the_slot(server: Server)
                 await task
 
     asyncio.run(main())
-    wait_for(lambda: in_slots(server) == 0)
+    until(lambda: server.in_slots() == 0)

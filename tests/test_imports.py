@@ -112,4 +112,4 @@ def test_what_carries_the_laws_is_seen() -> None:
     """The walk itself: relative imports, imports in functions, modules imported from a package."""
     assert ("musicgen_bento/engine/types.py", 16) not in set(own("musicgen_bento/errors.py"))
     assert "musicgen_bento/errors.py" in {below for below, _ in own("musicgen_bento/engine/types.py")}
-    assert {"numpy", "pyloudnorm"} <= third_party("musicgen_bento/audio.py")
+    assert {"numpy", "pyloudnorm", "soundfile"} <= third_party("musicgen_bento/audio.py")

@@ -24,20 +24,14 @@ from musicgen_bento.engine.device import DeviceThread
 from musicgen_bento.engine.hub import Source
 from musicgen_bento.engine.loader import Loader
 from musicgen_bento.engine.pool import EnginePool
-from musicgen_bento.engine.precision import FLOAT16_KEPT, FLOAT32, INT8, Precision
 from musicgen_bento.engine.types import Chunk, Failed, Finished, Waiting
 from musicgen_bento.errors import BrokenCheckpoint, ModelTooLarge
 from musicgen_bento.machine import free_memory, memory_budget
+from musicgen_bento.precision import FLOAT16_KEPT, FLOAT32, INT8, Precision
 from tests.models import MONO, STEREO, Story, folder, params
+from tests.waiting import until
 
 ROOT = Path(__file__).parent.parent
-
-
-def until(condition: Callable[[], object], seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.005)
 
 
 def one_takes() -> int:
@@ -103,7 +97,7 @@ def test_two_in_turn_where_one_fits(turns: Callable[..., Turns], monkeypatch: py
     def watched(files: Files, *rest: Any) -> checkpoint.Checkpoint:
         beside.append(len(alive))
         built = build(files, *rest)
-        alive.update([built.weights.heads, built.text_encoder.shared.weight])
+        alive.update([built.weights.embeddings, built.text_encoder.shared.weight])
         return built
 
     monkeypatch.setattr(checkpoint, "build", watched)
@@ -190,7 +184,7 @@ def test_a_load_that_fails_gives_its_room_back(turns: Callable[..., Turns], monk
 
     def half(files: Files, *rest: Any) -> checkpoint.Checkpoint:
         built = build(files, *rest)
-        alive.add(built.weights.heads)
+        alive.add(built.weights.embeddings)
         raise BrokenCheckpoint("t5 of it cannot be read.")
 
     with monkeypatch.context() as patch:
@@ -344,7 +338,7 @@ import gc, torch
 from pathlib import Path
 from musicgen_bento.engine import checkpoint
 from musicgen_bento.engine.hub import Source
-from musicgen_bento.engine.precision import FLOAT32
+from musicgen_bento.precision import FLOAT32
 checkpoint.load(Source("demo", Path({str(CATALOGUE[0].folder)!r})), torch.device("cpu"), FLOAT32)
 gc.collect()
 print(Path("/proc/self/maps").read_text().count("state_dict.bin"))

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,21 +10,9 @@ import requests
 
 from musicgen_bento.metrics import NAMES
 from tests.server import Server
+from tests.waiting import until
 
 ROOT = Path(__file__).parent.parent
-
-
-def figures(server: Server) -> dict[str, float]:
-    text = requests.get(f"{server.url}/metrics", timeout=10).text
-    lines = (line.rsplit(" ", 1) for line in text.splitlines() if line.startswith("musicgen_"))
-    return {name: float(value) for name, value in lines}
-
-
-def until(condition: Callable[[], bool], seconds: float = 5) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
 
 
 def test_figures_after_known_traffic(tmp_path: Path) -> None:
@@ -39,8 +25,8 @@ def test_figures_after_known_traffic(tmp_path: Path) -> None:
         assert requests.get(f"{server.url}/nowhere", timeout=5).status_code == 404
         with pytest.raises(requests.Timeout):
             server.generate(duration=200, timeout=0.5)
-        until(lambda: figures(server).get('musicgen_cancellations_total{model="demo"}') == 1)
-        found = figures(server)
+        until(lambda: server.figures().get('musicgen_cancellations_total{model="demo"}') == 1, 5)
+        found = server.figures()
     assert found['musicgen_audio_seconds_total{model="demo"}'] == pytest.approx(1.2)
     assert found['musicgen_model_loads_total{model="demo"}'] == 1
     assert found['musicgen_queue_depth{model="demo"}'] == 0

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,16 +30,11 @@ from musicgen_bento.errors import (
     ShuttingDown,
     UnknownModel,
 )
+from tests import waiting
 from tests.models import MONO, Story, folder, params
 
 open_files = checkpoint.open_files
-
-
-def until(condition: Callable[[], object], seconds: float = 30) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.005)
+until = partial(waiting.until, seconds=30)
 
 
 class Loads:

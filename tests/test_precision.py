@@ -10,10 +10,10 @@ from musicgen_bento.config import Settings
 from musicgen_bento.engine import checkpoint
 from musicgen_bento.engine.engine import ModelEngine
 from musicgen_bento.engine.hub import Source
-from musicgen_bento.engine.precision import BFLOAT16, FLOAT16, FLOAT16_KEPT, FLOAT32, INT8, Precision, named
 from musicgen_bento.engine.types import Finished
 from musicgen_bento.errors import LoadFailed
 from musicgen_bento.machine import precision
+from musicgen_bento.precision import BFLOAT16, FLOAT16, FLOAT16_KEPT, FLOAT32, INT8, Precision, named
 from tests.checkpoints import Recipe
 from tests.models import MONO, PREPEND, STEREO, engine, folder, make, make_one, params
 

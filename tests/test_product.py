@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from musicgen_bento.engine.precision import BFLOAT16, FLOAT16_KEPT, FLOAT32, INT8, Precision
 from musicgen_bento.engine.product import Dense, Half, Int8, levels, product
+from musicgen_bento.precision import BFLOAT16, FLOAT16_KEPT, FLOAT32, INT8, Precision
 
 OUT, IN = 96, 256
 

@@ -105,7 +105,7 @@ def test_the_header_is_what_libsndfile_writes_and_the_samples_to_a_bit(channels:
     wav = audio.cut(SOUND[:channels], "none")
     file = io.BytesIO()
     soundfile.write(file, wav.T, 32_000, format="WAV", subtype="PCM_16")
-    ours, theirs = audio.encode_wav(wav, 32_000), file.getvalue()
+    ours, theirs = audio.wav_header(channels, 32_000, wav.shape[1]) + audio.pcm(wav), file.getvalue()
     assert ours[:44] == theirs[:44]
     read = np.frombuffer(ours[44:], "<i2").astype(float)
     assert np.abs(read - np.frombuffer(theirs[44:], "<i2")).max() <= 1  # which rounds down

@@ -24,6 +24,7 @@ import soundfile
 from musicgen_bento.catalogue import CATALOGUE
 from musicgen_bento.schemas import ErrorBody, ModelList
 from tests.server import ROOT, Server
+from tests.waiting import until
 
 SECRET = "xylophone-of-the-hidden-garden"
 SLOTS, QUEUE, LONGEST = 2, 3, 60
@@ -42,15 +43,6 @@ def error(response: requests.Response, status: int, code: str) -> dict[str, Any]
     found: dict[str, Any] = response.json()["error"]
     assert found["code"] == code
     return found
-
-
-def until(condition: Any, seconds: float) -> float:
-    """How long it took to become true; fails when it does not."""
-    began = time.monotonic()
-    while not condition():
-        assert time.monotonic() - began < seconds
-        time.sleep(0.02)
-    return time.monotonic() - began
 
 
 def free(server: Server) -> bool:

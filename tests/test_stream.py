@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -14,6 +13,7 @@ import requests
 
 from musicgen_bento.schemas import ErrorBody
 from tests.server import Server
+from tests.waiting import until
 
 SECRET = "xylophone-of-the-hidden-garden"
 SECOND = 2 * 32_000  # bytes
@@ -56,19 +56,6 @@ class Reader:
         return self.body
 
 
-def figure(server: Server, name: str) -> float:
-    lines = requests.get(f"{server.url}/metrics", timeout=30).text.splitlines()
-    return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(name))
-
-
-def until(condition: Callable[[], bool], seconds: float = 60) -> float:
-    began = time.monotonic()
-    while not condition():
-        assert time.monotonic() - began < seconds
-        time.sleep(0.05)
-    return time.monotonic() - began
-
-
 def error(response: requests.Response, status: int, code: str) -> Any:
     assert response.status_code == status, response.text
     found = ErrorBody.model_validate(response.json()).error
@@ -83,8 +70,8 @@ def test_the_first_sound_is_there_long_before_the_last(server: Server) -> None:
         wav = reader.read(44 + 2000)
         assert int.from_bytes(wav[40:44], "little") == LONG * SECOND
         assert any(wav[44:])
-        assert figure(server, "musicgen_slots_in_use{") == 1
-    assert until(lambda: figure(server, "musicgen_slots_in_use{") == 0) < 5
+        assert server.in_slots() == 1
+    assert until(lambda: server.in_slots() == 0) < 5
     until(lambda: "POST /stream model=demo duration=120" in server.log.read_text())
     assert "status=499" in server.log.read_text()
 
@@ -117,13 +104,13 @@ def test_an_error_before_the_first_sample_is_an_answer(server: Server) -> None:
 def test_a_slow_reader_holds_up_nobody_and_gets_everything(server: Server) -> None:
     """It takes a few bytes, then none until others are done, and its own clip is made, too."""
     long = {"prompt": SECRET, "duration": 80, "seed": 3}  # more than the buffers of a connection take
-    made = figure(server, "musicgen_audio_seconds_total{")
+    made = server.figure("musicgen_audio_seconds_total{")
     with Reader(server, **long) as slow:
         slow.read(1000)
         neighbour = server.generate(duration=10, seed=3)
         assert len(neighbour.content) == 44 + 10 * SECOND
-        until(lambda: figure(server, "musicgen_audio_seconds_total{") >= made + 89, 120)
-        assert figure(server, "musicgen_slots_in_use{") == 0
+        until(lambda: server.figure("musicgen_audio_seconds_total{") >= made + 89, 120)
+        assert server.in_slots() == 0
         assert "duration=80" not in server.log.read_text()  # the answer is not over
         received = slow.read(44 + 80 * SECOND)
     assert received == server.generate(**long, normalize="clip").content
@@ -132,13 +119,13 @@ def test_a_slow_reader_holds_up_nobody_and_gets_everything(server: Server) -> No
 @pytest.mark.parametrize("begun", [True, False])
 def test_a_reader_that_leaves_frees_its_slot(server: Server, begun: bool) -> None:
     readers = [Reader(server, duration=LONG) for _ in range(4)]  # two run, two wait
-    until(lambda: figure(server, "musicgen_slots_in_use{") == 2)
+    until(lambda: server.in_slots() == 2)
     if begun:
         for reader in readers[:2]:
             reader.read(1000)
     for reader in readers:
         reader.socket.close()
-    assert until(lambda: figure(server, "musicgen_slots_in_use{") + figure(server, "musicgen_queue_depth{") == 0) < 10
+    assert until(lambda: server.in_slots() + server.figure("musicgen_queue_depth{") == 0) < 10
 
 
 def test_several_at_once(server: Server) -> None:
@@ -183,10 +170,10 @@ def test_a_cancelled_job_breaks_off_for_its_listener(server: Server) -> None:
 
 def test_a_runner_that_dies_breaks_the_stream_and_is_counted(server: Server) -> None:
     """The last test: it kills the runner."""
-    before = figure(server, 'musicgen_errors_total{code="unavailable"}')
+    before = server.figure('musicgen_errors_total{code="unavailable"}')
     with Reader(server, duration=LONG) as reader:
         reader.read(1000)
         server.worker("MusicGenRunner").kill()
         assert 1000 <= len(reader.read(LONG * SECOND)) < LONG * SECOND  # the connection is closed before the end
-    until(lambda: figure(server, 'musicgen_errors_total{code="unavailable"}') == before + 1)
+    until(lambda: server.figure('musicgen_errors_total{code="unavailable"}') == before + 1)
     assert SECRET not in server.log.read_text()

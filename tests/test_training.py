@@ -13,14 +13,14 @@ from musicgen_bento.engine import checkpoint
 from musicgen_bento.engine.conditioning import TextConditioner
 from musicgen_bento.engine.decoder import Decoder
 from musicgen_bento.engine.hub import Source
-from musicgen_bento.engine.precision import FLOAT32
+from musicgen_bento.precision import FLOAT32
 from training import codec, dataset, export, language_model, meters, text
 from training.captions import CHANCES, caption, colour, speed
 from training.loop import Clock, OutOfTime, steps
 from training.network import Network, delayed
 from training.plan import CARD, CODEBOOKS, SAMPLE_RATE, Plan
 from training.render import render
-from training.songs import Song, compose, draw_song
+from training.songs import Song, compose, draw_song, near
 
 SONG = Song("rock", 120, "major", 0, "organ", "lead", drums=True, bass=True, register="middle", brightness=0.5)
 
@@ -178,7 +178,7 @@ def test_songs_are_sound(number: int) -> None:
     assert wav.shape == (4 * SAMPLE_RATE,)
     assert np.isfinite(wav).all()
     assert np.abs(wav).max() <= 0.98
-    assert -24 < 20 * np.log10(np.sqrt(np.mean(wav**2))) < -16, song
+    assert -29 < 20 * np.log10(np.sqrt(np.mean(wav**2))) < -13, song
 
 
 @pytest.mark.parametrize(
@@ -210,7 +210,8 @@ def test_captions_say_what_is_true_and_what_they_say_is_told() -> None:
         assert said.says <= {*CHANCES, "bpm"}
         words = said.text.lower()
         if "bpm" in said.says:
-            assert f"{song.tempo} bpm" in words or "bpm" in words
+            assert str(said.bpm) in words  # a stranger may stand before "bpm"
+            assert near(said.bpm or 0) == song.tempo
         if not song.drums:
             assert "punchy" not in words
         if speed(song) == "fast":

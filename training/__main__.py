@@ -10,11 +10,11 @@ import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import click
-import torch
 
+from musicgen_bento.engine import checkpoint
+from musicgen_bento.engine.hub import Source
 from training import card, codec, dataset, evaluate, export, language_model
 from training.loop import Clock, OutOfTime
 from training.plan import Plan
@@ -57,30 +57,14 @@ def make(plan: Plan, clock: Clock) -> None:
 @click.pass_obj
 def evaluate_(plan: Plan, model: Path, clips: int, write: bool) -> None:
     """Measure a model and print the table."""
-    result = evaluate.evaluate(model, _codec_of(model), clips)
+    files = checkpoint.open_files(Source(str(model), model))
+    result = evaluate.evaluate(model, files.codec, clips)
     click.echo(card.table(result))
     if write:
-        parameters = sum(t.numel() for t in _package(model, "state_dict.bin")["best_state"].values())
         size = sum(f.stat().st_size for f in model.rglob("*") if f.suffix in (".bin", ".safetensors", ".json"))
-        card.write(plan, result, parameters, size, model / "README.md")
+        card.write(plan, result, files.numbers, size, model / "README.md")
         card.draw(plan, Path(__file__).parent / "curves.svg")
         (Path(__file__).parent / "figures.json").write_text(json.dumps(asdict(result), indent=1) + "\n")
-
-
-def _package(model: Path, name: str) -> dict[str, Any]:
-    package: dict[str, Any] = torch.load(model / name, map_location="cpu", weights_only=True)
-    return package
-
-
-def _codec_of(model: Path) -> Any:
-    """A released model's codec, as AudioCraft builds it."""
-    from audiocraft.models import builders
-    from omegaconf import OmegaConf
-
-    package = _package(model, "compression_state_dict.bin")
-    built = builders.get_compression_model(OmegaConf.create(package["xp.cfg"]))
-    built.load_state_dict({k: t.float() if t.is_floating_point() else t for k, t in package["best_state"].items()})
-    return built.eval()
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from training.songs import FAST, SLOW, Song
+from training.songs import FAST, SLOW, TEMPOS, Song, near
 
 GENRES = {
     "ambient": ("ambient", "ambient soundscape", "meditation music", "drone", "sleep music"),
@@ -23,6 +23,7 @@ GENRES = {
     "music box": ("music box", "lullaby", "toy music", "nursery rhyme"),
 }
 INSTRUMENTS = {
+    "": (),
     "piano": ("piano", "grand piano", "keys"),
     "electric piano": ("electric piano", "rhodes", "e-piano"),
     "organ": ("organ", "hammond organ", "church organ"),
@@ -38,7 +39,7 @@ MOODS = {
     "major": ("happy", "uplifting", "cheerful", "joyful", "hopeful", "in major", "major key"),
     "minor": ("sad", "melancholic", "moody", "mysterious", "tense", "epic", "in minor", "minor key"),
 }
-TEMPOS = {
+SPEEDS = {
     "slow": ("slow", "slow tempo", "calm", "relaxed", "laid back", "gentle"),
     "middle": ("medium tempo", "mid-tempo", "moderate"),
     "fast": ("fast", "fast tempo", "energetic", "driving", "upbeat", "fast-paced"),
@@ -69,6 +70,8 @@ def colour(song: Song) -> str:
     return "dark" if song.brightness < 0.3 else "bright" if song.brightness > 0.7 else "plain"
 
 
+# What a prompt may say of each tempo there is: whatever number is nearest to it.
+NUMBERS = {tempo: [number for number in range(60, 189) if near(number) == tempo] for tempo in TEMPOS}
 CHANCES = {
     "genre": 0.85,
     "tempo": 0.65,
@@ -112,10 +115,11 @@ STRANGERS = (
 
 @dataclass(frozen=True, slots=True)
 class Caption:
-    """A prompt, and which keys of CHANCES it speaks of."""
+    """A prompt, which keys of CHANCES it speaks of (and `bpm`, if it gives a number), and that number."""
 
     text: str
     says: frozenset[str]
+    bpm: int | None = None
 
 
 def caption(song: Song, rng: np.random.Generator) -> Caption:
@@ -125,10 +129,11 @@ def caption(song: Song, rng: np.random.Generator) -> Caption:
         return str(rng.choice(words)) if words else ""
 
     numbered = rng.random() < 0.4
+    number = int(rng.choice(NUMBERS[song.tempo]))
     parts = {
         "genre": one(GENRES[song.style]),
-        "tempo": one((f"{song.tempo} bpm", f"{song.tempo} BPM")) if numbered else one(TEMPOS[speed(song)]),
-        "mood": one(MOODS[song.mode]),
+        "tempo": one((f"{number} bpm", f"{number} BPM")) if numbered else one(SPEEDS[speed(song)]),
+        "mood": one(MOODS[song.mode] if song.chords else ()),  # a melody alone may be either
         "drums": one(DRUMS[song.drums]),
         "register": one(REGISTERS[song.register]),
         "colour": one(COLOURS[colour(song)]),
@@ -138,7 +143,9 @@ def caption(song: Song, rng: np.random.Generator) -> Caption:
     said = {key: words for key, words in parts.items() if words and rng.random() < CHANCES[key]}
     said = said or {"genre": parts["genre"]}
     text = _in_case(_with_strangers(_put(said, rng), rng), rng)
-    return Caption(text, frozenset(said) | (frozenset({"bpm"}) if "tempo" in said and numbered else frozenset()))
+    if "tempo" in said and numbered:
+        return Caption(text, frozenset(said) | {"bpm"}, number)
+    return Caption(text, frozenset(said))
 
 
 def _put(said: dict[str, str], rng: np.random.Generator) -> str:

@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from training.dataset import Dataset
+from training.dataset import SECONDS, Dataset
 from training.loop import Clock, cosine, steps
-from training.plan import CARD, CODEBOOKS, HOP, SAMPLE_RATE, Plan
+from training.plan import CARD, CODEBOOKS, FRAME_RATE, HOP, SAMPLE_RATE, Plan
 from training.released import configuration
 
 RESOLUTIONS = (256, 512, 1024, 2048)
@@ -55,7 +55,7 @@ def train(plan: Plan, songs: Dataset, clock: Clock) -> Any:
         latent = codec.encoder(wav)
         penalty = torch.zeros((), device=device)
         if number >= plan.plain_steps:
-            quantized = codec.quantizer(latent, 50)
+            quantized = codec.quantizer(latent, FRAME_RATE)
             latent, penalty = quantized.x, quantized.penalty
         made = codec.decoder(latent)[..., : wav.shape[-1]]
         wave, spectra = waveform_error(made, wav), spectral_error(made[:, 0], wav[:, 0])
@@ -79,7 +79,9 @@ def _windows(plan: Plan, songs: Dataset, number: int) -> np.ndarray[Any, np.dtyp
     """The batch of a step, [B, T]."""
     rng = np.random.default_rng([plan.seed, 10, number])
     length = int(plan.codec_seconds * SAMPLE_RATE) // HOP * HOP
-    at = [(int(rng.integers(len(songs))), int(rng.integers(9 * SAMPLE_RATE))) for _ in range(plan.codec_batch)]
+    frames = int((SECONDS - 1) * FRAME_RATE)
+    # at whole frames, where notes begin: elsewhere the tokens need not be good
+    at = [(int(rng.integers(len(songs))), HOP * int(rng.integers(frames))) for _ in range(plan.codec_batch)]
     gain = rng.uniform(0.5, 1.5, (plan.codec_batch, 1)).astype(np.float32)
     return gain * np.stack([songs.window(song, begin, length) for song, begin in at])
 
@@ -126,7 +128,7 @@ def _find_codebooks(plan: Plan, codec: Any, songs: Dataset, device: torch.device
     for layer in codec.quantizer.vq.layers:
         centres, sizes = kmeans(rest, CARD)
         book = layer._codebook
-        batches = len(rest) / (plan.codec_batch * plan.codec_seconds * 50)
+        batches = len(rest) / (plan.codec_batch * plan.codec_seconds * FRAME_RATE)
         book.cluster_size.copy_(sizes / batches)
         book.embed.copy_(centres)
         book.embed_avg.copy_(centres * (sizes / batches)[:, None])
@@ -150,7 +152,7 @@ def kmeans(points: Tensor, count: int) -> tuple[Tensor, Tensor]:
 def tokens(codec: Any, songs: Dataset, number: int) -> Tensor:
     """A song's tokens [K, frames]."""
     device = next(codec.parameters()).device
-    wav = torch.from_numpy(songs.window(number, 0, 10 * SAMPLE_RATE)).to(device)
+    wav = torch.from_numpy(songs.window(number, 0, int(SECONDS * SAMPLE_RATE))).to(device)
     codes: Tensor = codec.encode(wav[None, None])[0][0]
     assert codes.shape[0] == CODEBOOKS
     return codes.to(torch.int16).cpu()

@@ -26,7 +26,7 @@ def one(seed: int, number: int, seconds: float = SECONDS) -> tuple[Song, NDArray
     """Song `number` of a seed and its samples [T]; every second one is heard from its middle."""
     rng = np.random.default_rng([seed, number])
     song = draw_song(rng)
-    begin = float(rng.uniform(0, 8)) if number % 2 else 0.0
+    begin = int(rng.integers(400)) / 50 if number % 2 else 0.0
     return song, render(song, seconds, int(rng.integers(2**31)), begin)
 
 

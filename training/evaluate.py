@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +73,13 @@ QUESTIONS = (
         lambda r, s: r.brightness > meters.BRIGHT,
         0.85,
     ),
-    Question("major or minor", "mood", lambda s: s.mode == "major", lambda r, s: r.mode > meters.MAJOR, 0.75),
+    Question(
+        "major or minor",
+        "mood",
+        lambda s: s.mode == "major" if s.chords else None,
+        lambda r, s: r.mode > meters.MAJOR,
+        0.75,
+    ),
     Question("tempo in bpm", "bpm", lambda s: True, lambda r, s: _near(r.tempo, s.tempo), 0.60),
 )
 
@@ -187,6 +193,7 @@ def _judge_music(result: Result, songs: Sequence[tuple[Song, Caption, Samples]],
 
 def _ask(tallies: dict[str, Tally], song: Song, said: Caption, wav: Samples) -> None:
     reading = meters.read(wav)
+    song = replace(song, tempo=said.bpm or song.tempo)
     for question in QUESTIONS:
         wanted = question.wanted(song)
         if question.says in said.says and wanted is not None:
@@ -195,13 +202,14 @@ def _ask(tallies: dict[str, Tally], song: Song, said: Caption, wav: Samples) -> 
 
 def _look_for_faults(result: Result, wav: Samples) -> None:
     level = 20 * math.log10(max(float(np.sqrt(np.mean(wav**2))), 1e-9))
-    result.flattest = max(result.flattest, flatness(wav))
+    flat = flatness(wav)
+    result.flattest = max(result.flattest, flat)
     faults = {
         "not a number": not np.isfinite(wav).all(),
         "clipped": float(np.abs(wav).max()) > 1.0,
         "RMS outside -32 to -10 dBFS": not -32 <= level <= -10,
         "silent for over a second": longest_silence(wav) > 1.0,
-        "flatter than the renderer's noisiest": flatness(wav) > result.flatness_bar,
+        "flatter than the renderer's noisiest": flat > result.flatness_bar,
     }
     for fault, there in faults.items():
         result.broken[fault] = result.broken.get(fault, 0) + int(there)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,6 +24,7 @@ from training.songs import STYLES, Song
 
 TEACHING = 0.3  # the weight of the text encoder's own lesson
 DEAF = 0.15  # of the clips, that guidance's second row is learnt from
+EAGER = 8.0  # how much faster the embeddings learn: each is seen in few steps, and they are large beside a step
 HELD_OUT = 40  # of so many songs one, the last ones, for the curves' second line
 LOOK = 100  # steps between two points of it
 
@@ -51,8 +53,8 @@ def classes(song: Song) -> list[int]:
     """A song as numbers, each below its place in CLASSES."""
     return [
         list(STYLES).index(song.style),
-        list(PITCHED).index(song.chords),
-        list(PITCHED).index(song.melody),
+        ["", *PITCHED].index(song.chords),
+        ["", *PITCHED].index(song.melody),
         ["low", "middle", "high"].index(song.register),
         round(2 * song.brightness),
         int(song.mode == "major"),
@@ -62,7 +64,7 @@ def classes(song: Song) -> list[int]:
     ]
 
 
-CLASSES = (len(STYLES), len(PITCHED), len(PITCHED), 3, 3, 2, 2, 12, 3)
+CLASSES = (len(STYLES), len(PITCHED) + 1, len(PITCHED) + 1, 3, 3, 2, 2, 12, 3)
 
 
 def encode(plan: Plan, codec: Any, songs: Dataset) -> Tensor:
@@ -70,7 +72,8 @@ def encode(plan: Plan, codec: Any, songs: Dataset) -> Tensor:
     place = plan.folder / "tokens.pt"
     if not place.exists():
         bar = tqdm(range(len(songs)), desc="encoding", disable=None)
-        torch.save(torch.stack([codecs.tokens(codec, songs, number) for number in bar]), place)
+        torch.save(torch.stack([codecs.tokens(codec, songs, number) for number in bar]), f"{place}.part")
+        os.replace(f"{place}.part", place)
     tokens: Tensor = torch.load(place, weights_only=True)
     return tokens
 
@@ -87,7 +90,10 @@ def train(plan: Plan, tokens: Tensor, songs: Dataset, clock: Clock) -> tuple[Net
     network = Network(plan).to(device).train()
     lesson = Lesson(plan).to(device)
     parameters = [*network.parameters(), *encoder.parameters(), *lesson.parameters()]
-    optimizer = torch.optim.AdamW(parameters, lr=plan.lm_rate, betas=(0.9, 0.95), weight_decay=0.05)
+    tables = [*network.emb.parameters()]
+    rest = [p for p in parameters if all(p is not table for table in tables)]
+    groups = [{"params": rest, "pace": 1.0}, {"params": tables, "pace": EAGER, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=plan.lm_rate, betas=(0.9, 0.95), weight_decay=0.05)
 
     def losses(rng: np.random.Generator, candidates: range) -> tuple[Tensor, Tensor]:
         chosen = rng.choice(candidates, plan.lm_batch, replace=False)
@@ -110,7 +116,7 @@ def train(plan: Plan, tokens: Tensor, songs: Dataset, clock: Clock) -> tuple[Net
         nonlocal held_out
         rng = np.random.default_rng([plan.seed, 30, number])
         for group in optimizer.param_groups:
-            group["lr"] = plan.lm_rate * cosine(number, plan.lm_steps)
+            group["lr"] = group["pace"] * plan.lm_rate * cosine(number, plan.lm_steps)
         loss, taught = losses(rng, range(learnt))
         optimizer.zero_grad(set_to_none=True)
         (loss + TEACHING * taught).backward()

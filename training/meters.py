@@ -11,15 +11,15 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.signal import find_peaks, medfilt, medfilt2d, stft
 
-from training.instruments import SAMPLE_RATE
+from training.plan import SAMPLE_RATE
 
 Samples = NDArray[np.float32]
 HOP = 512
 # Where the sides meet, halfway between the renderer's clips.
-DRUMS = -47.0
+DRUMS = -50.0
 FAST = 2.1
-HIGH = 6.3
-BRIGHT = -30.0
+HIGH = 9.5
+BRIGHT = -32.0
 MAJOR = 0.0
 FRAMES_A_SECOND = SAMPLE_RATE / HOP
 

@@ -9,7 +9,7 @@ SAMPLE_RATE = 32_000
 FRAME_RATE = 50
 HOP = SAMPLE_RATE // FRAME_RATE
 CODEBOOKS = 4
-CARD = 1_024
+CARD = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,13 +27,13 @@ class Plan:
 
     folder: Path = Path("build/training")
     seed: int = 1
-    songs: int = 2_400
-    codec_steps: int = 4_000
+    songs: int = 6_000
+    codec_steps: int = 3_000
     codec_batch: int = 8
     codec_seconds: float = 0.5
     codec_rate: float = 1e-3
     plain_steps: int = 500
-    lm_steps: int = 8_000
+    lm_steps: int = 7_000
     lm_batch: int = 4
     lm_seconds: float = 8.0
     lm_rate: float = 1e-3
@@ -42,7 +42,7 @@ class Plan:
     filters: int = 16
     latent: int = 64
     dim: int = 256
-    heads: int = 8
+    heads: int = 4
     layers: int = 6
     text_dim: int = 64
     text_layers: int = 2

@@ -69,9 +69,10 @@ def configuration(plan: Plan) -> Any:
     )
 
 
-def pack(state: dict[str, torch.Tensor], config: Any, place: Path) -> None:
-    """Write one checkpoint file, in half precision."""
-    halves = {key: value.half() if value.is_floating_point() else value for key, value in state.items()}
-    package = {"best_state": halves, "xp.cfg": OmegaConf.to_yaml(config), "version": "1.3.0", "exported": True}
+def pack(state: dict[str, torch.Tensor], config: Any, place: Path, *, half: bool = True) -> None:
+    """Write one checkpoint file."""
+    if half:
+        state = {key: value.half() if value.is_floating_point() else value for key, value in state.items()}
+    package = {"best_state": state, "xp.cfg": OmegaConf.to_yaml(config), "version": "1.3.0", "exported": True}
     torch.save(package, place)
     place.chmod(0o644)

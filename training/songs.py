@@ -13,7 +13,13 @@ PROGRESSIONS = {
     "major": ((0, 3, 4, 0), (0, 4, 0, 3), (0, 3, 0, 4), (0, 4, 3, 0)),
     "minor": ((0, 3, 4, 0), (0, 4, 0, 3), (0, 3, 0, 4), (0, 5, 4, 0)),
 }
+# Tonics: few, so that few notes are to be learnt. All three pairs are relatives.
+KEYS = {"major": (0, 5, 7), "minor": (9, 2, 4)}
 STEPS = 4  # a beat
+# Beats a minute, 60 to 188: those whose half beat is a whole number of the codec's frames, so that what a song repeats
+# has the same tokens again.
+TEMPOS = tuple(round(1_500 / frames) for frames in range(25, 7, -1))
+NO_CHORDS, NO_MELODY = 0.2, 0.15  # shares of songs: what is simple is learnt first
 SLOW, FAST = 85, 140  # beats a minute: below, above
 # Lowest pitches, MIDI numbers; each part keeps to the octave from there.
 CHORDS_FROM = {"low": 45, "middle": 52, "high": 62}
@@ -141,6 +147,7 @@ class Song:
     """One clip to be rendered. What is None is left to the style.
 
     Attributes:
+        chords, melody: instruments; one of both may be missing, ``.
         register: `low`, `high` or `middle`.
         brightness: 0 dark to 1 bright.
     """
@@ -175,13 +182,15 @@ def draw_song(rng: np.random.Generator) -> Song:
     drums = bool(rng.random() < (style.drums if rng.random() < 0.7 else 0.5))
     register = str(rng.choice(["low", "middle", "high"], p=[0.3, 0.4, 0.3]))
     low, high = style.tempo if rng.random() < 0.7 else (60, 180)
+    mode = str(rng.choice(["major", "minor"]))
+    alone = float(rng.random())
     return Song(
         style=name,
-        tempo=int(rng.integers(low, high + 1)),
-        mode=str(rng.choice(["major", "minor"])),
-        key=int(rng.integers(0, 12)),
-        chords=str(rng.choice(style.chords)),
-        melody=str(rng.choice(style.melodies)),
+        tempo=near(int(rng.integers(low, high + 1))),
+        mode=mode,
+        key=int(rng.choice(KEYS[mode])),
+        chords="" if alone < NO_CHORDS else str(rng.choice(style.chords)),
+        melody="" if alone > 1 - NO_MELODY else str(rng.choice(style.melodies)),
         drums=drums,
         bass=register == "low" or (register == "middle" and bool(rng.random() < 0.6)),
         register=register,
@@ -189,10 +198,15 @@ def draw_song(rng: np.random.Generator) -> Song:
     )
 
 
+def near(tempo: int) -> int:
+    """The nearest of TEMPOS."""
+    return min(TEMPOS, key=lambda other: abs(other - tempo))
+
+
 def compose(song: Song, seconds: float, rng: np.random.Generator) -> list[Note]:
     """The notes of a song. Slow ones have long notes, fast ones short ones: that is what makes them so."""
     style = STYLES[song.style]
-    step = 60 / song.tempo / STEPS
+    step = round(1_500 / song.tempo) / 100
     bar = style.beats * STEPS
     progression = PROGRESSIONS[song.mode][int(rng.integers(len(PROGRESSIONS[song.mode])))]
     # Slow bars hold two chords, so that a few seconds hold the whole progression.
@@ -203,12 +217,14 @@ def compose(song: Song, seconds: float, rng: np.random.Generator) -> list[Note]:
     for number in range(int(np.ceil(seconds / (part * step)))):
         degree = progression[number % len(progression)]
         begin = number * part * step
-        notes += _chord(song, style, degree, begin, part, step)
-        notes += _melody(song, riffs[number % 2], degree, begin, step)
+        if song.chords:
+            notes += _chord(song, style, degree, begin, part, step)
+        if song.melody:
+            notes += _melody(song, riffs[number % 2], degree, begin, step)
         if song.bass:
             notes += _bass(song, degree, begin, part, step)
         if song.drums and number % halves == 0:
-            notes += _drums(song, begin, step, rng)
+            notes += _drums(song, begin, step)
     return [note for note in notes if note.start < seconds - 0.05]
 
 
@@ -221,23 +237,24 @@ def _pitch(song: Song, degree: int, lowest: int, raised: bool = False) -> int:
 
 def _chord(song: Song, style: Style, degree: int, begin: float, part: int, step: float) -> list[Note]:
     triad = sorted(_pitch(song, degree + third, CHORDS_FROM[song.register], degree == 4) for third in (0, 2, 4))
+    lift = 1.0 if song.melody else 1.4
     if style.arpeggio:
         every = 4 if song.tempo < SLOW else 2
         order = [0, 1, 2, 1]
         return [
-            Note(song.chords, triad[order[i % 4]], begin + i * every * step, every * step, 0.5)
+            Note(song.chords, triad[order[i % 4]], begin + i * every * step, every * step, 0.5 * lift)
             for i in range(part // every)
         ]
     if style.beats == 3:  # oom-pah-pah
         return [
-            Note(song.chords, pitch, begin + beat * STEPS * step, STEPS * step, 0.45)
+            Note(song.chords, pitch, begin + beat * STEPS * step, STEPS * step, 0.45 * lift)
             for beat in ((0, 1, 2) if song.tempo > FAST else (1, 2))
             for pitch in triad
         ]
     strikes = part // 4 if song.tempo > FAST else 1
     length = part // strikes
     return [
-        Note(song.chords, pitch, begin + i * length * step, length * step, 0.42)
+        Note(song.chords, pitch, begin + i * length * step, length * step, 0.42 * lift)
         for i in range(strikes)
         for pitch in triad
     ]
@@ -251,7 +268,7 @@ def _riff(song: Song, part: int, rng: np.random.Generator) -> list[tuple[int, in
         length = int(rng.choice(lengths))
         if at % 8 == 0:
             degree = int(rng.choice([0, 2, 4]))
-        if at == 0 or rng.random() < 0.9:
+        if at == 0 or rng.random() < 0.9 or not song.chords:  # a rest of a melody alone is silence
             riff.append((at, min(length, part - at), degree))
         degree = int(np.clip(degree + rng.choice([-2, -1, 1, 2]), -2, 7))
         at += length
@@ -265,7 +282,7 @@ def _melody(song: Song, riff: list[tuple[int, int, int]], degree: int, begin: fl
             _pitch(song, degree + above, MELODY_FROM[song.register], degree == 4),
             begin + at * step,
             length * step,
-            0.8,
+            0.8 if song.chords else 1.3,
         )
         for at, length, above in riff
     ]
@@ -277,10 +294,10 @@ def _bass(song: Song, degree: int, begin: float, part: int, step: float) -> list
     return [Note("bass", root, begin + at * step, 0.9 * every * step, 0.9) for at in range(0, part, every)]
 
 
-def _drums(song: Song, begin: float, step: float, rng: np.random.Generator) -> list[Note]:
+def _drums(song: Song, begin: float, step: float) -> list[Note]:
     thin = song.tempo < SLOW  # a hat on the beats alone
     return [
-        Note(drum, 0, begin + at * step, 0.1, float(rng.uniform(0.8, 1.0)))
+        Note(drum, 0, begin + at * step, 0.1, 0.9)
         for drum, pattern in STYLES[song.style].pattern.items()
         for at, place in enumerate(pattern)
         if place == "x" and not (thin and drum == "hat" and at % 4)

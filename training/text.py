@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import string
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +20,22 @@ CAPTIONS = 20_000  # that the tokenizer is learnt from
 
 
 def tokenizer(plan: Plan) -> Any:
-    """A unigram tokenizer (Kudo 2018) of captions; every ASCII character is in it, so that any word can be spelled."""
-    from transformers import T5Tokenizer
-
+    """A tokenizer of captions; every ASCII character is in it, so that any word can be spelled."""
     rng = np.random.default_rng([plan.seed, 20])
     lines = [caption(draw_song(rng), rng).text for _ in range(CAPTIONS)]
+    return unigram(lines, plan.text_vocab, string.ascii_letters + string.digits + string.punctuation)
+
+
+def unigram(lines: Sequence[str], size: int, characters: str = "") -> Any:
+    """A unigram tokenizer (Kudo 2018) of so many pieces at most, learnt from lines. The characters are among them."""
+    from transformers import T5Tokenizer
+
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(lines),
         model_writer=model,
-        vocab_size=plan.text_vocab,
-        required_chars=string.ascii_letters + string.digits + string.punctuation,
+        vocab_size=size,
+        required_chars=characters,
         pad_id=0,
         eos_id=1,
         unk_id=2,

@@ -33,10 +33,10 @@ from torch import Tensor, nn
 
 from musicgen_bento.engine.download import Download
 from musicgen_bento.engine.hub import CODEC_FILES, T5_FILES, Source
-from musicgen_bento.engine.precision import FLOAT32, Precision, Size
 from musicgen_bento.engine.released import FRAME_RATE, read_shape, read_weights
 from musicgen_bento.engine.weights import MAX_TOKENS, LMShape, LMWeights
 from musicgen_bento.errors import LoadFailed
+from musicgen_bento.precision import FLOAT32, Precision, Size
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from musicgen_bento.engine.kv_cache import KVCache
+from musicgen_bento.engine.sampling import SamplingRows, sample
 from musicgen_bento.engine.weights import CrossAttention, Layer, LMWeights
 
 
@@ -71,17 +72,27 @@ class Decoder:
         shape, weights = self.shape, self.weights
         rows = 2 if guided else 1
         prefix = len(text) if shape.text == "prepend" else 0
-        cache = KVCache(
-            shape.layers,
-            rows,
-            shape.heads,
-            prefix + positions,
-            shape.head_dim,
+        # the system hands out pages as they are written, so a clip takes memory for what it has filled
+        both = torch.empty(
+            (shape.layers, 2, rows, shape.heads, prefix + positions, shape.head_dim),
             dtype=weights.precision.rest,
             device=weights.device,
         )
         cross = [self._cross_keys(layer.cross, text) for layer in weights.layers if layer.cross is not None]
-        return Sequence(rows, cache, text, cross)
+        return Sequence(rows, KVCache(both), text, cross)
+
+    def close(self, sequence: Sequence) -> None:
+        """The clip is over."""
+
+    def numbers(self, rows: int, positions: int, prompt: int) -> int:
+        """How many numbers a clip makes the decoder remember.
+
+        Args:
+            rows: 1, or 2 with classifier-free guidance.
+            positions: of the longest window.
+            prompt: T5 tokens.
+        """
+        return self.shape.clip_numbers(rows, positions, prompt)
 
     def prefix(self, sequence: Sequence) -> Tensor:
         """What precedes the tokens of each window, [rows, L, dim]: the prompt where the model prepends it."""
@@ -101,6 +112,25 @@ class Decoder:
         positions = inputs.shape[1]
         span = _Span(sequence, 0, sequence.rows * positions, positions)
         self._forward(inputs.reshape(-1, self.shape.dim), [span])
+
+    @torch.inference_mode()
+    def draw(
+        self, sequences: list[Sequence], tokens: Tensor, cfg_coef: Tensor, rows: SamplingRows, keys: Tensor
+    ) -> Tensor:
+        """One position for each of B sequences, sampled.
+
+        Args:
+            sequences: B of them.
+            tokens: what each reads, [B, K].
+            cfg_coef: guidance [B]; ignored for sequences of one row.
+            rows: parameters of sampling.
+            keys: what the draws are keyed by, [B].
+
+        Returns:
+            Tokens [B, K]; -1 where the logits are not finite.
+        """
+        logits = self.step(sequences, tokens, cfg_coef)
+        return sound(logits, sample(logits, rows, keys))
 
     @torch.inference_mode()
     def step(self, sequences: list[Sequence], tokens: Tensor, cfg_coef: Tensor) -> Tensor:
@@ -165,7 +195,7 @@ class Decoder:
         shape = self.shape
         queries = cross.query(cross.norm(x))
         found = []
-        for span, rows in zip(spans, queries.split([span.positions for span in spans]), strict=True):
+        for span, rows in zip(spans, torch.split(queries, [span.positions for span in spans]), strict=True):
             query = rows.view(1, span.positions, shape.heads, shape.head_dim).transpose(1, 2)
             heard = F.scaled_dot_product_attention(query, *span.sequence.cross[index])
             found.append(heard.transpose(1, 2).reshape(span.positions, shape.dim))
@@ -176,6 +206,12 @@ class Decoder:
         packed = cross.key_value(text).view(1, len(text), 2, shape.heads, shape.head_dim)
         keys, values = packed.permute(2, 0, 3, 1, 4)  # [1, H, L, D] each
         return keys.contiguous(), values.contiguous()
+
+
+def sound(logits: Tensor, drawn: Tensor) -> Tensor:
+    """Tokens [B, K] drawn from logits [B, K, card], or -1 where those are not finite."""
+    broken = ~logits.isfinite().flatten(1).all(dim=1)
+    return drawn.masked_fill(broken[:, None], -1)
 
 
 def _rows(parts: list[Tensor]) -> Tensor:

@@ -16,7 +16,8 @@ from musicgen_bento.engine.clip import Clip
 from musicgen_bento.engine.codec import ClipSound, CodecDecoder
 from musicgen_bento.engine.conditioning import TextConditioner
 from musicgen_bento.engine.decoder import Decoder, Sequence
-from musicgen_bento.engine.sampling import SamplingRows, sample
+from musicgen_bento.engine.graphs import GraphedDecoder
+from musicgen_bento.engine.sampling import SamplingRows
 from musicgen_bento.engine.scheduler import Scheduler
 from musicgen_bento.engine.types import Event, Failed, Finished, GenerationParams, Listener, Started, Waiting
 from musicgen_bento.errors import GenerationFailed, MusicGenError, QueueFull
@@ -84,7 +85,8 @@ class ModelEngine:
         self._shape = checkpoint.weights.shape
         self._device = checkpoint.weights.device
         self._conditioner = TextConditioner(checkpoint)
-        self._decoder = Decoder(checkpoint.weights)
+        graphed = self._device.type == "cuda" and not deterministic
+        self._decoder = GraphedDecoder(checkpoint.weights) if graphed else Decoder(checkpoint.weights)
         self._codec = CodecDecoder(checkpoint.codec)
         self._deterministic = deterministic
         large = checkpoint.weights.heads.numbers >= SMALL_HEADS
@@ -109,7 +111,7 @@ class ModelEngine:
         clip = Clip(self._shape.pattern, frames, self._shape.window, self._shape.card)
         positions = self._shape.pattern.last_position(clip.window_frames)
         rows = 1 if params.cfg_coef == 1.0 else 2
-        numbers = self._shape.clip_numbers(rows, positions, ids.shape[1])
+        numbers = self._decoder.numbers(rows, positions, ids.shape[1])
         slot = Slot(ticket, params, listener, ids, clip, numbers * self.checkpoint.weights.precision.rest.itemsize)
         with self._lock:
             if self._scheduler.full:
@@ -189,8 +191,7 @@ class ModelEngine:
             for slot in self._running:
                 if self._slots.get(slot.ticket) is not slot:
                     self._scheduler.remove(slot.ticket)
-                    slot.sequence = slot.sound = None
-                    slot.known.clear()
+                    self._close(slot)
             kept = [slot for slot in self._running if slot.sequence is not None]
             fewer = len(kept) != len(self._running)
             if fewer:
@@ -212,6 +213,7 @@ class ModelEngine:
             except Exception as error:
                 with self._lock:
                     self._scheduler.remove(slot.ticket)
+                self._close(slot)
                 self._fail(slot, "The clip could not be begun", error)
                 gone = True
             if gone:
@@ -238,6 +240,13 @@ class ModelEngine:
         length = clip.frames * checkpoint.hop
         self._tell(slot, Started(checkpoint.name, checkpoint.sample_rate, checkpoint.channels, length))
 
+    def _close(self, slot: Slot) -> None:
+        """Give back what a clip held while it ran."""
+        if slot.sequence is not None:
+            self._decoder.close(slot.sequence)
+        slot.sequence = slot.sound = None
+        slot.known.clear()
+
     def _pieces(self, sequence: Sequence, inputs: Tensor) -> list[Tensor]:
         """Inputs [rows, T, dim] cut so that no piece keeps the others waiting for long."""
         return list(torch.split(inputs, self._prefill_rows // sequence.rows, dim=1)) if inputs.shape[1] else []
@@ -256,9 +265,7 @@ class ModelEngine:
         sequences = [slot.sequence for slot in slots if slot.sequence is not None]
         tokens = torch.tensor([slot.clip.read().tolist() for slot in slots], device=self._device)
         keys = torch.tensor([slot.clip.key for slot in slots], device=self._device)
-        logits = self._decoder.step(sequences, tokens, cfg_coef)
-        broken = ~logits.isfinite().flatten(1).all(dim=1)
-        sampled = sample(logits, rows, keys).masked_fill(broken[:, None], -1).cpu().numpy()
+        sampled = self._decoder.draw(sequences, tokens, cfg_coef, rows, keys).cpu().numpy()
         for slot, column in zip(slots, sampled, strict=True):
             if column[0] < 0:
                 error = GenerationFailed("The model gave NaN.", hint="Try another seed, or MUSICGEN_PRECISION=float32.")

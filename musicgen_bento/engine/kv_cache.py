@@ -2,36 +2,20 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 
 class KVCache:
-    """Room for `capacity` positions; allocated for one clip and given back with it.
-
-    The system hands out the pages as they are written, so a clip takes memory for what it has filled.
+    """Room for so many positions; one clip's.
 
     Args:
-        layers: of the model.
-        rows: 1, or 2 with classifier-free guidance.
-        heads: H.
-        capacity: most positions.
-        head_dim: D.
+        both: keys and values, [layers, 2, rows, H, positions, D], to be filled from the front.
+        length: positions filled already.
     """
 
-    def __init__(
-        self,
-        layers: int,
-        rows: int,
-        heads: int,
-        capacity: int,
-        head_dim: int,
-        *,
-        dtype: torch.dtype,
-        device: torch.device,
-    ) -> None:
-        self._both = torch.empty((layers, 2, rows, heads, capacity, head_dim), dtype=dtype, device=device)
-        self.length = 0
+    def __init__(self, both: Tensor, length: int = 0) -> None:
+        self.both = both
+        self.length = length
 
     def extend(self, layer: int, both: Tensor) -> tuple[Tensor, Tensor]:
         """Write keys and values of a layer's next positions, [2, rows, H, T, D], and give all up to them.
@@ -39,7 +23,7 @@ class KVCache:
         `length` moves on once for all layers, by `advance`.
         """
         end = self.length + both.shape[3]
-        filled = self._both[layer, :, :, :, :end]
+        filled = self.both[layer, :, :, :, :end]
         filled[:, :, :, self.length :] = both
         keys, values = filled
         return keys, values

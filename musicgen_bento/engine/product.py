@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from musicgen_bento.engine.precision import Precision
+from musicgen_bento.precision import Precision
 
 
 class Product(Protocol):

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from musicgen_bento.engine.delay import DelayPattern
 from musicgen_bento.engine.hub import Source
-from musicgen_bento.engine.precision import Precision
 from musicgen_bento.engine.product import Product, product
 from musicgen_bento.engine.weights import CrossAttention, Layer, LMShape, LMWeights, Norm
 from musicgen_bento.errors import InvalidRequest
+from musicgen_bento.precision import Precision
 
 # Every released MusicGen's; the codec must have the same.
 FRAME_RATE = 50

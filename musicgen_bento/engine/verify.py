@@ -5,22 +5,20 @@ Both read the same tokens, chosen by float32 alone, so that a difference is neve
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from musicgen_bento.engine import checkpoint
 from musicgen_bento.engine.checkpoint import Checkpoint, Files
 from musicgen_bento.engine.clip import Clip
 from musicgen_bento.engine.conditioning import TextConditioner
 from musicgen_bento.engine.decoder import Decoder
-from musicgen_bento.engine.precision import FLOAT32, Precision
 from musicgen_bento.engine.sampling import SamplingRows, sample
+from musicgen_bento.precision import FLOAT32, Precision
 
 PROMPTS = (
     "lofi hip hop with a mellow electric piano",
@@ -41,6 +39,7 @@ class Distance:
     """Of a precision from float32, over the contexts of one kind.
 
     Attributes:
+        precision: by name.
         contexts: `greedy` or `sampled`: how float32 chose the tokens that both read.
         kl: Kullback-Leibler divergence of the next token's distribution, guided, in nats: the mean over positions and
             codebooks.
@@ -49,6 +48,7 @@ class Distance:
         distributions: how many were compared.
     """
 
+    precision: str
     contexts: str
     kl: float
     kl_99: float
@@ -61,18 +61,16 @@ class Distance:
         return self.kl <= MOST_KL and self.agreement >= LEAST_AGREEMENT
 
 
-def distances(files: Files, precisions: Sequence[Precision], seconds: float = SECONDS) -> dict[str, list[Distance]]:
-    """Of each precision by name, on a CPU: first over greedy contexts, then over sampled ones."""
+def distances(files: Files, precisions: Sequence[Precision], seconds: float | None = None) -> Iterator[Distance]:
+    """Of one precision after the other on a CPU, over greedy contexts and over sampled ones."""
     reference = checkpoint.build(files, CPU, FLOAT32)
-    leads = [_lead(reference, contexts, seconds) for contexts in ("greedy", "sampled")]
+    leads = [_lead(reference, contexts, seconds or SECONDS) for contexts in ("greedy", "sampled")]
     del reference
-    found = {}
     for precision in precisions:
-        gc.collect()
         other = checkpoint.build(files, CPU, precision)
-        found[precision.name] = [_distance(other, lead) for lead in leads]
+        for lead in leads:
+            yield _distance(other, lead)
         del other
-    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +98,7 @@ def _lead(model: Checkpoint, contexts: str, seconds: float) -> _Lead:
     temperature = 0.0 if contexts == "greedy" else 1.0
     rows = SamplingRows.of(list(range(count)), [temperature] * count, [TOP_K] * count, [0.0] * count, CPU)
     decoder, read, said, counts = _Steps(model, frames), [], [], []
-    for _ in tqdm(range(clips[0].steps), desc=f"float32, {contexts}", disable=None):
+    for _ in range(clips[0].steps):
         read.append(torch.from_numpy(np.stack([clip.read() for clip in clips])))
         logits = decoder(read[-1])
         said.append(logits.log_softmax(dim=-1))
@@ -114,17 +112,19 @@ def _lead(model: Checkpoint, contexts: str, seconds: float) -> _Lead:
 
 def _distance(model: Checkpoint, lead: _Lead) -> Distance:
     decoder, divergences, same = _Steps(model, len(lead.read)), [], []
-    for read, said, counts in tqdm(
-        zip(lead.read, lead.said, lead.counts, strict=True),
-        total=len(lead.read),
-        desc=f"{model.weights.precision.name}, {lead.contexts}",
-        disable=None,
-    ):
+    for read, said, counts in zip(lead.read, lead.said, lead.counts, strict=True):
         other = decoder(read).log_softmax(dim=-1)
         divergences.append((said.exp() * (said - other)).sum(dim=-1)[:, counts].flatten())
         same.append((said.argmax(dim=-1) == other.argmax(dim=-1))[:, counts].flatten())
     kl, agreement = torch.cat(divergences), torch.cat(same).float()
-    return Distance(lead.contexts, float(kl.mean()), float(kl.quantile(0.99)), float(agreement.mean()), len(kl))
+    return Distance(
+        model.weights.precision.name,
+        lead.contexts,
+        float(kl.mean()),
+        float(kl.quantile(0.99)),
+        float(agreement.mean()),
+        len(kl),
+    )
 
 
 class _Steps:

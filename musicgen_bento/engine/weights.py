@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from musicgen_bento.engine.delay import DelayPattern
-from musicgen_bento.engine.precision import Precision, Size
 from musicgen_bento.engine.product import Dense, Half, Int8, Product
+from musicgen_bento.precision import Precision, Size
 
 MAX_TOKENS = 512
 """Most T5 tokens of a prompt."""

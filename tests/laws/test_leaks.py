@@ -184,7 +184,7 @@ def test_memory_is_allocated_on_use() -> None:
     for duration, coef in ((0.5, 1.0), (2.0, 3.0)):
         model.submit(str(duration), params(duration=duration, cfg_coef=coef), Story())
     model.step()
-    shapes = {slot.ticket: slot.sequence.cache.keys.shape for slot in model._running if slot.sequence}
-    assert shapes["0.5"][1:4:2] == (1, 25 + 3)
-    assert shapes["2.0"][1:4:2] == (2, 100 + 3)
+    shapes = {slot.ticket: slot.sequence.cache.both.shape for slot in model._running if slot.sequence}
+    assert shapes["0.5"][2:5:2] == (1, 25 + 3)
+    assert shapes["2.0"][2:5:2] == (2, 100 + 3)
     assert MONO.layers == shapes["0.5"][0]

@@ -18,7 +18,7 @@ from pathlib import Path
 from musicgen_bento.engine import checkpoint
 from musicgen_bento.engine.engine import ModelEngine
 from musicgen_bento.engine.hub import Source
-from musicgen_bento.engine.precision import FLOAT32
+from musicgen_bento.precision import FLOAT32
 from musicgen_bento.engine.types import Chunk, GenerationParams
 torch.set_num_threads(1)
 model = checkpoint.load(Source("tiny", Path(sys.argv[1])), torch.device("cpu"), FLOAT32)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import cache
 from itertools import pairwise
 from typing import Any
@@ -116,12 +115,6 @@ def test_clips_side_by_side_do_not_touch() -> None:
         part.append(stream.finish())
         wav = torch.cat([piece for piece in part if piece is not None], dim=1)
         torch.testing.assert_close(wav, whole("audiocraft", code), atol=1e-5, rtol=0)
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with Server(tmp_path_factory.mktemp("server")) as running:
-        yield running
 
 
 @pytest.mark.parametrize("normalize", ["clip", "none"])

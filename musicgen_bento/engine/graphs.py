@@ -1,0 +1,255 @@
+"""The decoder on a GPU: one position of all clips is one CUDA graph, replayed over memory that stays where it is.
+
+At one row a step is a thousand small kernels, and starting them takes longer than running them. A graph starts them
+all at once; but its kernels see the same addresses and sizes each time. So clips have seats in one slab, the first
+ones always, and what differs from step to step (tokens, positions, parameters) is copied into tensors that stay. There
+is a graph for each number of seats in SEATS and each length of the past in steps of LENGTH, captured when it is first
+needed.
+
+Everything but the capture runs on any device: on a CPU the tests compare it with `decoder.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Row
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from musicgen_bento.engine.decoder import Decoder, Sequence, sound
+from musicgen_bento.engine.kv_cache import KVCache
+from musicgen_bento.engine.sampling import SamplingRows, sample
+from musicgen_bento.engine.weights import MAX_TOKENS, CrossAttention, Layer, LMWeights
+
+SEATS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+LENGTH = 256  # positions
+PROMPT = 64  # T5 tokens
+
+
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    """What a graph is captured for; anything else may change from step to step."""
+
+    seats: int
+    length: int
+    largest_top_k: int
+    any_top_p: bool
+    any_noise: bool
+
+
+class _Slab:
+    """Keys and values of all seats; zeros at first, since what is masked is still multiplied.
+
+    Attributes:
+        own: of self-attention, [layers, 2, seats, 2 rows, H, positions, D].
+        cross: of the prompts, [layers, 2, seats, H, L, D].
+        heard: tokens of the prompts, [seats].
+    """
+
+    def __init__(self, weights: LMWeights, seats: int, prompt: int) -> None:
+        shape = weights.shape
+        prefix = prompt if shape.text == "prepend" else 0
+        positions = _up(prefix + shape.pattern.last_position(shape.window), LENGTH)
+        zeros = partial(torch.zeros, dtype=weights.precision.rest, device=weights.device)
+        self.own = zeros((shape.layers, 2, seats, 2, shape.heads, positions, shape.head_dim))
+        width = prompt if shape.text == "cross" else 0
+        self.cross = zeros((shape.layers, 2, seats, shape.heads, width, shape.head_dim))
+        self.heard = torch.ones(seats, dtype=torch.int64, device=weights.device)
+        self.seats, self.prompt = seats, prompt
+
+    def take(self, seat: int, other: _Slab, there: int, length: int) -> None:
+        """What a seat of another slab, or of this one, remembers."""
+        self.own[:, :, seat, :, :, :length] = other.own[:, :, there, :, :, :length]
+        self.cross[:, :, seat, :, : other.prompt] = other.cross[:, :, there]
+        self.heard[seat] = other.heard[there]
+
+
+class GraphedDecoder(Decoder):
+    """See `Decoder`. Clips are as many as there are seats for; each takes the whole window's room."""
+
+    def __init__(self, weights: LMWeights) -> None:
+        super().__init__(weights)
+        self._slab = _Slab(weights, SEATS[0], PROMPT)
+        self._seated: list[Sequence] = []
+        self._graphs: dict[_Kind, tuple[torch.cuda.CUDAGraph, Tensor]] = {}
+        self._pool = torch.cuda.graph_pool_handle() if weights.device.type == "cuda" else None
+        self._rows: tuple[SamplingRows, list[int]] | None = None
+        self._make_inputs()
+
+    def numbers(self, rows: int, positions: int, prompt: int) -> int:
+        """See `Decoder.numbers`."""
+        shape = self.shape
+        positions = shape.pattern.last_position(shape.window)
+        return shape.clip_numbers(2, _up(positions, LENGTH), _up(prompt, PROMPT))
+
+    def open(self, text: Tensor, guided: bool, positions: int) -> Sequence:
+        """See `Decoder.open`."""
+        self._grow(len(self._seated) + 1, len(text))
+        seat = len(self._seated)
+        sequence = Sequence(2 if guided else 1, self._view(seat, 2 if guided else 1), text, [])
+        self._seated.append(sequence)
+        self._slab.heard[seat] = len(text)
+        for index, layer in enumerate(self.weights.layers):
+            if layer.cross is not None:
+                keys, values = self._cross_keys(layer.cross, text)
+                self._slab.cross[index, 0, seat, :, : len(text)] = keys[0]
+                self._slab.cross[index, 1, seat, :, : len(text)] = values[0]
+                sequence.cross.append((keys, values))
+        self._rows = None
+        return sequence
+
+    def close(self, sequence: Sequence) -> None:
+        """See `Decoder.close`. The last seat's clip moves to the free one."""
+        seat, last = self._seat(sequence), self._seated.pop()
+        if last is not sequence:
+            self._slab.take(seat, self._slab, len(self._seated), last.cache.length)
+            last.cache = self._view(seat, last.rows, last.cache.length)
+            self._seated[seat] = last
+        self._rows = None
+
+    @torch.inference_mode()
+    def draw(
+        self, sequences: list[Sequence], tokens: Tensor, cfg_coef: Tensor, rows: SamplingRows, keys: Tensor
+    ) -> Tensor:
+        """See `Decoder.draw`."""
+        seats = [self._seat(sequence) for sequence in sequences]
+        if self._rows is None or self._rows[0] is not rows or self._rows[1] != seats:
+            self._place(rows, seats, sequences, cfg_coef)
+            self._rows = (rows, seats)
+        self._inputs[seats] = torch.cat([tokens, torch.zeros_like(tokens[:, :1]), keys[:, None]], dim=1)
+        # of all who sit: those that nobody asked for write too, where they will be written anew
+        lengths = [sequence.cache.length for sequence in self._seated]
+        self._inputs[: len(lengths), -2] = torch.tensor(lengths, device=tokens.device)
+        longest = max(sequence.cache.length for sequence in sequences) + 1
+        kind = _Kind(
+            next(count for count in SEATS if count > max(seats)),
+            _up(longest, LENGTH),
+            rows.largest_top_k,
+            rows.any_top_p,
+            rows.any_noise,
+        )
+        drawn = self._replay(kind)[seats]
+        for sequence in sequences:
+            sequence.cache.advance(1)
+        return drawn
+
+    # ---- seats
+
+    def _seat(self, sequence: Sequence) -> int:
+        return next(seat for seat, seated in enumerate(self._seated) if seated is sequence)
+
+    def _view(self, seat: int, rows: int, length: int = 0) -> KVCache:
+        return KVCache(self._slab.own[:, :, seat, :rows], length)
+
+    def _grow(self, seats: int, prompt: int) -> None:
+        """Have room for so many clips and a prompt so long. Graphs see addresses, so they are captured anew."""
+        old = self._slab
+        if seats <= old.seats and prompt <= old.prompt:
+            return
+        wanted = next(count for count in SEATS if count >= max(seats, old.seats))
+        self._graphs.clear()
+        self._slab = _Slab(self.weights, wanted, min(MAX_TOKENS, _up(max(prompt, old.prompt), PROMPT)))
+        for seat, sequence in enumerate(self._seated):
+            self._slab.take(seat, old, seat, sequence.cache.length)
+            sequence.cache = self._view(seat, sequence.rows, sequence.cache.length)
+        self._make_inputs()
+        self._rows = None
+
+    # ---- what stays
+
+    def _make_inputs(self) -> None:
+        seats, device = self._slab.seats, self.weights.device
+        self._inputs = torch.zeros(seats, self.shape.codebooks + 2, dtype=torch.int64, device=device)
+        self._cfg_coef = torch.ones(seats, device=device)
+        self._guided = torch.zeros(seats, dtype=torch.bool, device=device)
+        self._parameters = SamplingRows.of([0] * seats, [1.0] * seats, [0] * seats, [0.0] * seats, device)
+
+    def _place(self, rows: SamplingRows, seats: list[int], sequences: Row[Sequence], cfg_coef: Tensor) -> None:
+        """The clips' parameters to their seats."""
+        self._cfg_coef[seats] = cfg_coef
+        self._guided[seats] = torch.tensor([sequence.rows == 2 for sequence in sequences], device=cfg_coef.device)
+        for name in ("seeds", "temperature", "top_k", "top_p"):
+            getattr(self._parameters, name)[seats] = getattr(rows, name)
+
+    # ---- a position
+
+    def _replay(self, kind: _Kind) -> Tensor:
+        """Tokens [seats, K]; of the seats that were not asked for, nobody knows what."""
+        if self._pool is None:
+            return self._position(kind)
+        if kind not in self._graphs:
+            self._position(kind)  # libraries take what they need before the capture
+            torch.cuda.synchronize()
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, pool=self._pool):
+                drawn = self._position(kind)
+            self._graphs[kind] = graph, drawn
+        graph, drawn = self._graphs[kind]
+        graph.replay()
+        return drawn
+
+    def _position(self, kind: _Kind) -> Tensor:
+        """One position of the first seats, from what stays to tokens. No host in it."""
+        shape, seats = self.shape, kind.seats
+        inputs = self._inputs[:seats]
+        tokens, position, keys = inputs[:, : shape.codebooks], inputs[:, -2], inputs[:, -1]
+        phase = position[:, None].float() / self._periods
+        x = self.embed(tokens.T) + torch.cat([phase.cos(), phase.sin()], dim=-1).to(self.weights.precision.rest)
+        x = x.repeat_interleave(2, dim=0)
+        ahead = torch.arange(kind.length, device=x.device) > position[:, None]  # [seats, length]
+        beyond = torch.arange(self._slab.prompt, device=x.device) >= self._slab.heard[:seats, None]
+        for index, layer in enumerate(self.weights.layers):
+            x = x + layer.out(self._own(index, layer, x, position, ahead))
+            if layer.cross is not None:
+                pairs = x.view(seats, 2, shape.dim)
+                heard = pairs[:, 0] + self._prompt(index, layer.cross, pairs[:, 0], beyond)
+                x = torch.stack([heard, pairs[:, 1]], dim=1).view(2 * seats, shape.dim)
+            x = x + layer.linear2(F.gelu(layer.linear1(layer.norm2(x))))
+        x = self.weights.out_norm(x)
+        logits = self.weights.heads(x).float().view(seats, 2, shape.codebooks, shape.card)
+        hearing, deaf = logits.unbind(dim=1)
+        guided = deaf + (hearing - deaf) * self._cfg_coef[:seats, None, None]
+        logits = torch.where(self._guided[:seats, None, None], guided, hearing)
+        every = self._parameters
+        rows = SamplingRows(
+            seeds=every.seeds[:seats],
+            temperature=every.temperature[:seats],
+            top_k=every.top_k[:seats],
+            top_p=every.top_p[:seats],
+            largest_top_k=kind.largest_top_k,
+            any_top_p=kind.any_top_p,
+            any_noise=kind.any_noise,
+        )
+        return sound(logits, sample(logits, rows, keys))
+
+    def _own(self, index: int, layer: Layer, x: Tensor, position: Tensor, ahead: Tensor) -> Tensor:
+        """What rows [2 * seats, dim] find in their past and themselves."""
+        shape, seats, length = self.shape, *ahead.shape
+        packed = layer.query_key_value(layer.norm1(x)).view(seats, 2, 3, shape.heads, shape.head_dim)
+        both = self._slab.own[index, :, :seats]  # [2, seats, 2, H, positions, D]
+        seat = torch.arange(seats, device=x.device)
+        both[:, seat, :, :, position] = packed[:, :, 1:].transpose(1, 2)  # the indexed ones come first: seats
+        keys, values = both[..., :length, :]
+        return _find(packed[:, :, 0], keys, values, ahead[:, None, None, None]).view(2 * seats, shape.dim)
+
+    def _prompt(self, index: int, cross: CrossAttention, x: Tensor, beyond: Tensor) -> Tensor:
+        """What hearing rows [seats, dim] find in their prompts."""
+        shape, seats = self.shape, len(x)
+        query = cross.query(cross.norm(x)).view(seats, shape.heads, shape.head_dim)
+        keys, values = self._slab.cross[index, :, :seats]
+        return cross.out(_find(query, keys, values, beyond[:, None, None]).view(seats, shape.dim))
+
+
+def _find(query: Tensor, keys: Tensor, values: Tensor, hidden: Tensor) -> Tensor:
+    """Attention of one position: query [..., D], keys and values [..., T, D], what is hidden [..., 1, T]."""
+    scores = (query[..., None, :] * query.shape[-1] ** -0.5) @ keys.transpose(-1, -2)
+    weights = scores.masked_fill(hidden, -torch.inf).softmax(dim=-1, dtype=torch.float32)
+    found: Tensor = weights.to(values.dtype) @ values
+    return found[..., 0, :]
+
+
+def _up(number: int, step: int) -> int:
+    return -(-number // step) * step

@@ -1,0 +1,86 @@
+"""What a CUDA graph replays, run eagerly on a CPU, against the plain decoder; on a GPU the graphs themselves."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from musicgen_bento.engine import checkpoint
+from musicgen_bento.engine.engine import ModelEngine
+from musicgen_bento.engine.graphs import SEATS, GraphedDecoder
+from musicgen_bento.engine.hub import Source
+from musicgen_bento.engine.types import Finished, GenerationParams
+from musicgen_bento.precision import FLOAT32
+from tests.checkpoints import Recipe
+from tests.models import MONO, PREPEND, STEREO, Result, engine, folder, load, make, params
+
+SHORT_WINDOW = replace(MONO, window=1)
+COMPANY = {
+    "greedy": params(duration=0.6, temperature=0.0),
+    "sampled": params(duration=1.2, seed=3, prompt="a much longer prompt than that of the others " * 3),
+    "unguided": params(duration=0.3, seed=4, cfg_coef=1.0),
+    "top_p": params(duration=0.9, seed=5, top_p=0.8),
+    "late": params(duration=0.5, seed=6, prompt="word " * 80),  # longer than the slab's prompts at first
+    "later": params(duration=0.4, seed=7, cfg_coef=5.0),
+}
+
+
+def graphed(recipe: Recipe, slots: int = 4) -> ModelEngine:
+    model = ModelEngine(load(recipe), max_slots=slots, max_queue=16, deterministic=False)
+    model._decoder = GraphedDecoder(model.checkpoint.weights)
+    return model
+
+
+def assert_same(ours: dict[str, Result], theirs: dict[str, Result]) -> None:
+    for name, result in ours.items():
+        assert isinstance(result.story.end, Finished), name
+        assert (result.tokens == theirs[name].tokens).all(), name
+
+
+@pytest.mark.parametrize("recipe", [MONO, STEREO, PREPEND])
+def test_the_tokens_of_the_plain_decoder(recipe: Recipe) -> None:
+    """Clips that join, leave and move up, in a slab that grows with them and with the longest prompt."""
+    assert_same(make(graphed(recipe), COMPANY), make(engine(recipe), COMPANY))
+
+
+def test_past_the_window() -> None:
+    requests = {str(n): params(duration=2.5, seed=n, cfg_coef=3.0 - n) for n in range(3)}
+    assert_same(make(graphed(SHORT_WINDOW), requests), make(engine(SHORT_WINDOW), requests))
+
+
+def test_seats_are_given_back() -> None:
+    model = graphed(MONO)
+    make(model, COMPANY)
+    make(model, {"one": params(duration=0.2)})
+    assert model._decoder._seated == []
+    assert model._decoder._slab.seats in SEATS
+
+
+def test_a_clip_that_cannot_be_begun_has_no_seat(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = graphed(MONO)
+
+    def broken() -> None:
+        raise RuntimeError("no codec")
+
+    monkeypatch.setattr(model._codec, "open", broken)
+    make(model, {"one": params(duration=0.2)})
+    assert model._decoder._seated == []
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("recipe", [MONO, STEREO, PREPEND])
+def test_a_graph_equals_eager(recipe: Recipe) -> None:
+    """In float32, greedy: rounding may differ in sampled ones."""
+    requests: dict[str, GenerationParams] = {
+        name: replace(request, temperature=0.0, top_p=0.0) for name, request in COMPANY.items()
+    }
+    loaded = checkpoint.load(Source("tiny", folder(recipe)), torch.device("cuda"), FLOAT32)
+    graph, eager = (
+        make(ModelEngine(loaded, max_slots=4, max_queue=16, deterministic=alone), requests) for alone in (False, True)
+    )
+    assert_same(graph, eager)
+    for name, result in graph.items():
+        assert np.isfinite(result.story.audio).all(), name

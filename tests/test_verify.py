@@ -1,0 +1,45 @@
+"""`verify`: the distance of a precision from float32."""
+
+from __future__ import annotations
+
+import pytest
+from click.testing import CliRunner
+
+from musicgen_bento.cli import PROGRAM
+from musicgen_bento.engine import checkpoint, verify
+from musicgen_bento.engine.hub import Source
+from musicgen_bento.engine.product import Int8
+from musicgen_bento.precision import FLOAT16_KEPT, FLOAT32, INT8
+from tests.checkpoints import Recipe
+from tests.models import MONO, PREPEND, STEREO, folder
+
+
+@pytest.mark.parametrize("recipe", [MONO, STEREO, PREPEND])
+def test_float32_is_no_distance_from_itself_and_fewer_bits_are_further(recipe: Recipe) -> None:
+    files = checkpoint.open_files(Source("tiny", folder(recipe)))
+    found = list(verify.distances(files, [FLOAT32, FLOAT16_KEPT, INT8], seconds=0.2))
+    assert [each.contexts for each in found] == ["greedy", "sampled"] * 3
+    assert [each.precision for each in found[::2]] == ["float32", "float16", "int8"]
+    codebooks = 8 if recipe.stereo else 4
+    for same, half, int8 in zip(found[:2], found[2:4], found[4:], strict=True):
+        assert same.distributions == half.distributions == int8.distributions == 10 * codebooks * len(verify.PROMPTS)
+        assert same.kl < 1e-9
+        assert same.agreement == 1
+        assert same.near
+        assert same.kl <= half.kl < int8.kl <= int8.kl_99
+
+
+def test_a_precision_that_computes_wrongly_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    files = checkpoint.open_files(Source("tiny", folder(MONO)))
+    monkeypatch.setattr(Int8, "__call__", lambda self, x: x.new_zeros(len(x), self.outputs))
+    assert not any(each.near for each in verify.distances(files, [INT8], seconds=0.2))
+
+
+def test_the_command_prints_a_table_and_a_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verify, "SECONDS", 0.2)
+    done = CliRunner().invoke(PROGRAM, ["verify", str(folder(MONO)), "-p", "float16"], catch_exceptions=False)
+    assert done.exit_code == 0
+    lines = done.stdout.splitlines()
+    assert lines[0].split()[:2] == ["precision", "contexts"]
+    assert [line.split()[:2] for line in lines[1:3]] == [["float16", "greedy"], ["float16", "sampled"]]
+    assert lines[3].startswith("float16: as good as float32 for ")
