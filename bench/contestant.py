@@ -19,36 +19,21 @@ from typing import IO, Any
 import torch
 
 from bench import machine
-from bench.steps import Contestant, Ours, measure, synchronize
+from bench.machine import device
+from bench.steps import Contestant, load_ours, measure, synchronize
 from musicgen_bento.engine.hub import Source
 from musicgen_bento.engine.names import resolve
 from musicgen_bento.precision import named
 
-NAMES = {
-    "cpu": (
-        "ours float32",
-        "ours bfloat16",
-        "ours float16",
-        "ours int8",
-        "audiocraft",
-        "transformers float32",
-        "transformers bfloat16",
-    ),
-    "cuda": (
-        "ours float32",
-        "ours bfloat16",
-        "ours float16",
-        "audiocraft",
-        "transformers float32",
-        "transformers bfloat16",
-    ),
-}
+OURS = ("ours float32", "ours bfloat16", "ours float16", "ours int8")
+PEERS = ("audiocraft", "transformers float32", "transformers bfloat16")
 BANDWIDTH = "bandwidth"  # no contestant: it reads memory as fast as the machine gives it
 
 
-def device() -> torch.device:
-    """Where everything runs."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+def names() -> tuple[str, ...]:
+    """The contestants of this machine."""
+    here = OURS if device().type == "cpu" else OURS[:-1]  # int8 is a CPU's
+    return (*here, *PEERS)
 
 
 def contestant(name: str, source: Source) -> Contestant:
@@ -57,15 +42,15 @@ def contestant(name: str, source: Source) -> Contestant:
 
     who, _, how = name.partition(" ")
     if who == "ours":
-        return Ours.load(source, named(how, device()), device())
+        return load_ours(source, named(how, device()), device())
     if who == "audiocraft":
         return AudioCraft(source, device())
     return Transformers(source, getattr(torch, how), device())
 
 
-def bandwidth(size: int = 2**28) -> float:
-    """Bytes a second of reading memory with all threads, the best of a few times."""
-    numbers = torch.ones(size, device=device())
+def bandwidth() -> float:
+    """Bytes a second of reading memory with all threads, the best of a few times: of 1 GB, or of 8 GB of a GPU's."""
+    numbers = torch.ones(2**31 if device().type == "cuda" else 2**28, device=device())
     found = []
     for _ in range(6):
         synchronize(device())

@@ -11,15 +11,15 @@ of one row).
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from bench.rounds import POSITIONS
 from musicgen_bento.engine.delay import DelayPattern
 from musicgen_bento.engine.weights import LMShape
-from musicgen_bento.precision import FLOAT16, FLOAT16_KEPT, FLOAT32, INT8, Precision
+from musicgen_bento.precision import FLOAT16_KEPT, FLOAT32, INT8, Precision
 
 DELAYS = DelayPattern((0, 1, 2, 3))
-H200 = 4.8e12  # bytes a second, by its data sheet
 
 
 def released(dim: int, heads: int, layers: int) -> LMShape:
@@ -48,16 +48,16 @@ class Moved:
         return self.matrices + self.cache
 
 
-def moved(shape: LMShape, precision: Precision, position: int, clips: int = 1) -> Moved:
-    """What a step reads for guided clips (two rows each), all at one position.
+def in_matrices(shape: LMShape) -> int:
+    """Numbers that a step multiplies with. What makes the prompt's keys and values does so once a clip."""
+    layer = 6 * shape.dim**2 + 2 * shape.dim * shape.hidden
+    return shape.layers * layer + shape.codebooks * shape.card * shape.dim
 
-    The matrices that make the prompt's keys and values are not among them: these are made once a clip.
-    """
-    outputs = shape.layers * (6 * shape.dim + shape.hidden) + shape.codebooks * shape.card
-    numbers = shape.layers * (6 * shape.dim**2 + 2 * shape.dim * shape.hidden) + (
-        shape.codebooks * shape.card * shape.dim
-    )
-    matrices = numbers * precision.matrices.itemsize + outputs * precision.per_output
+
+def moved(shape: LMShape, precision: Precision, position: int, clips: int = 1) -> Moved:
+    """What a step reads for guided clips (two rows each), all at one position."""
+    outputs = shape.layers * (7 * shape.dim + shape.hidden) + shape.codebooks * shape.card
+    matrices = in_matrices(shape) * precision.matrices.itemsize + outputs * precision.per_output
     cache = 2 * clips * (position + 1) * 2 * shape.layers * shape.dim * precision.rest.itemsize
     return Moved(matrices, cache)
 
@@ -75,28 +75,18 @@ def milliseconds(shape: LMShape, precision: Precision, position: int, clips: int
     return 1000 * moved(shape, precision, position, clips).all / rate
 
 
+def markdown(heads: Sequence[str], rows: Iterable[Sequence[str]], words: int = 1) -> str:
+    """A table whose first columns are words and whose others are figures."""
+    lines = [heads, [*["---"] * words, *["---:"] * (len(heads) - words)], *rows]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+
+
 def table() -> str:
-    """Bytes of a step of one clip on a CPU, in Markdown."""
-    rows = [
-        "| model | precision | matrices, MB | " + " | ".join(f"position {position}" for position in POSITIONS) + " |",
-        "| --- | --- | ---: |" + " ---: |" * len(POSITIONS),
-    ]
+    """Bytes of a step of one clip on a CPU."""
+    rows = []
     for size, shape in SHAPES.items():
         for precision in (FLOAT32, FLOAT16_KEPT, INT8):
             found = [moved(shape, precision, position) for position in POSITIONS]
-            figures = [f"{found[0].matrices / 1e6:,.0f}", *(f"{each.all / 1e6:,.0f}" for each in found)]
-            rows.append(f"| {size} | {precision.name} | " + " | ".join(figures) + " |")
-    return "\n".join(rows)
-
-
-def prediction() -> str:
-    """Milliseconds of a step on an H200 by its bytes alone, in Markdown."""
-    rows = [
-        "| model | precision | clips | " + " | ".join(f"position {position}" for position in POSITIONS) + " |",
-        "| --- | --- | ---: |" + " ---: |" * len(POSITIONS),
-    ]
-    for size, shape in SHAPES.items():
-        for precision, clips in ((FLOAT32, 1), (FLOAT16, 1), (FLOAT16, 64)):
-            figures = [f"{milliseconds(shape, precision, position, clips, H200):.2f}" for position in POSITIONS]
-            rows.append(f"| {size} | {precision.name} | {clips} | " + " | ".join(figures) + " |")
-    return "\n".join(rows)
+            figures = [found[0].matrices, *(each.all for each in found)]
+            rows.append([size, precision.name, *(f"{figure / 1e6:,.0f}" for figure in figures)])
+    return markdown(["model", "precision", "matrices, MB", *(f"position {at}" for at in POSITIONS)], rows, 2)

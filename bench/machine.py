@@ -19,6 +19,11 @@ PACKAGES = ("torch", "transformers", "audiocraft", "bentoml")
 BUSY = 0.3  # of a core
 
 
+def device() -> torch.device:
+    """Where everything runs."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def describe() -> dict[str, Any]:
     """What a result has to be read with."""
     about = _cpuinfo()
@@ -50,9 +55,10 @@ def peak_gb(process: int | str = "self") -> float:
 
 
 def _git(*words: str) -> str | None:
+    command = ["git", *words]
     try:
-        done = subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=False)
-    except OSError:
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=60)
+    except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() or None
 

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from bench.machine import ROOT
 from musicgen_bento.engine.hub import Source
 from musicgen_bento.engine.names import resolve
 from musicgen_bento.engine.released import read_shape
@@ -28,8 +29,8 @@ from musicgen_bento.engine.weights import LMShape
 if TYPE_CHECKING:
     from tests.checkpoints import Recipe
 
-ROOT = Path(__file__).parent.parent
 SIZES = ("tiny", "small", "medium", "large")  # tiny is for trying the bench
+WRITING = 1800  # seconds, at most
 
 
 def recipe(size: str) -> Recipe:
@@ -83,11 +84,15 @@ def released_config(source: Source) -> tuple[Any, dict[str, torch.Tensor]]:
 
 
 def random_model(size: str, folder: Path) -> Model:
-    """Write a model of a size, and lead this process and those that it starts to its files."""
+    """Write a model of a size, and lead this process and those that it starts to its files.
+
+    Raises:
+        OSError: it cannot be made.
+    """
     command = [sys.executable, "-W", "ignore", "-m", "bench.models", size, str(folder)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=WRITING)
     if done.returncode:
-        sys.exit(f"The model could not be made:\n{done.stderr}")
+        raise OSError(f"the model could not be made:\n{done.stderr}")
     environment = {"AUDIOCRAFT_CACHE_DIR": str(folder), "HF_HUB_OFFLINE": "1"}
     os.environ.update(environment)
     return Model(f"random/musicgen-{size}", size, environment)

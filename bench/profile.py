@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity
 
-from bench.steps import Ours, measure, prompt, synchronize
+from bench.steps import Ours, measure, ours, prompt, synchronize
 from musicgen_bento.engine import checkpoint
 from musicgen_bento.engine.codec import BLOCKS, CodecDecoder
 from musicgen_bento.engine.hub import Source
@@ -28,15 +28,15 @@ def profile(source: Source, precision: Precision, device: torch.device, position
         all operators, a step.
     """
     model = checkpoint.build(checkpoint.open_files(source), device, precision)
-    shape, ours = model.weights.shape, Ours(model.weights)
-    parts = {"language model": median(measure(ours, 1, position))}
+    shape, language_model = model.weights.shape, ours(model.weights)
+    parts = {"language model": median(measure(language_model, 1, position))}
     logits = torch.randn(1, shape.codebooks, shape.card, device=device)
     rows = SamplingRows.of([0], [1.0], [250], [0.0], device)
     parts["sampling"] = _milliseconds(lambda: sample(logits, rows, torch.tensor([position], device=device)), device)
     stream, block = CodecDecoder(model.codec).open(), BLOCKS[-1]
     tokens = torch.randint(shape.card, (shape.codebooks, block), device=device)
     parts["codec"] = _milliseconds(lambda: stream.push(tokens), device) / block
-    return {"precision": precision.name, "position": position, "parts": parts, **_operators(ours, position)}
+    return {"precision": precision.name, "position": position, "parts": parts, **_operators(language_model, position)}
 
 
 def _milliseconds(work: Callable[[], object], device: torch.device) -> float:
@@ -50,19 +50,19 @@ def _milliseconds(work: Callable[[], object], device: torch.device) -> float:
     return median(found[1:])
 
 
-def _operators(ours: Ours, position: int) -> dict[str, Any]:
+def _operators(language_model: Ours, position: int) -> dict[str, Any]:
     """torch's profiler over a few steps. It makes every call a little longer than it is."""
-    device = ours.device
-    tokens = torch.zeros(1, ours.shape.codebooks, dtype=torch.int64, device=device)
-    ours.begin(1, position, prompt(ours.shape).to(device))
-    ours.step(tokens)
+    device = language_model.device
+    tokens = torch.zeros(1, language_model.shape.codebooks, dtype=torch.int64, device=device)
+    language_model.begin(1, position, prompt(language_model.shape).to(device))
+    language_model.step(tokens)
     on_gpu = device.type == "cuda"
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
     with torch.profiler.profile(activities=activities) as profiler:
         for _ in range(STEPS):
-            ours.step(tokens)
+            language_model.step(tokens)
         synchronize(device)
-    ours.end()
+    language_model.end()
     found = [
         {
             "name": event.key,

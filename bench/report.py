@@ -4,27 +4,28 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
 from bench import bars, plots
-from bench.limit import milliseconds
-from bench.models import ROOT, Model
+from bench.limit import markdown, milliseconds
+from bench.machine import ROOT
+from bench.models import Model
 from bench.results import Result, Served
-from bench.rounds import BATCHES, POSITIONS, Cell, clips, middle, step_ms
+from bench.rounds import POSITIONS, Cell, clips, middle, step_ms
 from musicgen_bento.precision import named
 
 PAGE = ROOT / "docs" / "performance.md"
 PICTURES = ROOT / "docs" / "performance"
-BEGIN, END = "<!-- results -->", "<!-- end of results -->"
+MARKS = {kind: (f"<!-- results: {kind} -->", f"<!-- end of results: {kind} -->") for kind in ("cpu", "gpu")}
 
 
-def markdown(result: Result, model: Model) -> str:
+def told(result: Result, model: Model) -> str:
     """All of a run."""
     parts = [f"### {result.size}", _machine(result), _bars(result), *_steps(result, model)]
-    parts += [*_served(result), *_crowds(result), *_profile(result)]
+    parts += [*_served(result), _demo(result), *_crowds(result), *_profile(result)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -35,8 +36,8 @@ def _machine(result: Result) -> str:
         f"{about['gpu'] or about['processor']}, {about['cores']} cores, {about['threads']} threads, "
         f"{about['memory_gb']:g} GB of memory; {', '.join(about['flags']) or 'no flags known'}.",
         f"{versions}; commit {about['commit'] or 'unknown'}.",
-        f"Load before: {about['load_before']:g}. The run took {result.took_s / 60:.1f} minutes, "
-        f"{'in the short form' if result.quick else 'in full'}; "
+        f"Load before: {about['load_before']:g}. {'The short form' if result.quick else 'The whole'} "
+        f"{f'took {result.took_s / 60:.1f} minutes' if result.took_s else 'was ended early'}; "
         f"default precision {result.default}; the long clip is {result.seconds:g} s.",
     ]
     if result.bandwidth:
@@ -45,14 +46,14 @@ def _machine(result: Result) -> str:
 
 
 def _bars(result: Result) -> str:
-    for_them = result.size == bars.SIZE and result.machine["cores"] == bars.CORES and result.seconds == 30
-    note = "" if for_them else f"\n\nThese bars are for {bars.CORES} CPU cores, {bars.SIZE} and 30 s: not this run."
-    return bars.table(result.figures()) + note
+    return bars.table(result.machine["gpu"] is not None, result.size, result.figures())
 
 
 def _steps(result: Result, model: Model) -> list[str]:
     """Milliseconds a step, and what follows from them."""
     names = list(dict.fromkeys(visit.contestant for visit in result.visits))
+    if not names:
+        return []
     batches = sorted({visit.cell.batch for visit in result.visits})
     cells = [Cell(batch, position) for batch in batches for position in POSITIONS]
     rows = []
@@ -74,9 +75,10 @@ def _steps(result: Result, model: Model) -> list[str]:
     notes = [f"- {name}, {cell.batch}@{cell.position}: {note}" for (name, cell), note in missing.items()]
     said = (
         "Batch@position; two rows a clip, medians of the rounds. The steps of a clip are the forward pass alone, "
-        "positions in between by straight lines. Peak and load are of the language model alone, its libraries included."
+        "positions in between by straight lines. Peak and load are of the language model alone with its libraries, the "
+        "peak at one clip."
     )
-    return [said, _table(heads, rows), "\n".join(notes), _shares(result, model, ours, cells)]
+    return [said, markdown(heads, rows), "\n".join(notes), _shares(result, model, ours, cells)]
 
 
 def _shares(result: Result, model: Model, names: Sequence[str], cells: Sequence[Cell]) -> str:
@@ -93,7 +95,7 @@ def _shares(result: Result, model: Model, names: Sequence[str], cells: Sequence[
             row.append(f"{least / ms:.0%}" if ms else "")
         rows.append(row)
     heads = ["of the limit of memory", *(f"{cell.batch}@{cell.position}" for cell in cells)]
-    return _table(heads, rows)
+    return markdown(heads, rows)
 
 
 def _device(result: Result) -> torch.device:
@@ -103,7 +105,7 @@ def _device(result: Result) -> torch.device:
 def _served(result: Result) -> list[str]:
     heads = ["service", f"{result.seconds:g} s, s", "x real time", "first audio, s", "load, s", "peak, GB", "note"]
     rows = [_row(served, result) for served in result.served]
-    return ["Over HTTP, one clip at a time; the peak is the runner's.", _table(heads, rows)]
+    return ["Over HTTP, one clip at a time; the peak is the runner's.", markdown(heads, rows)]
 
 
 def _row(served: Served, result: Result) -> list[str]:
@@ -117,6 +119,11 @@ def _row(served: Served, result: Result) -> list[str]:
         _figure(served.peak_gb),
         served.note or served.runner,
     ]
+
+
+def _demo(result: Result) -> str:
+    took, seconds = middle(list(result.demo.values())), result.demo_seconds
+    return f"`demo`: {seconds:g} s in {took:.2f} s, {seconds / took:.1f} times real time." if took else ""
 
 
 def _crowds(result: Result) -> list[str]:
@@ -136,7 +143,7 @@ def _crowds(result: Result) -> list[str]:
         for crowd in served.crowds
     ]
     peak = f"Peak of the runner after them: {_figure(served.peak_gb_clients)} GB."
-    return [f"Clients of mixed durations by `/stream`, {result.default}.", _table(heads, rows), peak]
+    return [f"Clients of mixed durations by `/stream`, {result.default}.", markdown(heads, rows), peak]
 
 
 def _profile(result: Result) -> list[str]:
@@ -147,16 +154,11 @@ def _profile(result: Result) -> list[str]:
     inside = [[f"`{each['name']}`", f"{each['calls']:g}", f"{each['ms']:.3f}"] for each in found["operators"]]
     return [
         f"One step of one clip at position {found['position']}, {found['precision']}: 20 ms of music.",
-        _table(["part", "ms"], rows),
+        markdown(["part", "ms"], rows),
         f"Operators of the language model, {found['calls']:.0f} calls a step; torch's profiler makes each a little "
         "longer.",
-        _table(["operator", "calls a step", "own ms a step"], inside),
+        markdown(["operator", "calls a step", "own ms a step"], inside),
     ]
-
-
-def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [heads, ["---", *["---:"] * (len(heads) - 1)], *rows]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
 
 
 def _figure(value: float | None) -> str:
@@ -175,26 +177,29 @@ def write(results: Sequence[tuple[Result, Model]], folder: Path) -> list[str]:
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps([result.as_json() for result, _ in results], indent=1)
     (folder / "results.json").write_text(text + "\n", encoding="utf-8")
-    report = "\n".join(markdown(result, model) for result, model in results)
+    report = "\n".join(told(result, model) for result, model in results)
     (folder / "report.md").write_text(report, encoding="utf-8")
     drawn = {}
     for result, _ in results:
         name = result.size.rpartition("/")[2]
-        drawn[f"{name}-steps.svg"] = plots.steps(result)
-        if crowd := result.crowd(BATCHES[-1]):
+        if result.visits:
+            drawn[f"{name}-steps.svg"] = plots.steps(result)
+        if crowd := result.crowd(16):
             drawn[f"{name}-clients.svg"] = plots.timeline(crowd, result.size)
     for file, picture in drawn.items():
         (folder / file).write_text(picture, encoding="utf-8")
     return list(drawn)
 
 
-def publish(folder: Path, drawn: Sequence[str], page: Path = PAGE, pictures: Path = PICTURES) -> None:
-    """Put a run's report between the two marks of docs/performance.md, and its other files beside it."""
+def publish(folder: Path, drawn: Sequence[str], gpu: bool, page: Path = PAGE, pictures: Path = PICTURES) -> None:
+    """Put a run's report between its marks in docs/performance.md, and its other files beside it."""
+    kind = "gpu" if gpu else "cpu"
     pictures.mkdir(exist_ok=True)
     for file in (*drawn, "results.json"):
-        shutil.copyfile(folder / file, pictures / file)
-    shown = "\n\n".join(f"![{Path(file).stem}]({pictures.name}/{file})" for file in drawn)
-    before, begin, rest = page.read_text(encoding="utf-8").partition(BEGIN)
-    _, end, after = rest.partition(END)
+        shutil.copyfile(folder / file, pictures / f"{kind}-{file}")
+    shown = "\n\n".join(f"![{Path(file).stem}]({pictures.name}/{kind}-{file})" for file in drawn)
+    begin, end = MARKS[kind]
+    before, _, rest = page.read_text(encoding="utf-8").partition(begin)
+    _, _, after = rest.partition(end)
     report = (folder / "report.md").read_text(encoding="utf-8")
     page.write_text(f"{before}{begin}\n\n{report}\n{shown}\n\n{end}{after}", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Turns, medians and ratios: how figures of a shared and noisy machine are made to compare.
+"""Rounds, medians and ratios: how figures of a shared and noisy machine are made to compare.
 
 Contestants are measured in rounds, A B C A B C. A ratio is taken within a round, where the machine was the same for
 both, and the median of the rounds is told.
@@ -6,13 +6,12 @@ both, and the median of the rounds is told.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from statistics import median
 
 POSITIONS = (0, 750, 1400)
-BATCHES = (1, 4, 16)
 FRAME_RATE = 50  # steps a second of music
 
 
@@ -31,13 +30,13 @@ class Cell:
 
 @dataclass(frozen=True)
 class Visit:
-    """One contestant's turn at one cell.
+    """One contestant's time at one cell.
 
     Attributes:
         contestant: its name.
         cell: what was measured.
         round: of which round.
-        ms: of a step, the median of the turn; None where there is none.
+        ms: of a step, the median of a few; None where there is none.
         note: why there is none.
     """
 
@@ -46,22 +45,6 @@ class Visit:
     round: int
     ms: float | None
     note: str = ""
-
-
-def turns(rounds: int, names: Sequence[str], cells: Sequence[Cell], together: bool) -> Iterator[tuple[int, str, Cell]]:
-    """Whose turn it is, and at what.
-
-    Args:
-        rounds: how many.
-        names: of the contestants.
-        cells: what to measure.
-        together: whether all of them are in memory at once; if not, each does all its cells before it leaves.
-    """
-    for number in range(rounds):
-        if together:
-            yield from ((number, name, cell) for cell in cells for name in names)
-        else:
-            yield from ((number, name, cell) for name in names for cell in cells)
 
 
 def middle(values: Sequence[float | None]) -> float | None:

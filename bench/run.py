@@ -1,34 +1,31 @@
-"""The order of a run: what is measured beside what."""
+"""The order of a run: what is measured after what."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+import traceback
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import requests
-from urllib3.exceptions import HTTPError
-
-from bench import machine
-from bench.company import PROCESS, USABLE, Company, free
-from bench.contestant import BANDWIDTH, NAMES, device
+from bench import limit, machine
+from bench.contestant import BANDWIDTH, names
+from bench.machine import device
 from bench.models import Model
 from bench.results import Result, Served
-from bench.rounds import BATCHES, POSITIONS, Cell, clips
+from bench.rounds import POSITIONS
 from bench.service import DURATIONS, Service
-from bench.worker import Worker, WorkerError
+from bench.turn import turn
+from bench.worker import Worker
 from musicgen_bento.config import Settings
 from musicgen_bento.machine import precision
 from musicgen_bento.precision import named
 
-ALONE = [Cell(1, position) for position in POSITIONS]
-IN_COMPANY = [Cell(batch, position) for batch in BATCHES if batch > 1 for position in POSITIONS]
-QUICK_SECONDS, QUICK_CROWD = 280.0, 40.0  # of the quick form, and of its mixed clients
+BATCHES = {"cpu": (1, 4, 16), "cuda": (1, 4, 16, 64)}
+QUICK_SECONDS, QUICK_CROWD = 270.0, 40.0  # of the short form, and of its mixed clients
 FIRST_AUDIOS = 3  # a round
-LONG = 300.0  # seconds of rounds, past which a precision gets one
-FAILURES = (requests.RequestException, HTTPError, AssertionError, OSError)  # of a server: not up, or no clip
+LONG = 300.0  # seconds, past which a precision beside the default gets no further round
 
 
 @dataclass(frozen=True)
@@ -53,143 +50,139 @@ class Plan:
         return QUICK_SECONDS - (time.monotonic() - self.began)
 
 
-def run(model: Model, plan: Plan, folder: Path, say: Callable[[str], None]) -> Result:
-    """Measure one model."""
-    default = precision(device(), Settings(precision=Settings.model_fields["precision"].default)).name
-    result = Result(model.size, model.id, machine.describe(), plan.quick, plan.seconds, default)
-    if result.machine["load_before"] > machine.BUSY * result.machine["cores"]:
-        say(f"The machine is busy (load {result.machine['load_before']}): figures will be worse than they are.")
-    result.bandwidth = _bandwidth(model, folder, say)
-    names = NAMES[device().type]
-    if plan.quick:
-        names = tuple(dict.fromkeys((f"ours {default}", "audiocraft", "transformers bfloat16")))
-    with Company(names, model, folder, say) as company:
-        say(f"default precision: {default}; all in memory at once: {'yes' if company.together else 'no'}")
-        with ExitStack() as stack:
-            result.served.append(served := Served(default))
-            service = _served(stack, served, model, folder, say)
-            _alone(result, served, service, company, plan, say)
-            with _noted(served, say):
-                if service is not None and not served.note:
-                    _crowds(served, service, plan, say)
+class Run:
+    """One model.
+
+    Args:
+        model: to measure.
+        plan: how.
+        folder: for logs and the servers' files.
+        say: told what happens.
+
+    Attributes:
+        result: what is known by now, whole or not.
+    """
+
+    def __init__(self, model: Model, plan: Plan, folder: Path, say: Callable[[str], None]) -> None:
+        self._model, self._plan, self._folder, self._say = model, plan, folder, say
+        automatic = Settings(precision=Settings.model_fields["precision"].default)
+        default = precision(device(), automatic).name
+        self.result = Result(model.size, model.id, machine.describe(), plan.quick, plan.seconds, default)
+
+    def __call__(self) -> None:
+        """All of it. What goes wrong is noted, and the rest goes on."""
+        result, plan = self.result, self._plan
+        if result.machine["load_before"] > machine.BUSY * result.machine["cores"]:
+            self._say(f"The machine is busy (load {result.machine['load_before']:g}): figures will be worse than true.")
+        with self._noted("bandwidth"):
+            self._bandwidth()
+        self._default()
         if not plan.quick:
-            result.visits += company.visits(plan.rounds, IN_COMPANY)
-        result.load_s, result.peak_gb = company.load_s, company.peak_gb
-    if not plan.quick:
-        others = [name.removeprefix("ours ") for name in names if name.startswith("ours ")]
-        _others(result, [name for name in others if name != default], model, plan, folder, say)
-        result.profile = _profile(default, model, folder, say)
-    result.took_s = time.monotonic() - plan.began
-    return result
-
-
-def _served(stack: ExitStack, served: Served, model: Model, folder: Path, say: Callable[[str], None]) -> Service | None:
-    """A server with the model in memory; None, and a note, where that cannot be."""
-    with _noted(served, say):
-        service = stack.enter_context(Service(model, served.precision, folder / served.precision))
-        served.runner = service.describe()
-        took = service.load()
-        served.load_s = None if model.id == "demo" else took
-        say(f"service {served.runner or served.precision}: loaded in {took:.1f} s")
-        return service
-    return None
-
-
-@contextmanager
-def _noted(served: Served, say: Callable[[str], None]) -> Iterator[None]:
-    """What goes wrong with a server is in its note, and nobody else's affair."""
-    try:
-        yield
-    except FAILURES as error:
-        served.note = f"the service failed: {type(error).__name__}"
-        say(f"{served.precision}: {served.note} ({str(error)[-2000:]})")
-
-
-def _alone(
-    result: Result,
-    served: Served,
-    service: Service | None,
-    company: Company,
-    plan: Plan,
-    say: Callable[[str], None],
-) -> None:
-    """Rounds of the service and of everybody's steps, one clip at a time."""
-    longest = 0.0
-    for number in range(plan.rounds):
-        if plan.quick and number and plan.left < longest + QUICK_CROWD:
-            say(f"no time for round {number + 1}")
-            break
-        began = time.monotonic()
-        say(f"round {number + 1}")
-        with _noted(served, say):
-            if service is not None and not served.note:
-                _clip(served, service, number, plan.seconds, say)
-                served.demo[number] = service.clip(plan.seconds, "demo")
-                served.first_audio += [service.first_audio(plan.seconds) for _ in range(FIRST_AUDIOS)]
-        for name in company.names:  # one whole contestant after the other, so that its turns are near each other
-            result.visits += [company.visit(name, cell, number) for cell in ALONE]
-        longest = max(longest, time.monotonic() - began)
-
-
-def _clip(served: Served, service: Service, number: int, seconds: float, say: Callable[[str], None]) -> None:
-    served.clips[number] = took = service.clip(seconds)
-    served.peak_gb = service.peak_gb()
-    say(f"  service {served.precision}: {seconds:g} s in {took:.1f} s")
-
-
-def _crowds(served: Served, service: Service, plan: Plan, say: Callable[[str], None]) -> None:
-    """Mixed clients. In the short form 16 of them, with clips as short as the time that is left."""
-    scale = min(1.0, plan.seconds / 30)
-    if plan.quick:
-        rate = max(0.2, plan.seconds / min(served.clips.values()))
-        scale *= min(0.5, max(0.1, plan.left * rate / sum(DURATIONS)))
-    durations = [max(0.1, round(duration * scale, 1)) for duration in DURATIONS]
-    for clients in (16,) if plan.quick else BATCHES:
-        served.crowds.append(crowd := service.crowd(clients, durations))
-        say(f"{clients} clients: {crowd.audio_s_per_s:.2f} audio seconds a second")
-    served.peak_gb_clients = service.peak_gb()
-
-
-def _others(
-    result: Result, names: Sequence[str], model: Model, plan: Plan, folder: Path, say: Callable[[str], None]
-) -> None:
-    """The service in the other precisions, in turns where all of them fit into memory."""
-    sizes = [named(name, device()).matrices.itemsize * model.numbers + 2 * PROCESS for name in names]
-    groups = [list(names)] if sum(sizes) < USABLE * free() else [[name] for name in names]
-    for group in groups:
-        with ExitStack() as stack:
-            running = []
-            for name in group:
-                result.served.append(served := Served(name))
-                service = _served(stack, served, model, folder, say)
-                expected = max(clips(result.visits, f"ours {name}", plan.seconds).values(), default=0.0)
-                if service is not None:
-                    running.append((served, service, plan.rounds if plan.rounds * expected < LONG else 1))
             for number in range(plan.rounds):
-                for served, service, rounds in running:
-                    with _noted(served, say):
-                        if number < rounds and not served.note:
-                            _clip(served, service, number, plan.seconds, say)
-                            served.first_audio.append(service.first_audio(plan.seconds))
+                for batch in BATCHES[device().type][1:]:
+                    for name in names():
+                        self._turn(name, batch, number)
+            for name in names():
+                how = name.removeprefix("ours ")
+                if how not in (name, result.default):
+                    self._other(how)
+            with self._noted("profile"), self._worker(f"ours {result.default}") as worker:
+                result.profile = worker.ask("profile", position=POSITIONS[1])
+        result.took_s = time.monotonic() - plan.began
 
+    def _bandwidth(self) -> None:
+        with self._worker(BANDWIDTH) as worker:
+            self.result.bandwidth = rate = float(worker.ask("bandwidth"))
+        how = named(self.result.default, device())
+        least = {at: limit.milliseconds(self._model.shape, how, at, 1, rate) for at in POSITIONS}
+        self.result.least_ms = least
+        self._say(f"memory: {rate / 1e9:.1f} GB/s; default precision: {how.name}")
 
-def _bandwidth(model: Model, folder: Path, say: Callable[[str], None]) -> float | None:
-    try:
-        with Worker(BANDWIDTH, model, folder) as worker:
-            rate = float(worker.ask("bandwidth"))
-    except WorkerError as error:
-        say(f"bandwidth: {error}")
-        return None
-    say(f"memory: {rate / 1e9:.1f} GB/s")
-    return rate
+    def _default(self) -> None:
+        """The service at the default precision, and everybody's steps for one clip."""
+        result, plan = self.result, self._plan
+        contestants = (f"ours {result.default}", "audiocraft", "transformers bfloat16") if plan.quick else names()
+        with self._served(result.default) as (served, service):
+            longest = 0.0
+            for number in range(plan.rounds):
+                if plan.quick and number and plan.left < longest + QUICK_CROWD:
+                    self._say(f"no time for round {number + 1}")
+                    break
+                began = time.monotonic()
+                self._say(f"round {number + 1}")
+                if service is not None:
+                    with self._noted("service", served):
+                        self._clip(served, service, number)
+                        served.first_audio += [service.first_audio(plan.seconds) for _ in range(FIRST_AUDIOS)]
+                    with self._noted("demo"):
+                        self._demo(service, number)
+                for name in contestants:
+                    self._turn(name, 1, number)
+                longest = max(longest, time.monotonic() - began)
+            if service is not None and served.clips:
+                with self._noted("clients", served):
+                    self._crowds(served, service)
 
+    def _other(self, how: str) -> None:
+        """The service in another precision."""
+        began = time.monotonic()
+        with self._served(how) as (served, service), self._noted("service", served):
+            for number in range(self._plan.rounds if service is not None else 0):
+                if time.monotonic() - began < LONG:
+                    self._clip(served, service, number)
+                    served.first_audio.append(service.first_audio(self._plan.seconds))
 
-def _profile(default: str, model: Model, folder: Path, say: Callable[[str], None]) -> dict[str, object] | None:
-    say("profile of one step")
-    try:
-        with Worker(f"ours {default}", model, folder) as worker:
-            found: dict[str, object] = worker.ask("profile", position=POSITIONS[1])
-            return found
-    except WorkerError as error:
-        say(f"profile: {error}")
-        return None
+    @contextmanager
+    def _served(self, how: str) -> Iterator[tuple[Served, Service | None]]:
+        """A server with the model in memory; None, and a note, where that cannot be."""
+        self.result.served.append(served := Served(how))
+        with ExitStack() as stack:
+            service = None
+            with self._noted("service", served):
+                started = stack.enter_context(Service(self._model, how, self._folder / f"{self._model.size}-{how}"))
+                served.runner = started.describe()
+                took = started.load()
+                served.load_s = None if self._model.id == "demo" else took
+                self._say(f"service, {served.runner or how}: loaded in {took:.1f} s")
+                service = started
+            yield served, service
+
+    def _clip(self, served: Served, service: Service, number: int) -> None:
+        served.clips[number] = took = service.clip(self._plan.seconds)
+        served.peak_gb = service.peak_gb()
+        self._say(f"  service {served.precision}: {self._plan.seconds:g} s in {took:.1f} s")
+
+    def _demo(self, service: Service, number: int) -> None:
+        seconds = self.result.demo_seconds
+        self.result.demo[number] = took = service.clip(seconds, "demo")
+        self._say(f"  demo: {seconds:g} s in {took:.2f} s")
+
+    def _crowds(self, served: Served, service: Service) -> None:
+        """Mixed clients. In the short form 16 of them, with clips as short as the time that is left."""
+        plan, scale = self._plan, min(1.0, self._plan.seconds / 30)
+        if plan.quick:
+            rate = plan.seconds / min(served.clips.values())
+            scale *= min(0.5, max(0.1, plan.left * rate / sum(DURATIONS)))
+        durations = [max(0.1, round(duration * scale, 1)) for duration in DURATIONS]
+        for clients in (16,) if plan.quick else BATCHES[device().type]:
+            clips = durations * max(1, clients // len(durations))
+            served.crowds.append(crowd := service.crowd(clients, clips))
+            self._say(f"{clients} clients: {crowd.audio_s_per_s:.2f} audio seconds a second")
+        served.peak_gb_clients = service.peak_gb()
+
+    def _turn(self, name: str, batch: int, number: int) -> None:
+        with self._noted(name):
+            turn(name, self._model, batch, number, self.result, self._folder, self._say)
+
+    def _worker(self, name: str) -> Worker:
+        return Worker(name, self._model, self._folder)
+
+    @contextmanager
+    def _noted(self, what: str, served: Served | None = None) -> Iterator[None]:
+        """What goes wrong is in a note, whatever it is: there is more to measure, and hours have been put into it."""
+        try:
+            yield
+        except Exception as error:
+            self._say(f"{what} failed:\n{''.join(traceback.format_exception(error))}")
+            if served is not None:
+                served.note = f"{what} failed: {type(error).__name__}"

@@ -9,22 +9,28 @@ import subprocess
 import sys
 from pathlib import Path
 from statistics import mean
+from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from bench import bars, limit, plots, report
+from bench import bars, limit, plots, prediction, report
 from bench.contestant import contestant
-from bench.models import ROOT, Model, write
+from bench.machine import ROOT
+from bench.models import Model, write
 from bench.peers import AudioCraft
 from bench.results import SUMMARY, Result, Served
-from bench.rounds import POSITIONS, Cell, Visit, clip_seconds, clips, ratio, steps_of, turns
+from bench.rounds import POSITIONS, Cell, Visit, clip_seconds, clips, ratio, steps_of
 from bench.run import QUICK_SECONDS
 from bench.service import Crowd, Told
-from bench.steps import CFG_COEF, measure, prompt
+from bench.steps import CFG_COEF, OursGraphed, measure, prompt
+from musicgen_bento.engine import checkpoint
+from musicgen_bento.engine.graphs import LENGTH, GraphedDecoder, _Kind
 from musicgen_bento.engine.hub import Source
-from musicgen_bento.precision import FLOAT16_KEPT, FLOAT32, INT8
-from tests.models import MONO, STEREO, folder, load
+from musicgen_bento.precision import BFLOAT16, FLOAT16_KEPT, FLOAT32, INT8
+from tests.checkpoints import Recipe
+from tests.models import CPU, MONO, STEREO, folder, load
 
 NAMES = ("ours float32", "audiocraft", "transformers float32")
 
@@ -55,14 +61,6 @@ def test_a_round_without_all_positions_is_no_clip() -> None:
     assert clips([*visits, Visit("b", Cell(1, 0), 0, 1.0)], "a", 30) == {0: pytest.approx(30.06)}
 
 
-def test_contestants_take_turns() -> None:
-    cells = [Cell(1, 0), Cell(1, 750)]
-    together = [(number, name) for number, name, cell in turns(2, "ab", cells, True) if cell == cells[0]]
-    assert together == [(0, "a"), (0, "b"), (1, "a"), (1, "b")]
-    alone = [name for _, name, _ in turns(2, "ab", cells, False)]
-    assert alone == list("aabbaabb")  # each is loaded once a round
-
-
 # ---- bars and results
 
 
@@ -71,9 +69,11 @@ def test_a_bar_is_met_or_not_or_not_measured() -> None:
     most = bars.Bar("x", "x", 2, most=True)
     assert [least.verdict(value) for value in (1.9, 2.0, None)] == ["not met", "met", "not measured"]
     assert [most.verdict(value) for value in (2.1, 2.0, None)] == ["not met", "met", "not measured"]
-    shown = bars.table({"first_audio_s": 0.9, "int8_load_s": 3.0})
+    shown = bars.table(False, "small", {"first_audio_s": 0.9, "int8_load_s": 3.0})
     assert "| at most 0.7 s | 0.9 s | not met |" in shown
     assert "| at most 4 s | 3 s | met |" in shown
+    assert "| at least 5x |  | not measured |" in bars.table(True, "medium", {})
+    assert not bars.table(True, "tiny", {})
 
 
 def told(client: int, duration: float, last: float) -> Told:
@@ -89,8 +89,11 @@ def result() -> Result:
         for name, ms in (("audiocraft", 200.0), ("transformers bfloat16", 50.0), ("transformers float32", 140.0)):
             found.visits += [Visit(name, Cell(1, position), number, ms) for position in POSITIONS]
     found.visits += [Visit("ours float32", Cell(1, position), 0, 100.0) for position in POSITIONS]
-    found.served.append(Served("int8", clips={0: 20.0, 1: 25.0, 2: 30.0}, demo={0: 3.0}, first_audio=[0.5, 0.6]))
+    found.served.append(Served("int8", clips={0: 20.0, 1: 25.0, 2: 30.0}, first_audio=[0.5, 0.6]))
     found.served[0].crowds.append(CROWD)
+    found.visits += [Visit("ours int8", Cell(1, position), 0, 20.0) for position in POSITIONS]
+    found.least_ms = {0: 5.0, 750: 10.0, 1400: 15.0}
+    found.demo = {0: 1.0}
     return found
 
 
@@ -105,7 +108,8 @@ def test_what_is_told_of_a_run() -> None:
     assert figures["clients16_slowest_over_mean"] == pytest.approx(2 / mean((2, 1)))
     assert figures["demo_x_realtime"] == pytest.approx(10)
     assert figures["int8_peak_gb"] is None
-    assert set(figures) == {bar.key for bar in bars.BARS}
+    assert figures["of_limit"] == pytest.approx(0.5)
+    assert set(figures) == {bar.key for each in bars.BARS.values() for bar in each}
     assert tuple(result().summary()) == SUMMARY
 
 
@@ -133,20 +137,56 @@ def test_a_step_reads_its_matrices_and_its_cache() -> None:
 def test_the_document_has_the_limits_of_the_code() -> None:
     text = report.PAGE.read_text(encoding="utf-8")
     assert limit.table() in text
-    assert limit.prediction() in text
-    assert text.count(report.BEGIN) == text.count(report.END) == 1
+    assert prediction.table() in text
+    assert all(text.count(mark) == 1 for marks in report.MARKS.values() for mark in marks)
 
 
 def test_results_go_between_the_marks(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
-    page.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
+    begin, end = report.MARKS["cpu"]
+    page.write_text(f"before\n{begin}\nold\n{end}\nafter\n")
     for name, text in (("report.md", "new\n"), ("results.json", "[]"), ("small-steps.svg", "<svg/>")):
         (tmp_path / name).write_text(text)
     for _ in range(2):
-        report.publish(tmp_path, ["small-steps.svg"], page, tmp_path / "performance")
+        report.publish(tmp_path, ["small-steps.svg"], False, page, tmp_path / "performance")
         text = page.read_text()
-        assert re.fullmatch(r"before\n<.+>\n\nnew\n\n!\[.+\]\(performance/small-steps.svg\)\n\n<.+>\nafter\n", text)
-    assert (tmp_path / "performance" / "results.json").read_text() == "[]"
+        assert re.fullmatch(r"before\n<.+>\n\nnew\n\n!\[.+\]\(performance/cpu-small-steps.svg\)\n\n<.+>\nafter\n", text)
+    assert (tmp_path / "performance" / "cpu-results.json").read_text() == "[]"
+
+
+class Kernels(TorchDispatchMode):
+    """Counts the operators that make something: views make nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(
+        self, operator: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        made = operator(*args, **(kwargs or {}))
+        if isinstance(made, torch.Tensor):
+            given = {each.untyped_storage().data_ptr() for each in args if isinstance(each, torch.Tensor)}
+            self.count += made.untyped_storage().data_ptr() not in given or operator._schema.is_mutable
+        else:
+            self.count += "unbind" not in str(operator)
+        return made
+
+
+def test_the_kernels_of_a_step_are_counted() -> None:
+    found = {}
+    for layers in (2, 4):
+        weights = checkpoint.load(Source("tiny", folder(Recipe(layers=layers))), CPU, BFLOAT16).weights
+        step = OursGraphed(weights)
+        step.begin(1, 0, prompt(weights.shape))
+        decoder = step._decoder
+        assert isinstance(decoder, GraphedDecoder)
+        step.step(torch.zeros(1, weights.shape.codebooks, dtype=torch.int64))
+        with torch.inference_mode(), Kernels() as kernels:
+            decoder._position(_Kind(1, LENGTH, 250, False, True))
+        found[layers] = kernels.count
+    assert (found[4] - found[2]) / 2 == prediction.A_LAYER
+    assert found[2] - 2 * prediction.A_LAYER == prediction.BESIDE
 
 
 # ---- contestants
@@ -191,6 +231,13 @@ def test_a_turn(name: str) -> None:
     model = contestant(name, Source("tiny", folder(MONO)))
     for batch, position in ((1, 0), (3, 20)):
         assert all(ms > 0 for ms in measure(model, batch, position))
+
+
+def test_a_turn_as_on_a_gpu() -> None:
+    model = OursGraphed(load(MONO).weights)
+    for batch, position in ((1, 0), (3, 20)):
+        assert all(ms > 0 for ms in measure(model, batch, position))
+    assert not model._sequences
 
 
 def test_a_random_model_is_in_the_released_format(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
