@@ -18,7 +18,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from bench.models import ROOT, Model
+from bench.machine import ROOT
+from bench.models import Model
 
 ANSWER_SECONDS = 900.0
 
