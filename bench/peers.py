@@ -107,7 +107,8 @@ class Transformers:
         decoder.embed_positions = MusicgenSinusoidalPositionalEmbedding(settings.max_position_embeddings, shape.dim)
         self._model.load_state_dict({name: part.to(dtype) for name, part in renamed(state).items()}, assign=True)
         self._model.eval().requires_grad_(False).to(device, dtype)
-        self._dtype, self._cache = dtype, None
+        self._dtype = dtype
+        self._cache: Any = None
 
     @torch.inference_mode()
     def begin(self, batch: int, position: int, text: Tensor) -> None:

@@ -127,8 +127,8 @@ class Run:
         """The service in another precision."""
         began = time.monotonic()
         with self._served(how) as (served, service), self._noted("service", served):
-            for number in range(self._plan.rounds if service is not None else 0):
-                if time.monotonic() - began < LONG:
+            for number in range(self._plan.rounds):
+                if service is not None and time.monotonic() - began < LONG:
                     self._clip(served, service, number)
                     served.first_audio.append(service.first_audio(self._plan.seconds))
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from bench import bars, limit, plots, prediction, report
+from bench import bars, limit, machine, plots, prediction, report
 from bench.contestant import contestant
 from bench.machine import ROOT
 from bench.models import Model, write
@@ -25,6 +25,7 @@ from bench.rounds import POSITIONS, Cell, Visit, clip_seconds, clips, ratio, ste
 from bench.run import QUICK_SECONDS
 from bench.service import Crowd, Told
 from bench.steps import CFG_COEF, OursGraphed, measure, prompt
+from bench.turn import turn
 from musicgen_bento.engine import checkpoint
 from musicgen_bento.engine.graphs import LENGTH, GraphedDecoder, _Kind
 from musicgen_bento.engine.hub import Source
@@ -84,7 +85,7 @@ CROWD = Crowd(16, (told(0, 2.0, 4.0), told(1, 8.0, 8.0)))
 
 
 def result() -> Result:
-    found = Result("small", "random/musicgen-small", {"cores": 2, "gpu": None}, True, 30.0, "int8")
+    found = Result("small", "random/musicgen-small", machine.describe() | {"gpu": None}, True, 30.0, "int8")
     for number in range(3):
         for name, ms in (("audiocraft", 200.0), ("transformers bfloat16", 50.0), ("transformers float32", 140.0)):
             found.visits += [Visit(name, Cell(1, position), number, ms) for position in POSITIONS]
@@ -247,6 +248,18 @@ def test_a_random_model_is_in_the_released_format(tmp_path: Path, monkeypatch: p
     assert model.source.here
     assert model.shape == load(MONO).weights.shape
     assert model.numbers == load(MONO).weights.size.numbers
+
+
+def test_what_goes_wrong_with_a_contestant_is_in_its_note(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write("tiny", tmp_path)
+    monkeypatch.setenv("AUDIOCRAFT_CACHE_DIR", str(tmp_path))
+    found, heard = result(), []
+    found.visits.clear()
+    turn("ours float3", Model("random/musicgen-tiny", "tiny"), 1, 0, found, tmp_path, heard.append)
+    assert [visit.ms for visit in found.visits] == [None] * len(POSITIONS)
+    assert {visit.note for visit in found.visits} == {"KeyError: 'float3'"}
+    assert heard
+    assert f"- ours float3, 1@0: {found.visits[0].note}" in report.told(found, Model("random/musicgen-tiny", "tiny"))
 
 
 # ---- all of it
