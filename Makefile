@@ -51,7 +51,7 @@ format: $(STAMP)  ## put the code into the form that `make check` wants
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(STAMP)  ## this service, AudioCraft and transformers side by side; QUICK=1 for the 5 minutes of it
+bench: $(STAMP)  ## this service, AudioCraft and transformers side by side; QUICK=1 for the short form
 	$(BIN)/python -m bench $(if $(QUICK),--quick) $(BENCH_ARGS)
 
 image: $(STAMP)  ## build the container image; MODELS="facebook/musicgen-small" puts cached models into it

@@ -24,7 +24,7 @@ from bench.run import Plan, Run
 
 
 @click.command(help=__doc__)
-@click.option("--quick", is_flag=True, help="In less than 5 minutes: the default precision, and the peers' steps.")
+@click.option("--quick", is_flag=True, help="The short form: the default precision, and the peers' steps.")
 @click.option("--size", "sizes", multiple=True, type=click.Choice(SIZES), help="Of random models; may be given again.")
 @click.option("--model", help="A model of the catalogue in the place of random ones; its files must be here.")
 @click.option("--out", default=ROOT / "build" / "bench", type=click.Path(path_type=Path), help="Where the files go.")
