@@ -5,6 +5,7 @@ HOST   ?= 127.0.0.1
 PORT   ?= 8000
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
+QUICK ?=
 MODELS ?=
 REGISTRY ?= public
 
@@ -50,8 +51,8 @@ format: $(STAMP)  ## put the code into the form that `make check` wants
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(STAMP)  ## measure the service under 16 mixed clients; BENCH_ARGS="--model MODEL"
-	$(BIN)/python -m bench $(BENCH_ARGS)
+bench: $(STAMP)  ## this service, AudioCraft and transformers side by side; QUICK=1 for the short form
+	$(BIN)/python -m bench $(if $(QUICK),--quick) $(BENCH_ARGS)
 
 image: $(STAMP)  ## build the container image; MODELS="facebook/musicgen-small" puts cached models into it
 	image/build $(MODELS)

@@ -69,27 +69,32 @@ def write(folder: Path, recipe: Recipe = Recipe()) -> Path:
     T5Conditioner.MODELS.append(str(folder / "t5"))
     T5Conditioner.MODELS_DIMS[str(folder / "t5")] = recipe.text_dim
     config = configuration(recipe, str(folder / "t5"))
-    lm, codec = builders.get_lm_model(config), builders.get_compression_model(config)
-    for module in codec.modules():  # codebooks start at zero unless k-means has run
-        if hasattr(module, "embed") and hasattr(module, "inited"):
-            module.embed.data.normal_()
-            module.inited.data.fill_(1)
+    lm, codec = builders.get_lm_model(config), build_codec(config)
     released.pack(lm.state_dict(), config, folder / "state_dict.bin", half=recipe.half)
     released.pack(codec.state_dict(), config, folder / "compression_state_dict.bin", half=recipe.half_codec)
     return folder
 
 
+def build_codec(config: Any) -> Any:
+    """A random codec, as if k-means had run: codebooks start at zero unless it has."""
+    codec = builders.get_compression_model(config)
+    for module in codec.modules():
+        if hasattr(module, "embed") and hasattr(module, "inited"):
+            module.embed.data.normal_()
+            module.inited.data.fill_(1)
+    return codec
+
+
 def write_hub_cache(cache: Path, repo: str, recipe: Recipe) -> None:
     """Write a model into a hub cache under its name there, and T5 as t5-base."""
-    snapshot = _snapshot(cache, repo)
-    write(snapshot, recipe)
-    shutil.move(snapshot / "t5", _snapshot(cache, "t5-base"))
-    package = torch.load(snapshot / "state_dict.bin", weights_only=True)
-    package["xp.cfg"] = package["xp.cfg"].replace(str(snapshot / "t5"), "t5-base")
-    torch.save(package, snapshot / "state_dict.bin")
+    folder = write(snapshot(cache, repo), recipe)
+    shutil.move(folder / "t5", snapshot(cache, "t5-base"))
+    package = torch.load(folder / "state_dict.bin", weights_only=True)
+    package["xp.cfg"] = package["xp.cfg"].replace(str(folder / "t5"), "t5-base")
+    torch.save(package, folder / "state_dict.bin")
 
 
-def _snapshot(cache: Path, repo: str) -> Path:
+def snapshot(cache: Path, repo: str) -> Path:
     """Where the hub's client looks for a repository's files."""
     home = cache / f"models--{repo.replace('/', '--')}"
     (home / "refs").mkdir(parents=True)

@@ -1,0 +1,72 @@
+"""The machine that a run was on, and the code that ran; nothing that tells whose it is."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+ROOT = Path(__file__).parent.parent
+# What decides how fast small whole numbers and bfloat16 are multiplied.
+FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "amx_bf16", "asimddp", "i8mm", "bf16")
+PACKAGES = ("torch", "transformers", "audiocraft", "bentoml")
+BUSY = 0.3  # of a core
+
+
+def device() -> torch.device:
+    """Where everything runs."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def describe() -> dict[str, Any]:
+    """What a result has to be read with."""
+    about = _cpuinfo()
+    flags = set((about.get("flags") or about.get("Features") or "").split())
+    return {
+        "processor": about.get("model name") or platform.processor() or platform.machine(),
+        "cores": len(os.sched_getaffinity(0)),
+        "threads": torch.get_num_threads(),
+        "flags": [flag for flag in FLAGS if flag in flags],
+        "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "python": platform.python_version(),
+        "versions": {name: version(name) for name in PACKAGES},
+        "commit": commit(),
+        "load_before": round(os.getloadavg()[0], 2),
+    }
+
+
+def commit() -> str | None:
+    """What is checked out, with `+` where files differ from it."""
+    head = _git("rev-parse", "--short=12", "HEAD")
+    return head and head + ("+" if _git("status", "--porcelain", "--untracked-files=no") else "")
+
+
+def peak_gb(process: int | str = "self") -> float:
+    """Most memory that a process has had, what it maps of files included."""
+    status = Path(f"/proc/{process}/status").read_text(encoding="utf-8")
+    return int(status.split("VmHWM:")[1].split()[0]) * 1024 / 1e9
+
+
+def _git(*words: str) -> str | None:
+    command = ["git", *words]
+    try:
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=60)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None
+
+
+def _cpuinfo() -> dict[str, str]:
+    """The first processor's, where the system tells."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8").split("\n\n")[0]
+    except OSError:
+        return {}
+    return {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in text.splitlines())}

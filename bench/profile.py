@@ -1,0 +1,75 @@
+"""Where the time of one step goes: the parts of what the engine does for 20 ms of music, and the operators inside."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from statistics import median
+from typing import Any
+
+import torch
+from torch.profiler import ProfilerActivity
+
+from bench.steps import Ours, measure, ours, prompt, synchronize
+from musicgen_bento.engine import checkpoint
+from musicgen_bento.engine.codec import BLOCKS, CodecDecoder
+from musicgen_bento.engine.hub import Source
+from musicgen_bento.engine.sampling import SamplingRows, sample
+from musicgen_bento.precision import Precision
+
+STEPS, TOP = 5, 12
+
+
+def profile(source: Source, precision: Precision, device: torch.device, position: int) -> dict[str, Any]:
+    """One clip at a position.
+
+    Returns:
+        `parts`: milliseconds by name; `operators`: the costliest, each with calls and milliseconds a step; `calls`: of
+        all operators, a step.
+    """
+    model = checkpoint.build(checkpoint.open_files(source), device, precision)
+    shape, language_model = model.weights.shape, ours(model.weights)
+    parts = {"language model": median(measure(language_model, 1, position))}
+    logits = torch.randn(1, shape.codebooks, shape.card, device=device)
+    rows = SamplingRows.of([0], [1.0], [250], [0.0], device)
+    parts["sampling"] = _milliseconds(lambda: sample(logits, rows, torch.tensor([position], device=device)), device)
+    stream, block = CodecDecoder(model.codec).open(), BLOCKS[-1]
+    tokens = torch.randint(shape.card, (shape.codebooks, block), device=device)
+    parts["codec"] = _milliseconds(lambda: stream.push(tokens), device) / block
+    return {"precision": precision.name, "position": position, "parts": parts, **_operators(language_model, position)}
+
+
+def _milliseconds(work: Callable[[], object], device: torch.device) -> float:
+    found = []
+    for _ in range(STEPS + 1):
+        synchronize(device)
+        began = time.perf_counter()
+        work()
+        synchronize(device)
+        found.append(1000 * (time.perf_counter() - began))
+    return median(found[1:])
+
+
+def _operators(language_model: Ours, position: int) -> dict[str, Any]:
+    """torch's profiler over a few steps. It makes every call a little longer than it is."""
+    device = language_model.device
+    tokens = torch.zeros(1, language_model.shape.codebooks, dtype=torch.int64, device=device)
+    language_model.begin(1, position, prompt(language_model.shape).to(device))
+    language_model.step(tokens)
+    on_gpu = device.type == "cuda"
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
+    with torch.profiler.profile(activities=activities) as profiler:
+        for _ in range(STEPS):
+            language_model.step(tokens)
+        synchronize(device)
+    language_model.end()
+    found = [
+        {
+            "name": event.key,
+            "calls": event.count / STEPS,
+            "ms": (event.self_device_time_total if on_gpu else event.self_cpu_time_total) / 1000 / STEPS,
+        }
+        for event in profiler.key_averages()
+    ]
+    found.sort(key=lambda operator: -operator["ms"])
+    return {"operators": found[:TOP], "calls": sum(operator["calls"] for operator in found)}
