@@ -23,7 +23,7 @@ from bench.machine import device
 from bench.steps import Contestant, load_ours, measure, synchronize
 from musicgen_bento.engine.hub import Source
 from musicgen_bento.engine.names import resolve
-from musicgen_bento.precision import named
+from musicgen_bento.precision import on
 
 OURS = ("ours float32", "ours bfloat16", "ours float16", "ours int8")
 PEERS = ("audiocraft", "transformers float32", "transformers bfloat16")
@@ -42,7 +42,7 @@ def contestant(name: str, source: Source) -> Contestant:
 
     who, _, how = name.partition(" ")
     if who == "ours":
-        return load_ours(source, named(how, device()), device())
+        return load_ours(source, on(device())[how], device())
     if who == "audiocraft":
         return AudioCraft(source, device())
     return Transformers(source, getattr(torch, how), device())
@@ -93,7 +93,7 @@ class Desk:
         from bench.profile import profile
 
         self._contestant = None
-        return profile(self._source, named(self._name.removeprefix("ours "), device()), device(), position)
+        return profile(self._source, on(device())[self._name.removeprefix("ours ")], device(), position)
 
 
 def main(name: str, model: str) -> None:

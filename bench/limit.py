@@ -15,6 +15,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from bench.rounds import POSITIONS
+from musicgen_bento.engine.caches import clip_bytes
 from musicgen_bento.engine.delay import DelayPattern
 from musicgen_bento.engine.weights import LMShape
 from musicgen_bento.precision import FLOAT16_KEPT, FLOAT32, INT8, Precision
@@ -58,8 +59,7 @@ def moved(shape: LMShape, precision: Precision, position: int, clips: int = 1) -
     """What a step reads for guided clips (two rows each), all at one position."""
     outputs = shape.layers * (7 * shape.dim + shape.hidden) + shape.codebooks * shape.card
     matrices = in_matrices(shape) * precision.matrices.itemsize + outputs * precision.per_output
-    cache = 2 * clips * (position + 1) * 2 * shape.layers * shape.dim * precision.rest.itemsize
-    return Moved(matrices, cache)
+    return Moved(matrices, clips * clip_bytes(shape, precision, 2, position + 1, 0))
 
 
 def milliseconds(shape: LMShape, precision: Precision, position: int, clips: int, rate: float) -> float:

@@ -20,7 +20,7 @@ from bench.turn import turn
 from bench.worker import Worker
 from musicgen_bento.config import Settings
 from musicgen_bento.machine import precision
-from musicgen_bento.precision import named
+from musicgen_bento.precision import on
 
 BATCHES = {"cpu": (1, 4, 16), "cuda": (1, 4, 16, 64)}
 QUICK_SECONDS, QUICK_CROWD = 270.0, 40.0  # of the short form, and of its mixed clients
@@ -93,7 +93,7 @@ class Run:
     def _bandwidth(self) -> None:
         with self._worker(BANDWIDTH) as worker:
             self.result.bandwidth = rate = float(worker.ask("bandwidth"))
-        how = named(self.result.default, device())
+        how = on(device())[self.result.default]
         least = {at: limit.milliseconds(self._model.shape, how, at, 1, rate) for at in POSITIONS}
         self.result.least_ms = least
         self._say(f"memory: {rate / 1e9:.1f} GB/s; default precision: {how.name}")

@@ -108,7 +108,7 @@ class Ours:
         past = torch.randn(2, 2, shape.heads, 1, shape.head_dim, device=self.device, dtype=self._rest)
         for sequence in self._sequences if position else ():
             for layer in range(shape.layers):
-                sequence.cache.extend(layer, past.expand(-1, -1, -1, position, -1))
+                sequence.cache.remember(layer, past.expand(-1, -1, -1, position, -1))
             sequence.cache.advance(position)
 
     def step(self, tokens: Tensor) -> Tensor:

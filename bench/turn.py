@@ -53,8 +53,8 @@ def _cache_bytes(name: str, model: Model, cell: Cell) -> float:
     shape = model.shape
     numbers = 2 * cell.batch * (cell.position + 50) * 2 * shape.layers * shape.dim
     on_cpu = device().type == "cpu"
-    itemsize = 4 if on_cpu and name in ("ours int8", "ours float16") else _itemsize(name)
-    return 1.15 * numbers * itemsize
+    itemsize = 4 if on_cpu and name == "ours float16" else _itemsize(name)
+    return 1.25 * numbers * itemsize
 
 
 def _itemsize(name: str) -> int:

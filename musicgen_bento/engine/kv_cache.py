@@ -32,12 +32,15 @@ class KVCache:
         Returns:
             What they find, [rows, H, T, D].
         """
+        self.remember(layer, both)
         end = self.length + query.shape[2]
-        filled = self.both[layer, :, :, :, :end]
-        filled[:, :, :, self.length :] = both
-        keys, values = filled
+        keys, values = self.both[layer, :, :, :, :end]
         mask = causal(query.shape[2], end, query.device)
         return F.scaled_dot_product_attention(query, keys, values, attn_mask=mask)
+
+    def remember(self, layer: int, both: Tensor) -> None:
+        """Keys and values of a layer's next T positions, [2, rows, H, T, D]."""
+        self.both[layer, :, :, :, self.length : self.length + both.shape[3]] = both
 
     def advance(self, positions: int) -> None:
         """The positions just written count."""

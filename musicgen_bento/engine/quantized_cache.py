@@ -57,49 +57,12 @@ class QuantizedKVCache:
         """See `KVCache.attend`."""
         rows, heads, positions, dim = query.shape
         query = query.reshape(self._heads, positions, dim)
-        keys, values = both.reshape(2, self._heads, positions, dim)
-        heard = self._one(layer, query, keys, values) if positions == 1 else self._many(layer, query, keys, values)
+        heard = self._one(layer, query, both) if positions == 1 else self._many(layer, query, both)
         return heard.view(rows, heads, positions, dim)
 
-    def advance(self, positions: int) -> None:
-        """See `KVCache.advance`."""
-        self.length += positions
-
-    def reset(self) -> None:
-        """See `KVCache.reset`."""
-        self.length = 0
-
-    def _one(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """One position, all [R, 1, D]."""
-        self._remember(layer, key, value)
-        blocks, rest = divmod(self.length + 1, BLOCK)
-        of_keys, of_values = self._places()
-        query = query * self._dim**-0.5
-        scores = torch.bmm(query, self._recent[layer, :, :rest].transpose(1, 2))[:, 0]
-        if blocks:
-            table = self._keys[layer].view(-1, BLOCK + SCALE)
-            full = _sum(table, *of_keys, query.flatten().repeat(blocks)).view(blocks, self._heads, BLOCK)
-            scores = torch.cat([full.transpose(0, 1).reshape(self._heads, -1), scores], dim=1)
-        weights = scores.softmax(dim=1)
-        table = self._values[layer].view(-1, self._dim + SCALE)
-        return _sum(table, *of_values, weights.flatten())[:, None]
-
-    def _many(self, layer: int, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """Several positions at once, all [R, T, D]: the past is unpacked for them."""
-        blocks, rest = divmod(self.length, BLOCK)
-        past = _unpack(self._keys[layer, :blocks].reshape(-1, BLOCK + SCALE)) if blocks else keys.new_empty(0)
-        past = past.view(blocks, self._heads, self._dim, BLOCK).permute(1, 0, 3, 2).reshape(self._heads, -1, self._dim)
-        all_keys = torch.cat([past, self._recent[layer, :, :rest], keys], dim=1)
-        table = self._values[layer, :, : self.length].reshape(-1, self._dim + SCALE)
-        past = _unpack(table) if self.length else values.new_empty(0)
-        all_values = torch.cat([past.view(self._heads, -1, self._dim), values], dim=1)
-        self._remember(layer, keys, values)
-        return F.scaled_dot_product_attention(
-            query[None], all_keys[None], all_values[None], attn_mask=causal(query.shape[1], all_keys.shape[1], "cpu")
-        )[0]
-
-    def _remember(self, layer: int, keys: Tensor, values: Tensor) -> None:
-        """The next positions, [R, T, D] each."""
+    def remember(self, layer: int, both: Tensor) -> None:
+        """See `KVCache.remember`."""
+        keys, values = self._split(both)
         positions = keys.shape[1]
         packed = _pack(values.reshape(-1, self._dim)).view(self._heads, positions, -1)
         self._values[layer, :, self.length : self.length + positions] = packed
@@ -112,6 +75,49 @@ class QuantizedKVCache:
                 channels = self._recent[layer].transpose(1, 2).reshape(-1, BLOCK)
                 self._keys[layer, blocks] = _pack(channels)
                 blocks, rest = blocks + 1, 0
+
+    def advance(self, positions: int) -> None:
+        """See `KVCache.advance`."""
+        self.length += positions
+
+    def reset(self) -> None:
+        """See `KVCache.reset`."""
+        self.length = 0
+
+    def _one(self, layer: int, query: Tensor, both: Tensor) -> Tensor:
+        """One position [R, 1, D]."""
+        self.remember(layer, both)
+        blocks, rest = divmod(self.length + 1, BLOCK)
+        of_keys, of_values = self._places()
+        query = query * self._dim**-0.5
+        scores = torch.bmm(query, self._recent[layer, :, :rest].transpose(1, 2))[:, 0]
+        if blocks:
+            table = self._keys[layer].view(-1, BLOCK + SCALE)
+            full = _sum(table, *of_keys, query.flatten().repeat(blocks)).view(blocks, self._heads, BLOCK)
+            scores = torch.cat([full.transpose(0, 1).reshape(self._heads, -1), scores], dim=1)
+        weights = scores.softmax(dim=1)
+        table = self._values[layer].view(-1, self._dim + SCALE)
+        return _sum(table, *of_values, weights.flatten())[:, None]
+
+    def _many(self, layer: int, query: Tensor, both: Tensor) -> Tensor:
+        """Several positions at once, [R, T, D]: the past is unpacked for them."""
+        keys, values = self._split(both)
+        blocks, rest = divmod(self.length, BLOCK)
+        past = _unpack(self._keys[layer, :blocks].reshape(-1, BLOCK + SCALE)) if blocks else keys.new_empty(0)
+        past = past.view(blocks, self._heads, self._dim, BLOCK).permute(1, 0, 3, 2).reshape(self._heads, -1, self._dim)
+        all_keys = torch.cat([past, self._recent[layer, :, :rest], keys], dim=1)
+        table = self._values[layer, :, : self.length].reshape(-1, self._dim + SCALE)
+        past = _unpack(table) if self.length else values.new_empty(0)
+        all_values = torch.cat([past.view(self._heads, -1, self._dim), values], dim=1)
+        self.remember(layer, both)
+        return F.scaled_dot_product_attention(
+            query[None], all_keys[None], all_values[None], attn_mask=causal(query.shape[1], all_keys.shape[1], "cpu")
+        )[0]
+
+    def _split(self, both: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values [2, rows, H, T, D] → [R, T, D] each."""
+        keys, values = both.reshape(2, self._heads, -1, self._dim)
+        return keys, values
 
     def _places(self) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
         """Rows of the bags of keys and of values, and where each bag begins; the same for all layers of a step."""
