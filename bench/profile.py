@@ -12,9 +12,10 @@ from torch.profiler import ProfilerActivity
 
 from bench.steps import Ours, measure, ours, prompt, synchronize
 from musicgen_bento.engine import checkpoint
-from musicgen_bento.engine.codec import BLOCKS, CodecDecoder
+from musicgen_bento.engine.codec import CodecDecoder
 from musicgen_bento.engine.hub import Source
 from musicgen_bento.engine.sampling import SamplingRows, sample
+from musicgen_bento.engine.sound import BLOCK
 from musicgen_bento.precision import Precision
 
 STEPS, TOP = 5, 12
@@ -33,9 +34,9 @@ def profile(source: Source, precision: Precision, device: torch.device, position
     logits = torch.randn(1, shape.codebooks, shape.card, device=device)
     rows = SamplingRows.of([0], [1.0], [250], [0.0], device)
     parts["sampling"] = _milliseconds(lambda: sample(logits, rows, torch.tensor([position], device=device)), device)
-    stream, block = CodecDecoder(model.codec).open(), BLOCKS[-1]
-    tokens = torch.randint(shape.card, (shape.codebooks, block), device=device)
-    parts["codec"] = _milliseconds(lambda: stream.push(tokens), device) / block
+    stream = CodecDecoder(model.codec).open()
+    tokens = torch.randint(shape.card, (shape.codebooks, BLOCK), device=device)
+    parts["codec"] = _milliseconds(lambda: stream.push(tokens), device) / BLOCK
     return {"precision": precision.name, "position": position, "parts": parts, **_operators(language_model, position)}
 
 
