@@ -108,7 +108,7 @@ def train(plan: Plan, tokens: Tensor, songs: Dataset, clock: Clock) -> tuple[Net
         rng: np.random.Generator, candidates: range, part: float = 1.0, exchanged: bool = False
     ) -> tuple[Tensor, Tensor]:
         length, batch_size = round(part * plan.window), round(plan.lm_batch / part)
-        chosen = rng.choice(candidates, batch_size, replace=False)
+        chosen = rng.choice(candidates, batch_size, replace=batch_size > len(candidates))
         begin = rng.integers(0, tokens.shape[-1] - length + 1, batch_size)
         codes = torch.stack([tokens[n, :, b : b + length] for n, b in zip(chosen, begin, strict=True)])
         read, say = delayed(codes.long().to(device))
