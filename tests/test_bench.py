@@ -279,6 +279,6 @@ def test_the_short_form(tmp_path: Path) -> None:
     assert found["machine"]["cores"] >= 1
     assert len(found["served"][0]["crowds"][0]["clips"]) == 16
     assert not [visit for visit in found["visits"] if visit["note"]]
-    assert "not this run" in (tmp_path / "report.md").read_text()
+    assert "The short form" in (tmp_path / "report.md").read_text()
     assert {file.name for file in tmp_path.glob("*.svg")} == {"tiny-steps.svg", "tiny-clients.svg"}
     assert QUICK_SECONDS < 300

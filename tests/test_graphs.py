@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from musicgen_bento.engine import checkpoint
+from musicgen_bento.engine.clip import Clip
 from musicgen_bento.engine.engine import ModelEngine
 from musicgen_bento.engine.graphs import SEATS, GraphedDecoder
 from musicgen_bento.engine.hub import Source
@@ -62,10 +63,10 @@ def test_seats_are_given_back() -> None:
 def test_a_clip_that_cannot_be_begun_has_no_seat(monkeypatch: pytest.MonkeyPatch) -> None:
     model = graphed(MONO)
 
-    def broken() -> None:
+    def broken(clip: Clip) -> None:
         raise RuntimeError("no codec")
 
-    monkeypatch.setattr(model._codec, "open", broken)
+    monkeypatch.setattr(model._sounds, "open", broken)
     make(model, {"one": params(duration=0.2)})
     assert model._decoder._seated == []
 
