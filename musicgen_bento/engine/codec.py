@@ -53,10 +53,9 @@ class CodecDecoder:
         Returns:
             The samples of each [C, n]; None while the look-ahead fills.
         """
-        batch = torch.stack(list(codes))
+        batch, count = torch.stack(list(codes)), len(streams)
         if self.stereo:  # even codebooks are left, odd ones right: two items of a batch
-            batch = batch.unflatten(1, (-1, 2)).transpose(1, 2).flatten(0, 1)
-        count = len(streams)
+            batch = batch.view(count, -1, 2, batch.shape[2]).transpose(1, 2).flatten(0, 1)
         chain = joined([stream.chain for stream in streams]) if count > 1 else streams[0].chain
         wav = chain.push(self.mono.decode_latent(batch))
         if count > 1:
