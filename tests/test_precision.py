@@ -35,19 +35,6 @@ def test_on_a_cpu(recipe: Recipe, how: Precision) -> None:
     assert story.audio.std() > 0
 
 
-def test_int8_makes_the_same_bytes_in_any_company() -> None:
-    """Laws 2 and 3, exactly: what float32 does only for whoever asks for it."""
-    requests = {
-        str(n): params(duration=0.6 + n, seed=n, prompt="piano " * (n + 1), cfg_coef=1.0 if n % 2 else 3.0)
-        for n in range(4)
-    }
-    together = make(loaded(MONO, CPU, INT8), requests)
-    for name, request in requests.items():
-        alone = make_one(loaded(MONO, CPU, INT8), request)
-        assert (alone.tokens == together[name].tokens).all()
-        assert alone.story.audio.tobytes() == together[name].story.audio.tobytes()
-
-
 def test_what_a_device_has() -> None:
     assert precision(CPU, Settings(precision="int8")) == INT8
     assert precision(CPU, Settings(precision="float16")) == FLOAT16_KEPT

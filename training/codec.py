@@ -1,16 +1,24 @@
 """The codec: AudioCraft's EnCodec (Défossez et al. 2022), small, trained to give the songs back.
 
-Two losses: the error of the waveform in decibels, below 1.5 kHz, and of log-mel spectrograms at several resolutions; no
-discriminator. Above, 50 vectors of 64 numbers a second cannot say where in its period a tone is, and a codec that is
-asked for the waveform there answers with nothing: cymbals and brightness were gone. The first steps go without
-quantisation; then each codebook is found by k-means on what the encoder says by then, and follows it as a moving
-average.
+What it is asked for, without a discriminator:
+
+- the waveform below 1.5 kHz. Above, 50 vectors of 64 numbers a second cannot say where in its period a tone is, and a
+  codec that is asked for the waveform there answers with nothing;
+- the magnitudes of mel bands at several resolutions, each band beside its own energy: drums are a hundredth of a song's
+  energy above 6 kHz, and all there is;
+- that its latents say how loud each band is, by one linear layer that is thrown away afterwards. The decoder learns to
+  strike a drum within a hundred steps once the latents tell it when; left to itself the encoder never does, because the
+  decoder makes nothing of it.
+
+Some windows are drums alone. The first steps go without quantisation; then each codebook is found by k-means on what
+the encoder says by then, and follows it as a moving average.
 """
 
 from __future__ import annotations
 
 import logging
 import warnings
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -23,11 +31,19 @@ from training.dataset import SECONDS, Dataset
 from training.loop import Clock, cosine, steps
 from training.plan import CARD, CODEBOOKS, FRAME_RATE, HOP, SAMPLE_RATE, Plan
 from training.released import configuration
+from training.render import render
+from training.songs import Song
 
 MELS = {256: 12, 512: 24, 1024: 48, 2048: 80}  # bands, by the size of the transform
-FAINT = 3e-3  # what a band's magnitude is compared above
+FAINT = 1e-3  # what the logarithm of a band's magnitude is taken above: -60 dBFS
 WAVE_BELOW = 1_500  # Hz
-SPECTRAL_SHARE = 4.0
+QUIET = 0.03  # RMS: of a quieter window the waveform counts less
+SPECTRAL_SHARE = 2.0  # of the gradient, beside the waveform's
+LOG_SHARE = 0.1  # of the spectral error
+STEP_SIZE = 0.01  # of the gradient of a window, beside the lesson and the commitment
+COMMITMENT = 0.25
+LESSON_BANDS = 8
+INAUDIBLE = 1e-6  # the power of a band: -60 dBFS
 KMEANS_WINDOWS, KMEANS_ROUNDS = 512, 15
 
 
@@ -49,9 +65,11 @@ def train(plan: Plan, songs: Dataset, clock: Clock) -> Any:
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     codec = build(plan).to(device).train()
-    optimizer = torch.optim.AdamW(codec.parameters(), lr=plan.codec_rate, betas=(0.8, 0.99), weight_decay=1e-4)
+    lesson = Lesson(plan).to(device)
+    parameters = [*codec.parameters(), *lesson.parameters()]
+    optimizer = torch.optim.AdamW(parameters, lr=plan.codec_rate, betas=(0.8, 0.99), weight_decay=1e-4)
     low = torch.from_numpy(firwin(129, WAVE_BELOW, fs=SAMPLE_RATE)).float().to(device)[None, None]
-    bands = mel_bands(device)
+    bands = {size: mel_bands(size, count).to(device) for size, count in MELS.items()}
 
     def step(number: int) -> dict[str, float]:
         wav = torch.from_numpy(_windows(plan, songs, number)).to(device)[:, None]
@@ -66,44 +84,79 @@ def train(plan: Plan, songs: Dataset, clock: Clock) -> Any:
             quantized = codec.quantizer(latent, FRAME_RATE)
             latent, penalty = quantized.x, quantized.penalty
         made = codec.decoder(latent)[..., : wav.shape[-1]]
+        taught = lesson(latent, wav[:, 0])
         wave = waveform_error(F.conv1d(made, low, padding="same"), F.conv1d(wav, low, padding="same"))
         spectra = spectral_error(made[:, 0], wav[:, 0], bands)
         optimizer.zero_grad(set_to_none=True)
-        gradient = _balanced(made, 0.1 * wave, spectra, SPECTRAL_SHARE)
+        loudness = F.conv1d(wav, low, padding="same").square().mean(dim=-1, keepdim=True).sqrt()
+        gradient = loudness / (loudness + QUIET) * _direction(wave, made) + SPECTRAL_SHARE * _direction(spectra, made)
         # a loss whose gradient with respect to `made` is `gradient`
-        ((made * gradient).sum() + 0.25 * penalty).backward()
-        nn.utils.clip_grad_norm_(codec.parameters(), 1.0)
+        ((made * STEP_SIZE * gradient).sum() + COMMITMENT * penalty + taught).backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         return {
             "sdr": -float(wave.detach()),
             "spectral": float(spectra.detach()),
+            "lesson": float(taught.detach()),
             "commitment": float(penalty.detach()),
         }
 
-    steps("codec", plan.folder, plan.codec_steps, {"model": codec, "optimizer": optimizer}, step, clock)
+    steps(
+        "codec", plan.folder, plan.codec_steps, {"model": codec, "lesson": lesson, "optimizer": optimizer}, step, clock
+    )
     return codec.eval().requires_grad_(False)
 
 
+class Lesson(nn.Module):
+    """What the latents are to say, read off them by one layer: how loud each of a few bands is in each frame.
+
+    Left out of the model when it is done.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        super().__init__()
+        torch.manual_seed(plan.seed)
+        self.head = nn.Linear(plan.latent, LESSON_BANDS)
+        self.bands: Tensor
+        self.register_buffer("bands", mel_bands(HOP, LESSON_BANDS), persistent=False)
+        with torch.no_grad():
+            self.head.bias.fill_(-5.0)  # about what it is on average
+
+    def forward(self, latent: Tensor, wav: Tensor) -> Tensor:
+        """How wrongly the latents [B, D, frames] of wav [B, T] say it, in squared bels."""
+        power = self.bands @ _power(wav, HOP, hop=HOP, center=False)
+        told = self.head(latent.transpose(1, 2)).transpose(1, 2)[..., : power.shape[-1]]
+        return F.mse_loss(told, torch.log10(power + INAUDIBLE))
+
+
 def _windows(plan: Plan, songs: Dataset, number: int) -> np.ndarray[Any, np.dtype[np.float32]]:
-    """The batch of a step, [B, T]."""
+    """The batch of a step, [B, T], its last ones drums alone."""
     rng = np.random.default_rng([plan.seed, 10, number])
     length = int(plan.codec_seconds * SAMPLE_RATE) // HOP * HOP
     frames = int((SECONDS - 1) * FRAME_RATE)
     # at whole frames, where notes begin: elsewhere the tokens need not be good
     at = [(int(rng.integers(len(songs))), HOP * int(rng.integers(frames))) for _ in range(plan.codec_batch)]
     gain = rng.uniform(0.5, 1.5, (plan.codec_batch, 1)).astype(np.float32)
-    return gain * np.stack([songs.window(song, begin, length) for song, begin in at])
+    alone = round(plan.codec_drums * plan.codec_batch)
+    windows = [songs.window(song, begin, length) for song, begin in at[alone:]]
+    windows += [_drums_alone(songs.songs[song], length, begin, rng) for song, begin in at[:alone]]
+    return gain * np.stack(windows)
 
 
-def _balanced(made: Tensor, wave: Tensor, spectra: Tensor, share: float) -> Tensor:
-    """Both losses' gradients with respect to `made`, the second `share` times as large as the first.
+def _drums_alone(song: Song, length: int, begin: int, rng: np.random.Generator) -> np.ndarray[Any, Any]:
+    """Samples [length] of nothing but the drums of a song's style."""
+    bare = replace(song, chords="", melody="", bass=False, drums=True)
+    return render(bare, length / SAMPLE_RATE, int(rng.integers(2**31)), begin / SAMPLE_RATE)
 
-    After EnCodec's balancer: left to their own sizes one of them wins, and the other is never learnt.
+
+def _direction(loss: Tensor, made: Tensor) -> Tensor:
+    """The loss's gradient with respect to `made` [B, 1, T], of length 1 for each window.
+
+    After EnCodec's balancer, by window: left to their own sizes one loss wins over the other, and windows that are
+    nearly right or nearly silent over those that there is something to learn from.
     """
-    first = torch.autograd.grad(wave, made, retain_graph=True)[0]
-    second = torch.autograd.grad(spectra, made, retain_graph=True)[0]
-    total: Tensor = first + second * (share * first.norm() / second.norm().clamp(min=1e-12))
-    return total
+    gradient = torch.autograd.grad(loss, made, retain_graph=True)[0]
+    return gradient / gradient.norm(dim=(1, 2), keepdim=True).clamp(min=1e-12)
 
 
 def waveform_error(made: Tensor, wav: Tensor) -> Tensor:
@@ -112,26 +165,33 @@ def waveform_error(made: Tensor, wav: Tensor) -> Tensor:
     return (10 * torch.log10(error / (wav.square().mean(dim=-1) + 1e-4) + 1e-3)).mean()
 
 
-def mel_bands(device: torch.device) -> dict[int, Tensor]:
-    """Filters [bands, frequencies] for each size of transform."""
+def mel_bands(size: int, count: int) -> Tensor:
+    """Filters [count, frequencies] that give white noise of a variance of 1 a power of 1 in each band."""
     import librosa
 
-    return {
-        size: torch.from_numpy(librosa.filters.mel(sr=SAMPLE_RATE, n_fft=size, n_mels=count, fmin=50)).to(device)
-        for size, count in MELS.items()
-    }
+    filters = torch.from_numpy(librosa.filters.mel(sr=SAMPLE_RATE, n_fft=size, n_mels=count, fmin=50, norm=None))
+    filters = filters / filters.sum(dim=1, keepdim=True).clamp(min=1e-9)
+    return filters / torch.hann_window(size).square().sum()
+
+
+def _power(wav: Tensor, size: int, hop: int, center: bool = True) -> Tensor:
+    """Spectra [B, frequencies, windows] of wav [B, T]."""
+    window = torch.hann_window(size, device=wav.device)
+    return torch.stft(wav, size, hop, window=window, center=center, return_complex=True).abs().square()
 
 
 def spectral_error(made: Tensor, wav: Tensor, bands: dict[int, Tensor]) -> Tensor:
-    """Of [B, T]: the error of the logarithms of mel bands, the mean over resolutions, bands and time."""
+    """Of [B, T]: how far the magnitudes of mel bands are off, the mean over resolutions.
+
+    Each band's squared error over the batch beside its energy there, and a little of the error of the logarithms: alone
+    these ask for silence wherever a sound is rare.
+    """
     total = torch.zeros((), device=wav.device)
     for size, filters in bands.items():
-        window = torch.hann_window(size, device=wav.device)
-        one, other = (
-            (filters @ torch.stft(x, size, size // 4, window=window, return_complex=True).abs().square() + 1e-6).sqrt()
-            for x in (made, wav)
-        )
-        total = total + (torch.log(one + FAINT) - torch.log(other + FAINT)).abs().mean()
+        one, other = ((filters @ _power(x, size, size // 4) + 1e-9).sqrt() for x in (made, wav))
+        ratio = (one - other).square().mean(dim=(0, 2)) / (other.square().mean(dim=(0, 2)) + INAUDIBLE)
+        logarithms = (torch.log(one + FAINT) - torch.log(other + FAINT)).abs()
+        total = total + ratio.mean() + LOG_SHARE * logarithms.mean()
     return total / len(bands)
 
 

@@ -21,6 +21,7 @@ class Plan:
         seed: of songs, weights, batches.
         songs: how many are rendered.
         codec_steps, codec_batch, codec_seconds, codec_rate: of the codec's training; the rate is AdamW's highest.
+        codec_drums: the share of its windows that are drums alone.
         plain_steps: the codec's first steps, without quantisation; its codebooks are then found by k-means.
         lm_steps, lm_batch, lm_seconds, lm_rate: of the language model's; a window is `lm_seconds` long.
         lm_heed: the step from which most of its windows are beginnings, for the prompt's sake.
@@ -29,13 +30,14 @@ class Plan:
     folder: Path = Path("build/training")
     seed: int = 1
     songs: int = 6_000
-    codec_steps: int = 4_000
+    codec_steps: int = 5_000
     codec_batch: int = 8
     codec_seconds: float = 0.5
     codec_rate: float = 1e-3
-    plain_steps: int = 500
-    lm_steps: int = 7_000
-    lm_heed: int = 2_600
+    codec_drums: float = 0.375
+    plain_steps: int = 1_000
+    lm_steps: int = 8_000
+    lm_heed: int = 1_500
     lm_batch: int = 4
     lm_seconds: float = 8.0
     lm_rate: float = 1e-3

@@ -86,7 +86,7 @@ def render(song: Song, seconds: float, seed: int, begin: float = 0.0) -> NDArray
         _add(mix, np.float32(note.level) * wave, math.floor((note.start - begin) * 50 + 0.501) * FRAME)
     wet = fftconvolve(mix, _room())[: len(mix)]
     out = np.float32(GAIN) * (mix + wet.astype(np.float32))
-    return np.asarray(out * min(1.0, 0.97 / float(np.abs(out).max())), np.float32)
+    return np.asarray(out * min(1.0, 0.97 / max(float(np.abs(out).max()), 1e-9)), np.float32)
 
 
 def _add(track: NDArray[np.float32], wave: NDArray[np.float32], at: int) -> None:

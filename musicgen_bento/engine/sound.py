@@ -65,6 +65,14 @@ class ClipSound:
         begin, self._frames, self._blocks = self._frames, self._frames + size, self._blocks + 1
         return torch.from_numpy(self.clip.tokens[:, begin : self._frames]).to(self._device)
 
+    def push(self, codes: Tensor) -> Chunk | None:
+        """What a block [K, t] adds, decoded alone."""
+        return self.chunk(self.stream.push(codes))
+
+    def finish(self) -> Chunk | None:
+        """What is left in the codec at the end."""
+        return self.chunk(self.stream.finish())
+
     def chunk(self, wav: Tensor | None) -> Chunk | None:
         """What the codec made next [C, n], for the listener; None if that is nothing.
 
@@ -115,7 +123,7 @@ class Sounds:
                 yield from self._decoded(company)
         for sound in sounds:
             if sound.clip.done and not sound.over:
-                yield from _given(sound, sound.stream.finish)
+                yield from _given(sound, sound.finish)
                 sound.over = True
 
     def _companies(self, blocks: list[Block]) -> list[list[Block]]:
@@ -137,20 +145,16 @@ class Sounds:
                 _log.warning("Clips could not be decoded together: %s", where(error))
             else:
                 for (sound, _), wav in zip(company, wavs, strict=True):
-                    yield from _given(sound, partial(_same, wav))
+                    yield from _given(sound, partial(sound.chunk, wav))
                 return
         for sound, codes in company:
-            yield from _given(sound, partial(sound.stream.push, codes))
+            yield from _given(sound, partial(sound.push, codes))
 
 
-def _same(wav: Tensor | None) -> Tensor | None:
-    return wav
-
-
-def _given(sound: ClipSound, decode: Callable[[], Tensor | None]) -> Iterator[tuple[ClipSound, Chunk | Exception]]:
+def _given(sound: ClipSound, chunk_of: Callable[[], Chunk | None]) -> Iterator[tuple[ClipSound, Chunk | Exception]]:
     """A clip's next chunk, or why there will be none."""
     try:
-        chunk = sound.chunk(decode())
+        chunk = chunk_of()
     except Exception as error:
         sound.over = True
         yield sound, error
