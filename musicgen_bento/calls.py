@@ -24,6 +24,8 @@ CONNECT_SECONDS = 10.0
 READ_SECONDS = 30.0  # without a byte
 LONGEST_PAUSE = 300.0  # a server that wants more is not waited for
 PIECE = 64 * 1024
+AWAY_SECONDS = 90.0  # a server that is started again takes so long at most
+LONGER = 3  # times that a pause is twice the one before
 SMALL_PIECE = 4096  # of music, 64 ms
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -34,6 +36,10 @@ class Unreachable(MusicGenError):
     """No answer came: there is no server at the address, or the connection to it broke."""
 
     status, code = 0, "unreachable"
+
+
+class Away(Unreachable):
+    """A server that has answered before, and now nothing listens there: it may be on its way back."""
 
 
 class TimedOut(MusicGenError):
@@ -210,14 +216,20 @@ class Calls:
             raise cancelled()
 
     def _insist(self, attempt: Callable[[], Result]) -> Result:
-        for repeat in range(self._server.retries):
+        repeat, began = 0, math.inf
+        while True:
             try:
                 return attempt()
             except MusicGenError as error:
-                if not passing(error):
+                began = min(began, time.monotonic())
+                if not passing(error) or not (repeat < self._server.retries or self._awaited(error, began)):
                     raise
-                self.pause(error, repeat)
-        return attempt()
+                self.pause(error, min(repeat, LONGER))
+                repeat += 1
+
+    def _awaited(self, error: MusicGenError, since: float) -> bool:
+        """Whether a server that is away is waited for, however many times that takes."""
+        return isinstance(error, Away) and self._server.retries > 0 and time.monotonic() - since < AWAY_SECONDS
 
     def _opened(self, path: str, silence: float) -> Opened:
         if self._stopped.is_set():
@@ -283,8 +295,9 @@ class Calls:
             if isinstance(error, requests.exceptions.SSLError):
                 raise Unreachable(f"{where} has no valid certificate.", hint="Is it https?") from None
             if isinstance(error, requests.exceptions.ConnectTimeout) or _refused(error):
-                again = 1.0 if self._heard else None  # one that was there may come back
-                raise Unreachable(f"There is no server at {where}.", hint="Is it running?", retry_after=again) from None
+                if self._heard:
+                    raise Away(f"The server at {where} is gone.", hint="Try again later.", retry_after=1.0) from None
+                raise Unreachable(f"There is no server at {where}.", hint="Is it running?") from None
             if isinstance(error, requests.exceptions.Timeout):
                 raise Unreachable(f"{where} does not answer.", hint="Try again later.", retry_after=1.0) from None
             dropped = (requests.exceptions.ConnectionError, requests.exceptions.ChunkedEncodingError)

@@ -41,7 +41,7 @@ Result = TypeVar("Result")
 HERE = "http://127.0.0.1:8000"
 LIST_SECONDS = 60.0
 RETRIES = 4
-TOGETHER = 256  # clips of one AsyncMusicGenClient at work; more wait their turn
+TOGETHER = 16  # clips of one AsyncMusicGenClient at work; more wait their turn here, not in the server's queue
 
 
 class MusicGenClient:

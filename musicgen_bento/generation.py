@@ -101,9 +101,13 @@ class Generation:
                 self._delete()
                 return _failure(job)
             if job.state == "running":
-                with suppress(NotReady):  # it is done by now
+                with suppress(NotReady):  # it is over by now
                     return calls.open(f"{_path(job.id)}/stream", silence=STREAM_SECONDS)
-            return calls.open(f"{_path(job.id)}/audio?keep=true", silence=READ_SECONDS)
+            with suppress(NotReady):  # it has failed meanwhile
+                return calls.open(f"{_path(job.id)}/audio?keep=true", silence=READ_SECONDS)
+            job = calls.ask("GET", _path(job.id)).read(Job)
+            self._delete()
+            return _failure(job)
         except UnknownJob as error:  # the server has been started again
             self._job = None
             return error

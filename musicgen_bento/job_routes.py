@@ -20,7 +20,7 @@ from musicgen_bento.jobs import Job, Jobs
 from musicgen_bento.middleware import JOB_PATH, NAMED
 from musicgen_bento.recording import Recording
 from musicgen_bento.schemas import AudioQuestion, GenerationRequest, JobQuestion
-from musicgen_bento.streamed import Streamed
+from musicgen_bento.streamed import Streamed, hand_over, stalled
 
 PIECE = 64 * 1024
 NOT_STORED = {"Cache-Control": "no-store"}
@@ -91,14 +91,15 @@ class Audio(Response):
             with self._jobs.reading(self._job) as music:
                 await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
                 for start in range(0, len(music.wav), PIECE):
-                    piece = music.wav[start : start + PIECE]
-                    await send({"type": "http.response.body", "body": piece, "more_body": True})
+                    await hand_over(send, music.wav[start : start + PIECE])
                     if gone.done():
                         return
                 # Waits, as every piece does, until those before it are on their way.
                 await send({"type": "http.response.body", "body": b"", "more_body": False})
-                if not self._keep:
+                if not self._keep and not gone.done():
                     self._jobs.forget(self._job)
+        except TimeoutError:
+            raise stalled() from None
         finally:
             await cancel(gone)
 

@@ -27,6 +27,7 @@ from musicgen_bento.studio import Music, Order
 
 ABANDONED_SECONDS = 300.0
 COLLECT_SECONDS = 10.0  # a server that is told to stop waits so long for the music it has just made to be fetched
+BUSY_SECONDS = 10.0
 PROGRESS_SECONDS = 0.2
 SMALLEST = 64 * 1024  # what any job is counted as, so that their number is bounded too
 WIDEST = (2, 48_000)  # channels and rate of a model that is not in the catalogue
@@ -76,6 +77,8 @@ class Job:
 
     def listen(self, event: Event) -> None:
         """Take in what the runner says of the clip."""
+        if self.over:  # what was on its way when it was cancelled
+            return
         if self.recording:
             self.recording.listen(event)
         match event:
@@ -234,7 +237,7 @@ class Jobs:
             yield
         finally:
             job.readers -= 1
-            self._release(job)
+            self._book(job)
 
     # ---- a job's life
 
@@ -268,9 +271,7 @@ class Jobs:
         if job.recording and state != "done":
             job.recording.fail(job.error or UnknownJob("The job was cancelled."))
         job.recording = None
-        size = max(SMALLEST, len(job.music.wav) if job.music else 0)
-        self.reserved += size - job.size
-        job.size = size
+        self._book(job)
         self._set_timer(job)
         job.changed()
 
@@ -280,13 +281,7 @@ class Jobs:
         if job.timer:
             job.timer.cancel()
         job.forgotten.set()
-        self._release(job)
-
-    def _release(self, job: Job) -> None:
-        """Its memory is free once it is forgotten and nobody reads it any more."""
-        if job.forgotten.is_set() and not job.readers:
-            self.reserved -= job.size
-            job.size, job.music = 0, None
+        self._book(job)
 
     def _set_timer(self, job: Job) -> None:
         if job.timer:
@@ -305,6 +300,17 @@ class Jobs:
 
     # ---- memory
 
+    def _book(self, job: Job) -> None:
+        """Count what it holds. Whoever reads of it holds it: until they leave, it stays as large as it was."""
+        if not job.over or (job.readers and not job.music):
+            return
+        if job.forgotten.is_set() and not job.readers:
+            job.music, size = None, 0
+        else:
+            size = max(SMALLEST, len(job.music.wav) if job.music else 0)
+        self.reserved += size - job.size
+        job.size = size
+
     def _size(self, request: schemas.GenerationRequest) -> int:
         """Bytes of the WAV that it asks for."""
         card = catalogue.find(request.model or self._default_model)
@@ -319,13 +325,18 @@ class Jobs:
                 field="duration",
             )
         if self.reserved + size > self._limit:
-            ends = [job.timer.when() for job in self._jobs.values() if job.over and job.timer]
             raise JobsFull(
                 "The memory for the music of jobs is spoken for.",
                 hint="Fetch or delete the jobs that are done, ask again later, or take POST /generate.",
-                retry_after=max(1.0, min(ends, default=0.0) - _now()) if ends else 10.0,
+                retry_after=self._room_in(),
             )
         self.reserved += size
+
+    def _room_in(self) -> float:
+        """Seconds until there may be some: soon where a clip is being made, as it is fetched once it is done."""
+        ends = [job.timer.when() - _now() for job in self._jobs.values() if job.over and job.timer]
+        making = len(ends) < len(self._jobs)
+        return max(1.0, min([*ends, BUSY_SECONDS] if making or not ends else ends))
 
 
 def _now() -> float:

@@ -81,7 +81,8 @@ class Stream:
 
     def close(self) -> None:
         """Read no more. The server stops making what is not made yet. Harmless where it is over."""
-        self._pieces.close()
+        with suppress(ValueError):  # another thread is reading: it closes it
+            self._pieces.close()
         self._finish()
 
     def _read(self) -> Generator[bytes, None, None]:

@@ -187,7 +187,7 @@ class Job(BaseModel):
 class JobQuestion(BaseModel):
     """How long to wait for news of a job."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     wait: float = Field(
         0.0, ge=0, le=30, allow_inf_nan=False, description="Seconds to wait for a change; 0 answers at once."
@@ -203,7 +203,7 @@ class JobQuestion(BaseModel):
 class AudioQuestion(BaseModel):
     """What becomes of a job whose music has been sent."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     keep: bool = Field(
         False,

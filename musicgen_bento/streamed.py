@@ -76,12 +76,11 @@ class Streamed(Response):
             return
         try:
             if head:
-                await _hand_over(send, head)
+                await hand_over(send, head)
             async for piece in self._recording.pieces():
-                await _hand_over(send, piece)
+                await hand_over(send, piece)
         except TimeoutError:
-            exchange().status = CLIENT_LEFT
-            raise Broken from None
+            raise stalled() from None
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     def _describe(self, started: Started, length: int) -> list[tuple[bytes, bytes]]:
@@ -96,6 +95,17 @@ class Streamed(Response):
         return Response(headers=told).raw_headers
 
 
-async def _hand_over(send: Send, piece: bytes) -> None:
+async def hand_over(send: Send, piece: bytes) -> None:
+    """Send a piece of an answer.
+
+    Raises:
+        TimeoutError: nobody takes it.
+    """
     async with asyncio.timeout(STALLED_SECONDS):
         await send({"type": "http.response.body", "body": piece, "more_body": True})
+
+
+def stalled() -> Broken:
+    """For an answer whose reader takes nothing any more."""
+    exchange().status = CLIENT_LEFT
+    return Broken()

@@ -542,6 +542,14 @@ def test_a_stream_that_cannot_begin_is_the_error() -> None:
         assert b"".join(client(server).stream("calm")) == WAV
 
 
+def test_a_stream_whose_job_fails_before_it_is_fetched_is_the_jobs_error() -> None:
+    over = error(409, "not_ready")
+    script = {"get": [Reply(200, job("running", 2)), failed("generation_failed")], "stream": [over], "audio": [over]}
+    with StandIn(**script) as server, pytest.raises(GenerationFailed):
+        client(server).stream("calm")
+    assert server.calls() == ["post", "get", "stream", "audio", "get", "delete"]
+
+
 def test_an_asynchronous_stream() -> None:
     async def main(server: StandIn) -> None:
         async with AsyncMusicGenClient(server.url) as music:

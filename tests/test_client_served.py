@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -94,18 +95,21 @@ def test_more_at_once_than_the_default_executor_has_threads(server: Server) -> N
 def test_a_server_that_is_started_again_makes_the_clip_again(tmp_path: Path) -> None:
     with Server(tmp_path) as server:
         alone = MusicGenClient(server.url).generate("calm", seed=5, duration=8)
-        killed = False
+
+        def start_again() -> None:
+            server.stop()
+            server.start()
+            server.wait_until_ready()
+
+        other = threading.Thread(target=start_again)
 
         def kill(state: str, position: int | None, audio_seconds: float, duration: float) -> None:
-            nonlocal killed
-            if audio_seconds > 0 and not killed:
-                killed = True
-                server.stop()
-                server.start()
-                server.wait_until_ready()
+            if audio_seconds > 0 and other.ident is None:
+                other.start()  # and this client goes on asking
 
         again = MusicGenClient(server.url).generate("calm", seed=5, duration=8, progress=kill)
-    assert killed
+        assert other.ident
+        other.join()
     assert again == alone
 
 
