@@ -39,7 +39,7 @@ FAINT = 1e-3  # what the logarithm of a band's magnitude is taken above: -60 dBF
 WAVE_BELOW = 1_500  # Hz
 QUIET = 0.03  # RMS: of a quieter window the waveform counts less
 SPECTRAL_SHARE = 2.0  # of the gradient, beside the waveform's
-LOG_SHARE = 0.1  # of the spectral error
+LOG_SHARES = 0.1, 0.4  # of the spectral error: at first, and once there is something to be heard
 STEP_SIZE = 0.01  # of the gradient of a window, beside the lesson and the commitment
 COMMITMENT = 0.25
 LESSON_BANDS = 8
@@ -86,7 +86,7 @@ def train(plan: Plan, songs: Dataset, clock: Clock) -> Any:
         made = codec.decoder(latent)[..., : wav.shape[-1]]
         taught = lesson(latent, wav[:, 0])
         wave = waveform_error(F.conv1d(made, low, padding="same"), F.conv1d(wav, low, padding="same"))
-        spectra = spectral_error(made[:, 0], wav[:, 0], bands)
+        spectra = spectral_error(made[:, 0], wav[:, 0], bands, LOG_SHARES[number >= plan.clean_from])
         optimizer.zero_grad(set_to_none=True)
         loudness = F.conv1d(wav, low, padding="same").square().mean(dim=-1, keepdim=True).sqrt()
         gradient = loudness / (loudness + QUIET) * _direction(wave, made) + SPECTRAL_SHARE * _direction(spectra, made)
@@ -180,18 +180,18 @@ def _power(wav: Tensor, size: int, hop: int, center: bool = True) -> Tensor:
     return torch.stft(wav, size, hop, window=window, center=center, return_complex=True).abs().square()
 
 
-def spectral_error(made: Tensor, wav: Tensor, bands: dict[int, Tensor]) -> Tensor:
+def spectral_error(made: Tensor, wav: Tensor, bands: dict[int, Tensor], log_share: float) -> Tensor:
     """Of [B, T]: how far the magnitudes of mel bands are off, the mean over resolutions.
 
-    Each band's squared error over the batch beside its energy there, and a little of the error of the logarithms: alone
-    these ask for silence wherever a sound is rare.
+    Each band's squared error over the batch beside its energy there, which lets rare sounds be learnt, and the error of
+    the logarithms, which cleans what should be silent: alone, that asks for silence wherever a sound is rare.
     """
     total = torch.zeros((), device=wav.device)
     for size, filters in bands.items():
         one, other = ((filters @ _power(x, size, size // 4) + 1e-9).sqrt() for x in (made, wav))
         ratio = (one - other).square().mean(dim=(0, 2)) / (other.square().mean(dim=(0, 2)) + INAUDIBLE)
         logarithms = (torch.log(one + FAINT) - torch.log(other + FAINT)).abs()
-        total = total + ratio.mean() + LOG_SHARE * logarithms.mean()
+        total = total + ratio.mean() + log_share * logarithms.mean()
     return total / len(bands)
 
 

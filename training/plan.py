@@ -23,6 +23,7 @@ class Plan:
         codec_steps, codec_batch, codec_seconds, codec_rate: of the codec's training; the rate is AdamW's highest.
         codec_drums: the share of its windows that are drums alone.
         plain_steps: the codec's first steps, without quantisation; its codebooks are then found by k-means.
+        clean_from: the step from which the codec is to be silent where the song is.
         lm_steps, lm_batch, lm_seconds, lm_rate: of the language model's; a window is `lm_seconds` long.
         lm_heed: the step from which most of its windows are beginnings, for the prompt's sake.
     """
@@ -36,6 +37,7 @@ class Plan:
     codec_rate: float = 1e-3
     codec_drums: float = 0.375
     plain_steps: int = 1_000
+    clean_from: int = 3_500
     lm_steps: int = 8_000
     lm_heed: int = 1_500
     lm_batch: int = 4
