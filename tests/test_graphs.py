@@ -11,7 +11,7 @@ import torch
 from musicgen_bento.engine import checkpoint
 from musicgen_bento.engine.clip import Clip
 from musicgen_bento.engine.engine import ModelEngine
-from musicgen_bento.engine.graphs import SEATS, GraphedDecoder
+from musicgen_bento.engine.graphs import SEATS, GraphedDecoder, _limit
 from musicgen_bento.engine.hub import Source
 from musicgen_bento.engine.types import Finished, GenerationParams
 from musicgen_bento.precision import FLOAT32
@@ -69,6 +69,32 @@ def test_a_clip_that_cannot_be_begun_has_no_seat(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(model._sounds, "open", broken)
     make(model, {"one": params(duration=0.2)})
     assert model._decoder._seated == []
+
+
+def test_a_clip_that_went_to_infinity_spoils_none_after_it() -> None:
+    model = graphed(MONO)
+    model._decoder._slab.own.fill_(torch.nan)
+    model._decoder._slab.cross.fill_(torch.nan)
+    requests = {"one": params(duration=0.4, seed=1)}
+    assert_same(make(model, requests), make(engine(MONO), requests))
+
+
+def test_whoever_finds_no_memory_for_a_prompt_has_no_seat(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = graphed(MONO)
+
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(model._decoder, "_cross_keys", full)
+        assert not isinstance(make(model, {"one": params(duration=0.2)})["one"].story.end, Finished)
+    assert model._decoder._seated == []
+    assert isinstance(make(model, {"one": params(duration=0.2)})["one"].story.end, Finished)
+
+
+def test_clients_cannot_choose_how_many_graphs_there_are() -> None:
+    assert [_limit(k, 2048) for k in (0, 1, 64, 65, 256, 257, 5_000)] == [0, 64, 64, 256, 256, 2048, 2048]
+    assert _limit(64, 40) == 40
 
 
 @pytest.mark.gpu

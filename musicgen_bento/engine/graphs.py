@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from musicgen_bento.engine.capture import Graphs
 from musicgen_bento.engine.decoder import Decoder, Sequence, finite
 from musicgen_bento.engine.kv_cache import KVCache
 from musicgen_bento.engine.sampling import SamplingRows, sample
@@ -27,6 +28,7 @@ from musicgen_bento.engine.weights import MAX_TOKENS, CrossAttention, Layer, LMW
 SEATS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 LENGTH = 256  # positions
 PROMPT = 64  # T5 tokens
+TOP_K = (0, 64, 256)  # then all
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +43,7 @@ class _Kind:
 
 
 class _Slab:
-    """Keys and values of all seats; zeros at first, since what is masked is still multiplied.
+    """Keys and values of all seats; zeros where nobody sits, since what is masked is still multiplied.
 
     Attributes:
         own: of self-attention, [layers, 2, seats, 2 rows, H, positions, D].
@@ -60,6 +62,11 @@ class _Slab:
         self.heard = torch.ones(seats, dtype=torch.int64, device=weights.device)
         self.seats, self.prompt = seats, prompt
 
+    def clean(self, seat: int) -> None:
+        """For a new clip: one that went to infinity before it would spoil it."""
+        self.own[:, :, seat].zero_()
+        self.cross[:, :, seat].zero_()
+
     def take(self, seat: int, other: _Slab, there: int, length: int) -> None:
         """What a seat of another slab, or of this one, remembers."""
         self.own[:, :, seat, :, :, :length] = other.own[:, :, there, :, :, :length]
@@ -74,8 +81,7 @@ class GraphedDecoder(Decoder):
         super().__init__(weights)
         self._slab = _Slab(weights, SEATS[0], PROMPT)
         self._seated: list[Sequence] = []
-        self._graphs: dict[_Kind, tuple[torch.cuda.CUDAGraph, Tensor]] = {}
-        self._pool = torch.cuda.graph_pool_handle() if weights.device.type == "cuda" else None
+        self._graphs = Graphs(weights.device) if weights.device.type == "cuda" else None
         self._rows: tuple[SamplingRows, list[int]] | None = None
         self._make_inputs()
 
@@ -90,7 +96,7 @@ class GraphedDecoder(Decoder):
         self._grow(len(self._seated) + 1, len(text))
         seat = len(self._seated)
         sequence = Sequence(2 if guided else 1, self._view(seat, 2 if guided else 1), text, [])
-        self._seated.append(sequence)
+        self._slab.clean(seat)
         self._slab.heard[seat] = len(text)
         for index, layer in enumerate(self.weights.layers):
             if layer.cross is not None:
@@ -98,6 +104,7 @@ class GraphedDecoder(Decoder):
                 self._slab.cross[index, 0, seat, :, : len(text)] = keys[0]
                 self._slab.cross[index, 1, seat, :, : len(text)] = values[0]
                 sequence.cross.append((keys, values))
+        self._seated.append(sequence)  # last: what fails before takes no seat
         self._rows = None
         return sequence
 
@@ -127,11 +134,12 @@ class GraphedDecoder(Decoder):
         kind = _Kind(
             next(count for count in SEATS if count > max(seats)),
             _up(longest, LENGTH),
-            rows.largest_top_k,
+            _limit(rows.largest_top_k, self.shape.card),
             rows.any_top_p,
             rows.any_noise,
         )
-        drawn = self._replay(kind)[seats]
+        work = partial(self._position, kind)
+        drawn = (self._graphs.run(kind, work) if self._graphs else work())[seats]
         for sequence in sequences:
             sequence.cache.advance(1)
         return drawn
@@ -150,7 +158,8 @@ class GraphedDecoder(Decoder):
         if seats <= old.seats and prompt <= old.prompt:
             return
         wanted = next(count for count in SEATS if count >= max(seats, old.seats))
-        self._graphs.clear()
+        if self._graphs:
+            self._graphs.clear()
         self._slab = _Slab(self.weights, wanted, min(MAX_TOKENS, _up(max(prompt, old.prompt), PROMPT)))
         for seat, sequence in enumerate(self._seated):
             self._slab.take(seat, old, seat, sequence.cache.length)
@@ -176,23 +185,11 @@ class GraphedDecoder(Decoder):
 
     # ---- a position
 
-    def _replay(self, kind: _Kind) -> Tensor:
-        """Tokens [seats, K]; of the seats that were not asked for, nobody knows what."""
-        if self._pool is None:
-            return self._position(kind)
-        if kind not in self._graphs:
-            self._position(kind)  # libraries take what they need before the capture
-            torch.cuda.synchronize()
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=self._pool):
-                drawn = self._position(kind)
-            self._graphs[kind] = graph, drawn
-        graph, drawn = self._graphs[kind]
-        graph.replay()
-        return drawn
-
     def _position(self, kind: _Kind) -> Tensor:
-        """One position of the first seats, from what stays to tokens. No host in it."""
+        """One position of the first seats, from what stays to tokens [seats, K]. No host in it.
+
+        Of the seats that were not asked for, nobody knows what.
+        """
         shape, seats = self.shape, kind.seats
         inputs = self._inputs[:seats]
         tokens, position, keys = inputs[:, : shape.codebooks], inputs[:, -2], inputs[:, -1]
@@ -249,6 +246,11 @@ def _find(query: Tensor, keys: Tensor, values: Tensor, hidden: Tensor) -> Tensor
     weights = scores.masked_fill(hidden, -torch.inf).softmax(dim=-1, dtype=torch.float32)
     found: Tensor = weights.to(values.dtype) @ values
     return found[..., 0, :]
+
+
+def _limit(largest_top_k: int, card: int) -> int:
+    """One of a few that are as large: each is a graph of its own, and clients choose top_k."""
+    return next((limit for limit in TOP_K if largest_top_k <= limit < card), card)
 
 
 def _up(number: int, step: int) -> int:
