@@ -10,6 +10,7 @@ import torch
 
 from musicgen_bento.engine import checkpoint
 from musicgen_bento.engine.clip import Clip
+from musicgen_bento.engine.decoder import Need
 from musicgen_bento.engine.engine import ModelEngine
 from musicgen_bento.engine.graphs import SEATS, GraphedDecoder, _limit
 from musicgen_bento.engine.hub import Source
@@ -95,6 +96,27 @@ def test_whoever_finds_no_memory_for_a_prompt_has_no_seat(monkeypatch: pytest.Mo
 def test_clients_cannot_choose_how_many_graphs_there_are() -> None:
     assert [_limit(k, 2048) for k in (0, 1, 64, 65, 256, 257, 5_000)] == [0, 64, 64, 256, 256, 2048, 2048]
     assert _limit(64, 40) == 40
+
+
+def test_what_it_remembers_is_counted_while_it_grows_and_given_back() -> None:
+    decoder = graphed(MONO)._decoder
+    text = torch.zeros(5, decoder.shape.dim)
+    need = Need(2, 30, 5)
+    small = decoder.bytes([need])
+    assert small == _bytes_of(decoder)
+    seated = [decoder.open(text, True, 30)]
+    assert decoder.bytes([need]) == small
+    joining = decoder.bytes([need, need])
+    seated.append(decoder.open(text, True, 30))
+    assert joining == small + _bytes_of(decoder)
+    assert decoder.bytes([need, need]) == _bytes_of(decoder)
+    for sequence in seated:
+        decoder.close(sequence)
+    assert _bytes_of(decoder) == small
+
+
+def _bytes_of(decoder: GraphedDecoder) -> int:
+    return decoder._slab.own.nbytes + decoder._slab.cross.nbytes
 
 
 @pytest.mark.gpu

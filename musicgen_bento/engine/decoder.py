@@ -19,6 +19,21 @@ from musicgen_bento.engine.sampling import SamplingRows, sample
 from musicgen_bento.engine.weights import CrossAttention, Layer, LMWeights
 
 
+@dataclass(frozen=True, slots=True)
+class Need:
+    """How much there is of a clip to remember.
+
+    Attributes:
+        rows: 1, or 2 with classifier-free guidance.
+        positions: of the longest window.
+        prompt: T5 tokens.
+    """
+
+    rows: int
+    positions: int
+    prompt: int
+
+
 @dataclass(slots=True)
 class Sequence:
     """What the model remembers of one clip in the window it is in.
@@ -79,15 +94,10 @@ class Decoder:
     def close(self, sequence: Sequence) -> None:
         """The clip is over."""
 
-    def bytes(self, rows: int, positions: int, prompt: int) -> int:
-        """What a clip makes the decoder remember.
-
-        Args:
-            rows: 1, or 2 with classifier-free guidance.
-            positions: of the longest window.
-            prompt: T5 tokens.
-        """
-        return clip_bytes(self.shape, self.weights.precision, rows, positions, prompt)
+    def bytes(self, clips: list[Need]) -> int:
+        """What such clips make it remember together, while the last of them joins."""
+        shape, precision = self.shape, self.weights.precision
+        return sum(clip_bytes(shape, precision, need.rows, need.positions, need.prompt) for need in clips)
 
     def prefix(self, sequence: Sequence) -> Tensor:
         """What precedes the tokens of each window, [rows, L, dim]: the prompt where the model prepends it."""

@@ -15,7 +15,7 @@ from musicgen_bento.engine.checkpoint import Checkpoint
 from musicgen_bento.engine.clip import Clip
 from musicgen_bento.engine.codec import CodecDecoder
 from musicgen_bento.engine.conditioning import TextConditioner
-from musicgen_bento.engine.decoder import Decoder, Sequence
+from musicgen_bento.engine.decoder import Decoder, Need, Sequence
 from musicgen_bento.engine.graphs import GraphedDecoder
 from musicgen_bento.engine.sampling import SamplingRows
 from musicgen_bento.engine.scheduler import Scheduler
@@ -44,7 +44,7 @@ class Slot:
     listener: Listener
     ids: Tensor
     clip: Clip
-    bytes: int  # what it takes while it runs
+    need: Need
     place: int = -1
     sequence: Sequence | None = None
     sound: ClipSound | None = None
@@ -115,8 +115,7 @@ class ModelEngine:
         clip = Clip(self._shape.pattern, frames, self._shape.window, self._shape.card)
         positions = self._shape.pattern.last_position(clip.window_frames)
         rows = 1 if params.cfg_coef == 1.0 else 2
-        remembered = self._decoder.bytes(rows, positions, ids.shape[1])
-        slot = Slot(ticket, params, listener, ids, clip, remembered)
+        slot = Slot(ticket, params, listener, ids, clip, Need(rows, positions, ids.shape[1]))
         with self._lock:
             if self._scheduler.full:
                 raise QueueFull(
@@ -200,11 +199,11 @@ class ModelEngine:
             if fewer:
                 self._running, self._rows = kept, None
         if fewer:
-            self._room(self._clip_bytes())
+            self._room(self._remembered())
 
     def _admit(self) -> None:
         """Give the free slots to those whose turn it is, as far as there is memory for them."""
-        while (slot := self._next()) is not None and self._room(self._clip_bytes() + slot.bytes):
+        while (slot := self._next()) is not None and self._room(self._remembered(slot)):
             with self._lock:
                 gone = slot.cancelled
                 if not gone:
@@ -218,18 +217,16 @@ class ModelEngine:
                     self._scheduler.remove(slot.ticket)
                 self._close(slot)
                 self._fail(slot, "The clip could not be begun", error)
-                gone = True
-            if gone:
-                self._room(self._clip_bytes())
+            self._room(self._remembered())  # less than while it joined
 
     def _next(self) -> Slot | None:
         with self._lock:
             ticket = self._scheduler.next()
             return None if ticket is None else self._slots[ticket]
 
-    def _clip_bytes(self) -> int:
-        """What the running clips take."""
-        return sum(slot.bytes for slot in self._running)
+    def _remembered(self, joining: Slot | None = None) -> int:
+        """Bytes that the running clips take; with one more, while it joins them."""
+        return self._decoder.bytes([slot.need for slot in [*self._running, *([joining] if joining else [])]])
 
     def _open(self, slot: Slot) -> None:
         clip = slot.clip

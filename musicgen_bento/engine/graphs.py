@@ -20,10 +20,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from musicgen_bento.engine.capture import Graphs
-from musicgen_bento.engine.decoder import Decoder, Sequence, finite
+from musicgen_bento.engine.decoder import Decoder, Need, Sequence, finite
 from musicgen_bento.engine.kv_cache import KVCache
 from musicgen_bento.engine.sampling import SamplingRows, sample
-from musicgen_bento.engine.weights import MAX_TOKENS, CrossAttention, Layer, LMWeights
+from musicgen_bento.engine.weights import MAX_TOKENS, CrossAttention, Layer, LMShape, LMWeights
 
 SEATS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 LENGTH = 256  # positions
@@ -53,14 +53,26 @@ class _Slab:
 
     def __init__(self, weights: LMWeights, seats: int, prompt: int) -> None:
         shape = weights.shape
-        prefix = prompt if shape.text == "prepend" else 0
-        positions = _up(prefix + shape.pattern.last_position(shape.window), LENGTH)
+        positions, width = self._sizes(shape, prompt)
         zeros = partial(torch.zeros, dtype=weights.precision.cache, device=weights.device)
         self.own = zeros((shape.layers, 2, seats, 2, shape.heads, positions, shape.head_dim))
-        width = prompt if shape.text == "cross" else 0
         self.cross = zeros((shape.layers, 2, seats, shape.heads, width, shape.head_dim))
         self.heard = torch.ones(seats, dtype=torch.int64, device=weights.device)
         self.seats, self.prompt = seats, prompt
+
+    @classmethod
+    def bytes(cls, weights: LMWeights, seats: int, prompt: int) -> int:
+        """Of such a slab."""
+        shape = weights.shape
+        positions, width = cls._sizes(shape, prompt)
+        return 2 * shape.layers * seats * shape.dim * (2 * positions + width) * weights.precision.cache.itemsize
+
+    @staticmethod
+    def _sizes(shape: LMShape, prompt: int) -> tuple[int, int]:
+        """Positions of a row, and of a prompt beside them."""
+        prefix = prompt if shape.text == "prepend" else 0
+        positions = _up(prefix + shape.pattern.last_position(shape.window), LENGTH)
+        return positions, prompt - prefix
 
     def clean(self, seat: int) -> None:
         """For a new clip: one that went to infinity before it would spoil it."""
@@ -85,37 +97,39 @@ class GraphedDecoder(Decoder):
         self._rows: tuple[SamplingRows, list[int]] | None = None
         self._make_inputs()
 
-    def bytes(self, rows: int, positions: int, prompt: int) -> int:
-        """See `Decoder.bytes`."""
-        shape = self.shape
-        positions = shape.pattern.last_position(shape.window)
-        return super().bytes(2, _up(positions, LENGTH), _up(prompt, PROMPT))
+    def bytes(self, clips: list[Need]) -> int:
+        """See `Decoder.bytes`. Two slabs for as long as one is copied into a larger one."""
+        here = _Slab.bytes(self.weights, self._slab.seats, self._slab.prompt)
+        seats, prompt = self._wanted(len(clips), max((need.prompt for need in clips), default=0))
+        larger = (seats, prompt) != (self._slab.seats, self._slab.prompt)
+        return here + (_Slab.bytes(self.weights, seats, prompt) if larger else 0)
 
     def open(self, text: Tensor, guided: bool, positions: int) -> Sequence:
         """See `Decoder.open`."""
-        self._grow(len(self._seated) + 1, len(text))
         seat = len(self._seated)
-        sequence = Sequence(2 if guided else 1, self._view(seat, 2 if guided else 1), text, [])
+        self._take_slab(*self._wanted(seat + 1, len(text)))
         self._slab.clean(seat)
         self._slab.heard[seat] = len(text)
+        rows = 2 if guided else 1
+        sequence = Sequence(rows, self._own_of(seat, rows), text, self._cross_of(seat, len(text)))
         for index, layer in enumerate(self.weights.layers):
             if layer.cross is not None:
-                keys, values = self._cross_keys(layer.cross, text)
-                self._slab.cross[index, 0, seat, :, : len(text)] = keys[0]
-                self._slab.cross[index, 1, seat, :, : len(text)] = values[0]
-                sequence.cross.append((keys, values))
+                for place, found in zip(sequence.cross[index], self._cross_keys(layer.cross, text), strict=True):
+                    place.copy_(found)
         self._seated.append(sequence)  # last: what fails before takes no seat
         self._rows = None
         return sequence
 
     def close(self, sequence: Sequence) -> None:
-        """See `Decoder.close`. The last seat's clip moves to the free one."""
+        """See `Decoder.close`. The last seat's clip moves to the free one; who is alone has no use for a large slab."""
         seat, last = self._seat(sequence), self._seated.pop()
         if last is not sequence:
             self._slab.take(seat, self._slab, len(self._seated), last.cache.length)
-            last.cache = self._view(seat, last.rows, last.cache.length)
             self._seated[seat] = last
+            self._sit(last, seat)
         self._rows = None
+        if not self._seated:
+            self._take_slab(SEATS[0], PROMPT)
 
     @torch.inference_mode()
     def draw(
@@ -149,21 +163,35 @@ class GraphedDecoder(Decoder):
     def _seat(self, sequence: Sequence) -> int:
         return next(seat for seat, seated in enumerate(self._seated) if seated is sequence)
 
-    def _view(self, seat: int, rows: int, length: int = 0) -> KVCache:
+    def _own_of(self, seat: int, rows: int, length: int = 0) -> KVCache:
         return KVCache(self._slab.own[:, :, seat, :rows], length)
 
-    def _grow(self, seats: int, prompt: int) -> None:
-        """Have room for so many clips and a prompt so long. Graphs see addresses, so they are captured anew."""
+    def _cross_of(self, seat: int, prompt: int) -> list[tuple[Tensor, Tensor]]:
+        if self.shape.text == "prepend":
+            return []
+        return [(layer[0, seat, None, :, :prompt], layer[1, seat, None, :, :prompt]) for layer in self._slab.cross]
+
+    def _sit(self, sequence: Sequence, seat: int) -> None:
+        """Have a clip remember what its seat does."""
+        sequence.cache = self._own_of(seat, sequence.rows, sequence.cache.length)
+        sequence.cross = self._cross_of(seat, len(sequence.text))
+
+    def _wanted(self, seats: int, prompt: int) -> tuple[int, int]:
+        """The seats and the prompt of a slab that has room for so many clips and a prompt so long."""
+        seats = next(count for count in SEATS if count >= max(seats, self._slab.seats))
+        return seats, min(MAX_TOKENS, _up(max(prompt, self._slab.prompt), PROMPT))
+
+    def _take_slab(self, seats: int, prompt: int) -> None:
+        """Move to a slab of this size. Graphs see addresses, so they are captured anew."""
         old = self._slab
-        if seats <= old.seats and prompt <= old.prompt:
+        if (seats, prompt) == (old.seats, old.prompt):
             return
-        wanted = next(count for count in SEATS if count >= max(seats, old.seats))
         if self._graphs:
             self._graphs.clear()
-        self._slab = _Slab(self.weights, wanted, min(MAX_TOKENS, _up(max(prompt, old.prompt), PROMPT)))
+        self._slab = _Slab(self.weights, seats, prompt)
         for seat, sequence in enumerate(self._seated):
             self._slab.take(seat, old, seat, sequence.cache.length)
-            sequence.cache = self._view(seat, sequence.rows, sequence.cache.length)
+            self._sit(sequence, seat)
         self._make_inputs()
         self._rows = None
 
