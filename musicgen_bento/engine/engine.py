@@ -202,7 +202,10 @@ class ModelEngine:
             self._room(self._remembered())
 
     def _admit(self) -> None:
-        """Give the free slots to those whose turn it is, as far as there is memory for them."""
+        """Give the free slots to those whose turn it is, as far as there is memory for them.
+
+        One in a step, where others wait for it: a prompt may take T5 longer than they have sound ahead.
+        """
         while (slot := self._next()) is not None and self._room(self._remembered(slot)):
             with self._lock:
                 gone = slot.cancelled
@@ -218,6 +221,8 @@ class ModelEngine:
                 self._close(slot)
                 self._fail(slot, "The clip could not be begun", error)
             self._room(self._remembered())  # less than while it joined
+            if len(self._running) > 1:
+                break
 
     def _next(self) -> Slot | None:
         with self._lock:
