@@ -16,7 +16,6 @@ TITLE = "musicgen-bento"
 DESCRIPTION = "Text to music with MusicGen. `GET /` is a page for people."
 GENERATE_ERRORS = (400, 413, 415, 429, 500, 503)
 ERRORS = {"/generate": GENERATE_ERRORS, "/stream": GENERATE_ERRORS, "/list_models": (400, 413, 415, 503)}
-SUBMIT_ERRORS = (400, 413, 415, 429, 503)
 AUDIO_HEADERS = {
     "X-Seed": ("integer", "The seed that makes this clip again."),
     "X-Model": ("string", "The model that made it."),
@@ -89,7 +88,7 @@ def _jobs(generate: dict[str, Any]) -> dict[str, Any]:
                 "headers": {"Location": {"description": "/jobs/{id}", "schema": {"type": "string"}}},
                 "content": job,
             },
-            **{str(status): _error(status) for status in SUBMIT_ERRORS},
+            **{str(status): _error(status) for status in GENERATE_ERRORS},
         },
     }
     follow: dict[str, Any] = {

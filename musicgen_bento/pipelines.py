@@ -97,7 +97,7 @@ class Pipeline:
         model: an id or alias of the catalogue, another MusicGen of the hub, or a folder with its files; None is
             MUSICGEN_DEFAULT_MODEL, else demo.
         device: auto, cpu, cuda or cuda:N.
-        precision: auto, float32 or float16.
+        precision: auto, float32, bfloat16, float16 or int8, as far as the device has it.
         arriving: told how far the model is, now and then, until it is loaded.
 
     Raises:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import threading
 
@@ -50,9 +51,11 @@ class Bar:
 
     def _draw(self, done: float, total: float, text: str) -> None:
         if self._live:
-            filled = round(WIDTH * min(1.0, done / total)) if total else 0
+            columns = shutil.get_terminal_size().columns - 1  # a line that wraps cannot be taken back
+            width = max(0, min(WIDTH, columns - len(text) - len("[] ")))
+            filled = round(width * min(1.0, done / total)) if total else 0
             with self._lock:
-                self._write(f"[{'#' * filled:<{WIDTH}}] {text}")
+                self._write((f"[{'#' * filled:<{width}}] " if width else "") + text[:columns])
 
     def _write(self, text: str) -> None:
         """Over what is shown."""

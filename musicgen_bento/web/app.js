@@ -13,6 +13,9 @@ const at = (id) => document.getElementById(id);
 const cards = new Map(); // card → {id, stop}
 const calm = matchMedia("(prefers-reduced-motion: reduce)");
 
+// Of a job that was cancelled, and not from here.
+const GIVEN_UP = { code: "cancelled", message: "The server gave the clip up.", hint: "Nobody had asked after it for five minutes, or it was cancelled elsewhere." };
+
 const say = (text) => {
   at("status").textContent = text;
 };
@@ -42,7 +45,7 @@ async function make(request) {
   at("generate").disabled = true;
   try {
     const job = await api.submit(request);
-    const whole = { ...request, model: job.model, seed: job.seed };
+    const whole = { ...request, model: job.model, seed: job.seed, duration: job.duration };
     store.keepJob({ id: job.id, request: whole });
     store.remember(whole);
     showHistory();
@@ -70,11 +73,13 @@ async function watch(card, id) {
     const job = await follow(id, heard);
     if (job.state === "done") {
       card.line("Fetching it");
+      card.parts.cancel.hidden = true;
       await card.music(await collect(id, heard));
       say(`A clip of ${seconds(job.duration)} is ready.`);
     } else {
-      card.end(job.error);
-      say(job.error ? `A clip failed: ${job.error.message}` : "Cancelled.");
+      const error = job.error ?? (card.cancelled ? null : GIVEN_UP);
+      card.end(error);
+      say(error ? `A clip failed: ${error.message}` : "Cancelled.");
     }
     api.drop(id).catch(() => {}); // it is forgotten there in time, at the latest
   } catch (error) {
@@ -95,19 +100,28 @@ function asFailure(error) {
 const hears = {
   async cancel(card) {
     card.parts.cancel.disabled = true;
+    card.cancelled = true;
     try {
       await api.drop(cards.get(card).id);
     } catch (error) {
-      card.trouble(asFailure(error));
+      card.cancelled = false;
+      card.line(`It could not be cancelled: ${asFailure(error).message}`);
       card.parts.cancel.disabled = false;
     }
   },
   again(card) {
     use(card.request);
   },
-  retry(card) {
+  async retry(card, button) {
     form.clear();
-    make(card.request).then(() => hears.remove(card), (error) => form.show(asFailure(error)));
+    button.disabled = true;
+    try {
+      await make(card.request);
+      hears.remove(card);
+    } catch (error) {
+      form.show(asFailure(error));
+      button.disabled = false;
+    }
   },
   remove(card) {
     const { id, stop } = cards.get(card);

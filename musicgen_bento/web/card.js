@@ -125,7 +125,7 @@ export class Card {
   pressed(on, waiting = false) {
     const { play } = this.parts;
     play.disabled = waiting;
-    play.setAttribute("aria-pressed", String(on));
+    play.dataset.on = String(on);
     play.setAttribute("aria-label", waiting ? "Waiting for enough of it" : on ? "Pause" : "Play");
   }
 
@@ -156,7 +156,7 @@ export class Card {
     button.type = "button";
     button.className = "plain";
     button.textContent = "Try again";
-    button.addEventListener("click", () => this.hears.retry(this));
+    button.addEventListener("click", () => this.hears.retry(this, button));
     this.parts.actions.prepend(button);
   }
 

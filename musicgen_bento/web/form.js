@@ -39,6 +39,7 @@ export function clear() {
   at("error").hidden = true;
   for (const name of FIELDS) {
     at(`${name}-error`).hidden = true;
+    at(`${name}-error`).replaceChildren(); // hidden or not, it describes its field
     at(name).removeAttribute("aria-invalid");
   }
 }

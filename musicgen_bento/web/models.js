@@ -61,9 +61,9 @@ export function describe() {
   ];
   const line = element("p", "");
   line.append(element("span", state, { class: `state ${model.state}` }), facts.filter(Boolean).map((fact) => ` · ${fact}`).join(""));
-  box.replaceChildren(line);
-  if (model.id === "demo") box.append(forMusic());
-  else if (model.note) box.append(element("p", model.note));
+  const more = model.id === "demo" ? forMusic() : element("p", model.note ?? "");
+  if (box.textContent === line.textContent + more.textContent) return; // its button keeps the focus
+  box.replaceChildren(line, ...(more.textContent ? [more] : []));
 }
 
 function forMusic() {

@@ -21,7 +21,7 @@ function write(key, entries) {
   }
 }
 
-// Each is {id, request, at}.
+// Each is {id, request}.
 export const jobs = () => read(JOBS);
 export const keepJob = (job) => write(JOBS, [...jobs().filter((kept) => kept.id !== job.id), job]);
 export const forgetJob = (id) => write(JOBS, jobs().filter((kept) => kept.id !== id));

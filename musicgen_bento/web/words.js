@@ -29,6 +29,7 @@ function sentence({ message, field }) {
 
 // Elements of an error: its message, its hint, its code.
 export function fault(error) {
-  const wait = error.retryAfter ? ` Come back in ${about(error.retryAfter)}.` : "";
+  const seconds = error.retryAfter ?? error.retry_after; // an answer's, or a job's
+  const wait = seconds ? ` Come back in ${about(seconds)}.` : "";
   return [element("strong", sentence(error)), " ", ...marked(error.hint ?? ""), `${wait} `, element("code", error.code)];
 }
