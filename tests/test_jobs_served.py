@@ -136,7 +136,7 @@ def test_the_document_has_the_jobs(server: Server) -> None:
     assert set(document["paths"]["/jobs/{id}"]) == {"get", "delete"}
     submitted = document["paths"]["/jobs"]["post"]
     assert submitted["requestBody"] == document["paths"]["/generate"]["post"]["requestBody"]
-    assert set(submitted["responses"]) == {"202", "400", "413", "415", "429", "503"}
+    assert set(submitted["responses"]) == {"202", "400", "413", "415", "429", "500", "503"}
     assert {each["name"] for each in document["paths"]["/jobs/{id}"]["get"]["parameters"]} == {"id", "wait", "version"}
     assert set(document["paths"]["/jobs/{id}/audio"]["get"]["responses"]) == {"200", "400", "404", "409"}
     fields = document["components"]["schemas"]["Job"]["properties"]

@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
+import termios
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -140,9 +141,12 @@ def test_a_name_that_cannot_be_served_before_anything_is_fetched(
     assert not hub.fetched
 
 
-def test_a_terminal_gets_a_bar(hub: Hub, tmp_path: Path) -> None:
+@pytest.mark.parametrize("columns", [100, 70])
+def test_a_terminal_gets_a_bar_that_fits(hub: Hub, tmp_path: Path, columns: int) -> None:
     hub.pause = 0.05
+    width = min(30, columns - 1 - len(f"[] 0.00 of 0.00 GB, downloading {REPO}"))
     master, slave = pty.openpty()
+    termios.tcsetwinsize(slave, (25, columns))
     process = subprocess.Popen(
         [sys.executable, "-m", "musicgen_bento.cli", "pull", "small"],
         env=environment(hub, tmp_path / "cache"),
@@ -161,11 +165,11 @@ def test_a_terminal_gets_a_bar(hub: Hub, tmp_path: Path) -> None:
         text += piece.decode()
     os.close(master)
     assert process.wait() == 0, text
-    bars = re.findall(r"\r\[([# ]{30})\] ([\d.]+) of ([\d.]+) GB, downloading " + REPO, text)
+    bars = re.findall(rf"\r\[([# ]{{{width}}})\] ([\d.]+) of ([\d.]+) GB, downloading " + REPO, text)
     assert len(bars) > 2
     assert bars == sorted(bars, key=lambda bar: (bar[0].count("#"), bar[1]))
     total = f"{sizes(hub) / 1e9:.2f}"
-    assert bars[-1] == ("#" * 30, total, total)
+    assert bars[-1] == ("#" * width, total, total)
     assert text.endswith(f"{REPO}: fetched {total} GB, checked\r\n")
 
 

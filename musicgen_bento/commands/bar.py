@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
+import os
 import sys
 import threading
 
@@ -51,7 +51,7 @@ class Bar:
 
     def _draw(self, done: float, total: float, text: str) -> None:
         if self._live:
-            columns = shutil.get_terminal_size().columns - 1  # a line that wraps cannot be taken back
+            columns = _columns() - 1  # a line that wraps cannot be taken back
             width = max(0, min(WIDTH, columns - len(text) - len("[] ")))
             filled = round(width * min(1.0, done / total)) if total else 0
             with self._lock:
@@ -63,3 +63,7 @@ class Bar:
         sys.stderr.write(erase + text)
         sys.stderr.flush()
         self._shown = text if self._live else ""
+
+
+def _columns() -> int:
+    return os.get_terminal_size(sys.stderr.fileno()).columns or 80  # 0 where nobody has said how wide it is
