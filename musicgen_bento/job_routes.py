@@ -20,7 +20,7 @@ from musicgen_bento.jobs import Job, Jobs
 from musicgen_bento.middleware import JOB_PATH, NAMED
 from musicgen_bento.recording import Recording
 from musicgen_bento.schemas import AudioQuestion, GenerationRequest, JobQuestion
-from musicgen_bento.streamed import Streamed, hand_over, stalled
+from musicgen_bento.streamed import Streamed, hand_over
 
 PIECE = 64 * 1024
 NOT_STORED = {"Cache-Control": "no-store"}
@@ -98,8 +98,6 @@ class Audio(Response):
                 await send({"type": "http.response.body", "body": b"", "more_body": False})
                 if not self._keep and not gone.done():
                     self._jobs.forget(self._job)
-        except TimeoutError:
-            raise stalled() from None
         finally:
             await cancel(gone)
 

@@ -74,13 +74,10 @@ class Streamed(Response):
         if scope["method"] == "HEAD":
             await send({"type": "http.response.body", "body": b""})
             return
-        try:
-            if head:
-                await hand_over(send, head)
-            async for piece in self._recording.pieces():
-                await hand_over(send, piece)
-        except TimeoutError:
-            raise stalled() from None
+        if head:
+            await hand_over(send, head)
+        async for piece in self._recording.pieces():
+            await hand_over(send, piece)
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     def _describe(self, started: Started, length: int) -> list[tuple[bytes, bytes]]:
@@ -99,13 +96,11 @@ async def hand_over(send: Send, piece: bytes) -> None:
     """Send a piece of an answer.
 
     Raises:
-        TimeoutError: nobody takes it.
+        Broken: nobody takes it.
     """
-    async with asyncio.timeout(STALLED_SECONDS):
-        await send({"type": "http.response.body", "body": piece, "more_body": True})
-
-
-def stalled() -> Broken:
-    """For an answer whose reader takes nothing any more."""
-    exchange().status = CLIENT_LEFT
-    return Broken()
+    try:
+        async with asyncio.timeout(STALLED_SECONDS):
+            await send({"type": "http.response.body", "body": piece, "more_body": True})
+    except TimeoutError:
+        exchange().status = CLIENT_LEFT
+        raise Broken from None

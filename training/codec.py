@@ -85,10 +85,11 @@ def train(plan: Plan, songs: Dataset, clock: Clock) -> Any:
             latent, penalty = quantized.x, quantized.penalty
         made = codec.decoder(latent)[..., : wav.shape[-1]]
         taught = lesson(latent, wav[:, 0])
-        wave = waveform_error(F.conv1d(made, low, padding="same"), F.conv1d(wav, low, padding="same"))
+        below = F.conv1d(wav, low, padding="same")
+        wave = waveform_error(F.conv1d(made, low, padding="same"), below)
         spectra = spectral_error(made[:, 0], wav[:, 0], bands, LOG_SHARES[number >= plan.clean_from])
         optimizer.zero_grad(set_to_none=True)
-        loudness = F.conv1d(wav, low, padding="same").square().mean(dim=-1, keepdim=True).sqrt()
+        loudness = below.square().mean(dim=-1, keepdim=True).sqrt()
         gradient = loudness / (loudness + QUIET) * _direction(wave, made) + SPECTRAL_SHARE * _direction(spectra, made)
         # a loss whose gradient with respect to `made` is `gradient`
         ((made * STEP_SIZE * gradient).sum() + COMMITMENT * penalty + taught).backward()

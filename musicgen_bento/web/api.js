@@ -2,9 +2,9 @@
 
 export class Failure extends Error {
   // Without a status the server was not there to answer.
-  constructor({ code = "", message, hint = "", field = null }, status = 0, retryAfter = 0) {
+  constructor({ code = "", message, hint = "", field = null, retry_after = 0 }, status = 0) {
     super(message);
-    Object.assign(this, { code, hint, field, status, retryAfter });
+    Object.assign(this, { code, hint, field, retry_after, status });
   }
 }
 
@@ -25,15 +25,19 @@ async function ask(path, options = {}) {
 }
 
 async function failureOf(response) {
-  const retryAfter = Number(response.headers.get("Retry-After")) || 0;
   let error = null;
   try {
     error = (await response.json()).error;
   } catch {
     // not this service's words: a proxy's page, say
   }
-  error ??= { code: `http_${response.status}`, message: `The server answered ${response.status}.`, hint: "Try again in a moment." };
-  return new Failure(error, response.status, retryAfter);
+  error ??= {
+    code: `http_${response.status}`,
+    message: `The server answered ${response.status}.`,
+    hint: "Try again in a moment.",
+    retry_after: Number(response.headers.get("Retry-After")) || 0,
+  };
+  return new Failure(error, response.status);
 }
 
 export async function submit(request) {

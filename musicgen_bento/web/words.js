@@ -29,7 +29,6 @@ function sentence({ message, field }) {
 
 // Elements of an error: its message, its hint, its code.
 export function fault(error) {
-  const seconds = error.retryAfter ?? error.retry_after; // an answer's, or a job's
-  const wait = seconds ? ` Come back in ${about(seconds)}.` : "";
+  const wait = error.retry_after ? ` Come back in ${about(error.retry_after)}.` : "";
   return [element("strong", sentence(error)), " ", ...marked(error.hint ?? ""), `${wait} `, element("code", error.code)];
 }
