@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import Counter as Counts
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -106,18 +107,18 @@ class MeasuredPool:
     def __init__(self, pool: Pool, loads: Callable[[], dict[str, tuple[int, int]]]) -> None:
         self._pool = pool
         self._loads = loads
-        self._seen: set[str] = set()
+        self._made: set[str] = set()  # models that have begun a clip
+        self._labels: set[str] = set()
         self._models: dict[str, str] = {}  # of the clips that are not over, by ticket
         self._lock = threading.Lock()
 
     def submit(self, model: str, params: GenerationParams, listener: Listener) -> str:
         """See `Pool.submit`."""
-        clip = _Clip(listener, self._over)
+        clip = _Clip(listener, self._heard)
         clip.ticket = ticket = self._pool.submit(model, params, clip)
-        card = find(model)
         with self._lock:
             if not clip.over:
-                self._models[ticket] = card.id if card else "(other)"  # a client may write anything there
+                self._models[ticket] = model
         self._gauge()
         return ticket
 
@@ -127,7 +128,7 @@ class MeasuredPool:
             model = self._models.pop(ticket, None)
         self._pool.cancel(ticket)
         if model is not None:
-            instruments().cancellations.labels(model).inc()
+            instruments().cancellations.labels(self._label(model)).inc()
             self._gauge()
 
     def ready(self) -> bool:
@@ -142,26 +143,36 @@ class MeasuredPool:
         """See `Pool.close`."""
         self._pool.close(drain_seconds)
 
-    def _over(self, ticket: str) -> None:
+    def _heard(self, ticket: str, event: Event) -> None:
         with self._lock:
-            self._models.pop(ticket, None)
+            if isinstance(event, Started):
+                self._made.add(event.model)
+            else:
+                self._models.pop(ticket, None)
         self._gauge()
 
+    def _label(self, model: str) -> str:
+        """A client may write anything: a name of its own is for what is in the catalogue, or has made music."""
+        card = find(model)
+        return card.id if card else model if model in self._made else "(other)"
+
     def _gauge(self) -> None:
-        loads = self._loads()
-        self._seen |= loads.keys()
-        for model in list(self._seen):
-            running, waiting = loads.get(model, (0, 0))  # one that is not in memory any more has none
-            instruments().slots_in_use.labels(model).set(running)
-            instruments().queue_depth.labels(model).set(waiting)
+        running, waiting = Counts[str](), Counts[str]()
+        for model, (runs, waits) in self._loads().items():
+            running[self._label(model)] += runs
+            waiting[self._label(model)] += waits
+        self._labels |= running.keys()
+        for label in list(self._labels):  # one that is not in memory any more has none
+            instruments().slots_in_use.labels(label).set(running[label])
+            instruments().queue_depth.labels(label).set(waiting[label])
 
 
 class _Clip:
     """Listens to one clip for its figures, and passes everything on."""
 
-    def __init__(self, listener: Listener, over: Callable[[str], None]) -> None:
+    def __init__(self, listener: Listener, heard: Callable[[str, Event], None]) -> None:
         self._listener = listener
-        self._over = over
+        self._heard = heard
         self._asked = self._begun = time.monotonic()
         self._started: Started | None = None
         self.ticket = ""
@@ -179,8 +190,6 @@ class _Clip:
                 instruments().audio_seconds.labels(self._started.model).inc(seconds)
                 instruments().times_real_time.labels(self._started.model).observe(seconds / (now - self._begun))
         self._listener(event)
-        if isinstance(event, Finished | Failed):
-            self.over = True
-            self._over(self.ticket)
-        elif isinstance(event, Started):
-            self._over("")
+        self.over = isinstance(event, Finished | Failed)
+        if self.over or isinstance(event, Started):
+            self._heard(self.ticket, event)

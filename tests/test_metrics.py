@@ -7,9 +7,13 @@ from pathlib import Path
 
 import pytest
 import requests
+from prometheus_client import REGISTRY
 
-from musicgen_bento.metrics import NAMES
+from musicgen_bento.engine.types import Started
+from musicgen_bento.metrics import NAMES, MeasuredPool
+from tests.models import params
 from tests.server import Server
+from tests.test_desk import STORY, Pool
 from tests.waiting import until
 
 ROOT = Path(__file__).parent.parent
@@ -26,6 +30,13 @@ def test_figures_after_known_traffic(tmp_path: Path) -> None:
         with pytest.raises(requests.Timeout):
             server.generate(duration=200, timeout=0.5)
         until(lambda: server.figures().get('musicgen_cancellations_total{model="demo"}') == 1, 5)
+        body = {"prompt": "calm", "duration": 200}
+        jobs = [requests.post(f"{server.url}/jobs", json=body, timeout=5).json()["id"] for _ in range(2)]
+        until(lambda: server.figures()['musicgen_queue_depth{model="demo"}'] == 1, 10)
+        assert server.in_slots() == 1
+        for job in reversed(jobs):
+            assert requests.delete(f"{server.url}/jobs/{job}", timeout=5).ok
+        until(lambda: server.figures()['musicgen_cancellations_total{model="demo"}'] == 3, 10)
         found = server.figures()
     assert found['musicgen_audio_seconds_total{model="demo"}'] == pytest.approx(1.2)
     assert found['musicgen_model_loads_total{model="demo"}'] == 1
@@ -36,6 +47,25 @@ def test_figures_after_known_traffic(tmp_path: Path) -> None:
     assert found['musicgen_errors_total{code="invalid"}'] == 1
     assert found['musicgen_errors_total{code="unknown_model"}'] == 1
     assert found['musicgen_errors_total{code="not_found"}'] == 1
+
+
+def test_a_name_that_a_client_wrote_is_no_label_before_it_has_made_music() -> None:
+    """Where any model may be asked for, each name would be a time series for good."""
+    loads = {"demo": (1, 0), "me/mine": (0, 2), "who/knows": (0, 1)}
+    pool = Pool()
+    measured = MeasuredPool(pool, lambda: loads)
+
+    def depth(model: str) -> float | None:
+        return REGISTRY.get_sample_value("musicgen_queue_depth", {"model": model})
+
+    measured.submit("me/mine", params(), lambda event: None)
+    assert (depth("(other)"), depth("me/mine"), depth("who/knows")) == (3, None, None)
+    pool.tell("place-0", [Started("me/mine", 32_000, 1, 4)])
+    assert (depth("(other)"), depth("me/mine"), depth("who/knows")) == (1, 2, None)
+    measured.cancel("place-0")
+    loads.clear()
+    pool.tell("place-0", STORY)
+    assert (depth("(other)"), depth("me/mine"), depth("demo")) == (0, 0, 0)
 
 
 def test_the_page_about_them_names_them_all() -> None:

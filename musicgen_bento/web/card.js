@@ -1,5 +1,6 @@
 // One clip on the page: what is known of it while it is made, then its music.
 
+import { hold } from "./follow.js";
 import { Live } from "./live.js";
 import { arrival } from "./models.js";
 import { Wave, decode } from "./wave.js";
@@ -92,7 +93,7 @@ export class Card {
     });
     this.live = live;
     this.heard();
-    live.run();
+    hold(() => live.run());
   }
 
   heard() {

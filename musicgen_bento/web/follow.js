@@ -4,11 +4,12 @@ import { Failure, fetchMusic, news } from "./api.js";
 
 const LONGEST_PAUSE = 10_000;
 
-// A browser has six connections to a server, for all its tabs: a question that waits for its answer holds one.
+// A browser has six connections to a server, for all its tabs: a question that waits for its answer holds one, and
+// so does a clip that is listened to while it is made.
 const WAITERS = 2;
 const WAIT_SECONDS = 25;
 const PAUSE = 1000;
-let following = 0;
+let holding = 0;
 
 const sleep = (milliseconds) => new Promise((go) => setTimeout(go, milliseconds));
 
@@ -30,21 +31,26 @@ async function insist(attempt, trouble, signal) {
   }
 }
 
-// Tells everything that is new until the job is over, and gives its last state.
-export async function follow(id, { tell, trouble, signal }) {
-  following += 1;
+// Does what may hold a connection for long.
+export async function hold(work) {
+  holding += 1;
   try {
-    for (let version = 0; ; ) {
-      const crowded = following > WAITERS;
-      const job = await insist(() => news(id, version, crowded ? 0 : WAIT_SECONDS, signal), trouble, signal);
-      tell(job);
-      if (over(job)) return job;
-      version = job.version;
-      if (crowded) await sleep(PAUSE);
-    }
+    return await work();
   } finally {
-    following -= 1;
+    holding -= 1;
   }
 }
+
+// Tells everything that is new until the job is over, and gives its last state.
+export const follow = (id, { tell, trouble, signal }) => hold(async () => {
+  for (let version = 0; ; ) {
+    const crowded = holding > WAITERS;
+    const job = await insist(() => news(id, version, crowded ? 0 : WAIT_SECONDS, signal), trouble, signal);
+    tell(job);
+    if (over(job)) return job;
+    version = job.version;
+    if (crowded) await sleep(PAUSE);
+  }
+});
 
 export const collect = (id, { trouble, signal }) => insist(() => fetchMusic(id, signal), trouble, signal);
