@@ -4,6 +4,7 @@ PYTHON ?= python3.11
 HOST   ?= 127.0.0.1
 PORT   ?= 8000
 PYTEST_ARGS ?=
+WORKERS ?= 2
 BENCH_ARGS ?=
 QUICK ?=
 MODELS ?=
@@ -27,15 +28,15 @@ export DO_NOT_TRACK := 1
 help:  ## this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
 	@echo
-	@echo "  PORT=8000 HOST=127.0.0.1 for serve; PYTHON=python3.11 (3.11 to 3.13) for the set-up; PYTEST_ARGS for test"
+	@echo "  PORT=8000 HOST=127.0.0.1 for serve; PYTHON=python3.11 (3.11 to 3.13) for the set-up; PYTEST_ARGS and WORKERS for test"
 
 setup: $(STAMP)  ## make the environment, .venv
 
 serve: $(STAMP)  ## start the service and its page on http://HOST:PORT
 	$(BIN)/musicgen-bento serve --host $(HOST) --port $(PORT)
 
-test: $(STAMP)  ## run the tests
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+test: $(STAMP)  ## run the tests, two files at a time
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --max-worker-restart 0 $(PYTEST_ARGS)
 
 check: $(STAMP)  ## format, lint, types, imports go down, docs match the code, manifests are valid
 	$(BIN)/ruff format --check .

@@ -465,7 +465,8 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
 )
 def test_a_users_program_is_checked_by_its_types(environment: Path, program: str, says: str, tmp_path: Path) -> None:
     (tmp_path / "program.py").write_text(program)
-    options = ["--strict", f"--python-executable={environment / 'bin' / 'python'}", "--config-file=", "program.py"]
+    python, cache = environment / "bin" / "python", environment / "cache"
+    options = ["--strict", f"--python-executable={python}", f"--cache-dir={cache}", "--config-file=", "program.py"]
     command = [sys.executable, "-m", "mypy", *options]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert says in done.stdout, done.stdout + done.stderr
