@@ -16,9 +16,9 @@ import pytest
 import soundfile
 
 from musicgen_bento import catalogue, launch
-from musicgen_bento.commands.generate import NORMALIZE, generate
+from musicgen_bento.commands.generate import FORMATS, NORMALIZE, generate
 from musicgen_bento.errors import InvalidRequest
-from musicgen_bento.schemas import GenerationRequest, Normalize
+from musicgen_bento.schemas import GenerationRequest, Normalize, StreamFormat
 
 ROOT = Path(__file__).parent.parent
 CLI = [sys.executable, "-m", "musicgen_bento.cli"]
@@ -208,6 +208,7 @@ def test_the_defaults_are_the_requests() -> None:
         name: field.default for name, field in fields.items() if name not in told
     }
     assert get_args(Normalize) == NORMALIZE
+    assert get_args(StreamFormat) == FORMATS
 
 
 def test_models_lists_every_model_with_its_licence() -> None:

@@ -195,7 +195,11 @@ def test_a_stream_to_standard_output(server: Server, served: bool, tmp_path: Pat
     rest, said = process.communicate(timeout=120)
     assert process.returncode == 0, said
     assert said.decode().splitlines()[-1] == "Wrote 20 s by demo, seed 3."
-    assert first + rest == server.generate(prompt="a secret", duration=20, seed=3, normalize="clip").content
+    whole = server.generate(prompt="a secret", duration=20, seed=3, normalize="clip").content
+    assert first + rest == whole
+    if served:
+        samples = subprocess.run([*command, "--format", "pcm"], env=ENVIRONMENT, capture_output=True, check=True).stdout
+        assert samples == whole[44:]
 
 
 def test_a_player_that_ends_ends_the_stream(server: Server) -> None:
@@ -216,6 +220,8 @@ def test_how_a_stream_is_misused(tmp_path: Path) -> None:
     assert "goes with --output -" in one_error(run(*base, "out.wav", cwd=tmp_path), 2)
     line = one_error(run(*base, "-", "--normalize", "loudness", cwd=tmp_path), 2)
     assert "need the whole clip" in line
+    assert "goes with --stream" in one_error(run("--prompt", "calm", "--output", "-", "--format", "pcm"), 2)
+    assert "goes with --server" in one_error(run(*base, "-", "--timeout", "5"), 2)
     cut = Reply(200, b"RIFF" * 500, audio_headers(), cut=400)
     with StandIn(stream=[cut]) as stand_in:
         done = run(*base, "-", "--server", stand_in.url, cwd=tmp_path)

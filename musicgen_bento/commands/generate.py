@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from musicgen_bento.schemas import GenerationRequest
 
 NORMALIZE = ("loudness", "peak", "rms", "clip", "none")
+FORMATS = ("wav", "pcm")
 FIELDS = ("duration", "seed", "temperature", "top_k", "top_p", "cfg_coef", "normalize")
 TOGETHER = 8  # clips asked of a server at once: it is kept busy, and others have their turn
 STDOUT = "-"
@@ -87,6 +88,13 @@ def names(context: click.Context, option: click.Parameter, begun: str) -> list[s
     "--timeout", type=float, metavar="SECONDS", help="How long a clip of a server may take.  [default: no limit]"
 )
 @click.option("--stream", is_flag=True, help="Write while it is made, to --output -: for a player. Peaks are cut.")
+@click.option(
+    "--format",
+    type=click.Choice(FORMATS),
+    default="wav",
+    show_default=True,
+    help="What a stream is: a WAV, or its samples alone, of 16 bits.",
+)
 @click.option("--quiet", "-q", is_flag=True, help="Say nothing but errors.")
 @click.pass_context
 def generate(
@@ -99,6 +107,7 @@ def generate(
     server: str | None,
     timeout: float | None,
     stream: bool,
+    format: str,
     quiet: bool,
     **options: Any,
 ) -> None:
@@ -106,11 +115,15 @@ def generate(
     texts = _texts(prompt, prompts)
     if not output:
         raise click.UsageError("--output is missing.")
+    if timeout is not None and server is None:
+        raise click.UsageError("--timeout goes with --server.")
+    if format == "pcm" and not stream:
+        raise click.UsageError("--format pcm goes with --stream.")
     given = {name: options[name] for name in FIELDS if context.get_parameter_source(name) != ParameterSource.DEFAULT}
     bar = Bar(quiet)
     try:
         if stream:
-            _stream(texts, output, model, server, timeout, given, bar)
+            _stream(texts, output, model, server, timeout, {**given, "format": format}, bar)
             return
         keep = _keeper(output, len(texts), bar)
         make = _here if server is None else partial(_there, server, timeout)
@@ -161,7 +174,7 @@ def _check_stdout(count: int) -> None:
     if count > 1:
         raise click.UsageError("--output - takes one clip.")
     if sys.stdout.isatty():
-        raise click.UsageError("--output - writes a WAV, which is nothing for a terminal.")
+        raise click.UsageError("--output - writes sound, which is nothing for a terminal.")
 
 
 def _stream(
