@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from musicgen_bento.engine.seanet import Chain, alike, joined, part
+from musicgen_bento.engine.seanet import Chain, alike, joined, parted
 
 
 class CodecDecoder:
@@ -59,8 +59,8 @@ class CodecDecoder:
         chain = joined([stream.chain for stream in streams]) if count > 1 else streams[0].chain
         wav = chain.push(self.mono.decode_latent(batch))
         if count > 1:
-            for clip, stream in enumerate(streams):
-                stream.chain = part(chain, clip, count)
+            for stream, own in zip(streams, parted(chain, count), strict=True):
+                stream.chain = own
         # copies: whoever keeps one clip's samples shall not keep those of all
         return [None] * count if wav is None else [one.clone() for one in wav.reshape(count, -1, wav.shape[-1])]
 

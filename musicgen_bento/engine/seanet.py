@@ -271,16 +271,18 @@ def joined(states: Sequence[Any]) -> Any:
     return torch.cat(list(states)) if isinstance(first, Tensor) else first
 
 
-def part(whole: Any, clip: int, clips: int) -> Any:
-    """One clip's part of what `joined` made of so many."""
+def parted(whole: Any, clips: int) -> list[Any]:
+    """Of each clip what `joined` made one of so many."""
     if isinstance(whole, Layer):
-        twin = copy.copy(whole)
+        twins = [copy.copy(whole) for _ in range(clips)]
         for name in whole.states:
-            setattr(twin, name, part(getattr(whole, name), clip, clips))
-        return twin
+            for twin, state in zip(twins, parted(getattr(whole, name), clips), strict=True):
+                setattr(twin, name, state)
+        return twins
     if isinstance(whole, list | tuple):
-        return type(whole)(part(one, clip, clips) for one in whole)
-    return whole.chunk(clips)[clip].clone() if isinstance(whole, Tensor) else whole
+        each = [parted(one, clips) for one in whole]
+        return [type(whole)(one[clip] for one in each) for clip in range(clips)]
+    return [one.clone() for one in whole.chunk(clips)] if isinstance(whole, Tensor) else [whole] * clips
 
 
 def _through(layers: list[Layer], x: Tensor | None) -> Tensor | None:
