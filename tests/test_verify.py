@@ -35,11 +35,12 @@ def test_a_precision_that_computes_wrongly_is_found(monkeypatch: pytest.MonkeyPa
     assert not any(each.near for each in verify.distances(files, [INT8], seconds=0.2))
 
 
-def test_the_command_prints_a_table_and_a_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(verify, "SECONDS", 0.2)
-    done = CliRunner().invoke(PROGRAM, ["verify", str(folder(MONO)), "-p", "float16"], catch_exceptions=False)
+def test_the_command_prints_a_table_and_a_verdict() -> None:
+    command = ["verify", str(folder(MONO)), "-p", "float16", "--seconds", "0.2"]
+    done = CliRunner().invoke(PROGRAM, command, catch_exceptions=False)
     assert done.exit_code == 0
     lines = done.stdout.splitlines()
     assert lines[0].split()[:2] == ["precision", "contexts"]
     assert [line.split()[:2] for line in lines[1:3]] == [["float16", "greedy"], ["float16", "sampled"]]
+    assert {line.split()[-1] for line in lines[1:3]} == {str(10 * 4 * len(verify.PROMPTS))}
     assert lines[3].startswith("float16: as good as float32 for ")

@@ -6,6 +6,7 @@ import click
 
 from musicgen_bento.commands.generate import names
 
+SECONDS = 4.0
 ALL = ("bfloat16", "float16", "int8")
 LINE = "{:<10} {:<9} {:>9} {:>9} {:>7} {:>9}"
 HELP = """Compare precisions with float32 on MODEL's own weights.
@@ -27,7 +28,14 @@ musicgen-bento verify facebook/musicgen-small --precision int8
     type=click.Choice(ALL),
     help="Only this one; may be given again.",
 )
-def verify(model: str, precision: tuple[str, ...]) -> None:
+@click.option(
+    "--seconds",
+    type=click.FloatRange(min=0.1),
+    default=SECONDS,
+    show_default=True,
+    help="How much music is read, up to the model's window. Fewer bits for what is remembered tell more in longer ones.",
+)
+def verify(model: str, precision: tuple[str, ...], seconds: float) -> None:
     """Print a table and a verdict for each."""
     from musicgen_bento import machine
     from musicgen_bento.config import Settings
@@ -39,9 +47,10 @@ def verify(model: str, precision: tuple[str, ...]) -> None:
     chosen = [machine.precision(CPU, Settings(precision=name)) for name in precision]
     source = resolve(model, any_model=True, folders=True)
     files = checkpoint.open_files(source)
+    compared = chosen or [each for each in on(CPU).values() if each != FLOAT32]
     near: dict[str, bool] = {}
     click.echo(LINE.format("precision", "contexts", "KL, nats", "99% below", "top-1", "compared"))
-    for found in distances(files, chosen or [each for each in on(CPU).values() if each != FLOAT32]):
+    for found in distances(files, compared, seconds):
         figures = f"{found.kl:.5f}", f"{found.kl_99:.4f}", f"{found.agreement:.1%}", found.distributions
         click.echo(LINE.format(found.precision, found.contexts, *figures))
         near[found.precision] = near.get(found.precision, True) and found.near

@@ -26,7 +26,6 @@ PROMPTS = (
     "solo piano, slow and sad",
     "happy acoustic folk with a flute",
 )
-SECONDS = 4.0
 TOP_K, CFG_COEF = 250, 3.0  # MusicGen's own
 CPU = torch.device("cpu")
 # What counts as the same: on average the distributions differ by a hundredth of a nat, and the likeliest token of a
@@ -61,10 +60,10 @@ class Distance:
         return self.kl <= MOST_KL and self.agreement >= LEAST_AGREEMENT
 
 
-def distances(files: Files, precisions: Sequence[Precision], seconds: float | None = None) -> Iterator[Distance]:
-    """Of one precision after the other on a CPU, over greedy contexts and over sampled ones."""
+def distances(files: Files, precisions: Sequence[Precision], seconds: float) -> Iterator[Distance]:
+    """Of one precision after the other on a CPU, over greedy contexts and over sampled ones of so much music."""
     reference = checkpoint.build(files, CPU, FLOAT32)
-    leads = [_lead(reference, contexts, seconds or SECONDS) for contexts in ("greedy", "sampled")]
+    leads = [_lead(reference, contexts, seconds) for contexts in ("greedy", "sampled")]
     del reference
     for precision in precisions:
         other = checkpoint.build(files, CPU, precision)
