@@ -33,7 +33,7 @@ musicgen-bento verify facebook/musicgen-small --precision int8
     type=click.FloatRange(min=0.1),
     default=SECONDS,
     show_default=True,
-    help="How much music is read, up to the model's window. Fewer bits for what is remembered tell more in longer ones.",
+    help="How much music is read, up to the model's window. Memory in fewer bits tells more in longer ones.",
 )
 def verify(model: str, precision: tuple[str, ...], seconds: float) -> None:
     """Print a table and a verdict for each."""
