@@ -42,7 +42,17 @@ class Dense:
 
     def __call__(self, x: Tensor) -> Tensor:
         """See `Product`."""
-        return F.linear(x, self._weight)
+        return times(x, self._weight)
+
+
+def times(rows: Tensor, matrix: Tensor) -> Tensor:
+    """Rows [R, in] with a matrix [out, in] → [R, out].
+
+    MKL is 1.5 to 3 times as fast for few rows in float32 when it is asked for the columns of the matrix times the rows.
+    """
+    if rows.is_cpu and rows.dtype == torch.float32:
+        return (matrix @ rows.T).T.contiguous()
+    return F.linear(rows, matrix)
 
 
 class Half:

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from musicgen_bento.engine.product import times
+
 
 class Layer:
     """A layer's weights, shared, and one clip's state.
@@ -177,9 +179,10 @@ class Recurrent(Layer):
             self.state = [(zero, zero)] * self.lstm.num_layers
         for index, (weight_ih, weight_hh, bias_ih, bias_hh) in enumerate(self.weights):
             hidden, cell = self.state[index]
-            gates_in, outputs = F.linear(y, weight_ih, bias_ih), []
+            gates_in = times(y.flatten(0, 1), weight_ih).view(*y.shape[:2], -1) + (bias_ih + bias_hh)
+            outputs = []
             for gates in gates_in:
-                i, f, g, o = (F.linear(hidden, weight_hh, bias_hh) + gates).chunk(4, dim=-1)
+                i, f, g, o = (times(hidden, weight_hh) + gates).chunk(4, dim=-1)
                 cell = torch.sigmoid(f) * cell + torch.sigmoid(i) * torch.tanh(g)
                 hidden = torch.sigmoid(o) * torch.tanh(cell)
                 outputs.append(hidden)
