@@ -131,11 +131,11 @@ class OursGraphed(Ours):
         """See `Contestant`."""
         super().begin(batch, position, text)
         self._rows = SamplingRows.of([0] * batch, [1.0] * batch, [250] * batch, [0.0] * batch, self.device)
-        self._keys = torch.arange(batch, device=self.device)
+        self._keys = torch.arange(batch)
 
     def step(self, tokens: Tensor) -> Tensor:
         """See `Contestant`."""
-        return self._decoder.draw(self._sequences, tokens, self._guidance, self._rows, self._keys)
+        return self._decoder.draw(self._sequences, tokens.cpu(), self._guidance, self._rows, self._keys)
 
 
 def load_ours(source: Source, precision: Precision, device: torch.device) -> Ours:

@@ -126,16 +126,17 @@ class Decoder:
 
         Args:
             sequences: B of them.
-            tokens: what each reads, [B, K].
+            tokens: what each reads, [B, K], on the host.
             cfg_coef: guidance [B]; ignored for sequences of one row.
             rows: parameters of sampling.
-            keys: what the draws are keyed by, [B].
+            keys: what the draws are keyed by, [B], on the host.
 
         Returns:
-            Tokens [B, K]; -1 where the logits are not finite.
+            Tokens [B, K] on the host; -1 where the logits are not finite.
         """
-        logits = self.step(sequences, tokens, cfg_coef)
-        return finite(logits, sample(logits, rows, keys))
+        device = self.weights.device
+        logits = self.step(sequences, tokens.to(device), cfg_coef)
+        return finite(logits, sample(logits, rows, keys.to(device))).cpu()
 
     @torch.inference_mode()
     def step(self, sequences: list[Sequence], tokens: Tensor, cfg_coef: Tensor) -> Tensor:

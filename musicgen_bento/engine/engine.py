@@ -268,9 +268,9 @@ class ModelEngine:
         """One position of each clip."""
         rows, cfg_coef = self._parameters(slots)
         sequences = [slot.sequence for slot in slots if slot.sequence is not None]
-        tokens = torch.tensor([slot.clip.read().tolist() for slot in slots], device=self._device)
-        keys = torch.tensor([slot.clip.key for slot in slots], device=self._device)
-        sampled = self._decoder.draw(sequences, tokens, cfg_coef, rows, keys).cpu().numpy()
+        tokens = torch.tensor([slot.clip.read().tolist() for slot in slots])
+        keys = torch.tensor([slot.clip.key for slot in slots])
+        sampled = self._decoder.draw(sequences, tokens, cfg_coef, rows, keys).numpy()
         for slot, column in zip(slots, sampled, strict=True):
             if column[0] < 0:
                 error = GenerationFailed("The model gave NaN.", hint="Try another seed, or MUSICGEN_PRECISION=float32.")

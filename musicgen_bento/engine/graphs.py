@@ -140,10 +140,11 @@ class GraphedDecoder(Decoder):
         if self._rows is None or self._rows[0] is not rows or self._rows[1] != seats:
             self._place(rows, seats, sequences, cfg_coef)
             self._rows = (rows, seats)
-        self._inputs[seats] = torch.cat([tokens, torch.zeros_like(tokens[:, :1]), keys[:, None]], dim=1)
         # of all who sit: those that nobody asked for write too, where they will be written anew
         lengths = [sequence.cache.length for sequence in self._seated]
-        self._inputs[: len(lengths), -2] = torch.tensor(lengths, device=tokens.device)
+        self._told[: len(lengths), -2] = torch.tensor(lengths)
+        self._told[seats, :-2], self._told[seats, -1] = tokens, keys
+        self._inputs.copy_(self._told, non_blocking=True)  # of the step before it has been taken: its tokens are here
         longest = max(sequence.cache.length for sequence in sequences) + 1
         kind = _Kind(
             next(count for count in SEATS if count > max(seats)),
@@ -153,7 +154,7 @@ class GraphedDecoder(Decoder):
             rows.any_noise,
         )
         work = partial(self._position, kind)
-        drawn = (self._graphs.run(kind, work) if self._graphs else work())[seats]
+        drawn = (self._graphs.run(kind, work) if self._graphs else work()).cpu()[seats]
         for sequence in sequences:
             sequence.cache.advance(1)
         return drawn
@@ -199,7 +200,10 @@ class GraphedDecoder(Decoder):
 
     def _make_inputs(self) -> None:
         seats, device = self._slab.seats, self.weights.device
-        self._inputs = torch.zeros(seats, self.shape.codebooks + 2, dtype=torch.int64, device=device)
+        # Tokens, position and key of each seat: on the host, where one copy takes all of them from, and on the device.
+        told = torch.zeros(seats, self.shape.codebooks + 2, dtype=torch.int64)
+        self._told = told.pin_memory() if device.type == "cuda" else told
+        self._inputs = told.to(device, copy=True)
         self._cfg_coef = torch.ones(seats, device=device)
         self._guided = torch.zeros(seats, dtype=torch.bool, device=device)
         self._parameters = SamplingRows.of([0] * seats, [1.0] * seats, [0] * seats, [0.0] * seats, device)

@@ -92,8 +92,8 @@ class QuantizedKVCache:
         query = query * self._dim**-0.5
         scores = torch.bmm(query, self._recent[layer, :, :rest].transpose(1, 2))[:, 0]
         if blocks:
-            table = self._keys[layer].view(-1, BLOCK + SCALE)
-            full = _sum(table, *of_keys, query.view(1, -1).expand(blocks, -1).reshape(-1)).view(blocks, self._heads, BLOCK)
+            table, again = self._keys[layer].view(-1, BLOCK + SCALE), query.view(1, -1).expand(blocks, -1).reshape(-1)
+            full = _sum(table, *of_keys, again).view(blocks, self._heads, BLOCK)
             scores = torch.cat([full.transpose(0, 1).reshape(self._heads, -1), scores], dim=1)
         weights = scores.softmax(dim=1)
         table = self._values[layer].view(-1, self._dim + SCALE)
