@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from musicgen_bento.engine.product import Dense, Half, Int8, levels, product
+from musicgen_bento.engine.product import LARGE, Dense, Half, Int8, levels, product, times
 from musicgen_bento.precision import BFLOAT16, FLOAT16_KEPT, FLOAT32, INT8, Precision
 
 OUT, IN = 96, 256
@@ -41,6 +41,16 @@ def test_nearly_the_same(
     assert ((made - wanted).norm(dim=1)[there] / wanted.norm(dim=1)[there]).max() < error
     assert (made[~there] == 0).all()
     assert (made[:, 3] == 0).all()
+
+
+@pytest.mark.parametrize("outputs", [1024, 1028, 1027])
+@pytest.mark.parametrize("count", [1, 2, 300])
+def test_large_matrices_the_other_way_round(outputs: int, count: int) -> None:
+    matrix, rows = torch.randn(outputs, 1024), torch.randn(count, 1024)
+    assert matrix.numel() > LARGE
+    made = times(rows, matrix)
+    assert made.is_contiguous()
+    torch.testing.assert_close(made, rows @ matrix.T, rtol=1e-5, atol=1e-4)
 
 
 def test_int8_is_blind_to_company(weight: torch.Tensor, rows: torch.Tensor) -> None:

@@ -6,6 +6,7 @@ numbers. Sums of floats round differently in batches of different sizes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -16,6 +17,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from musicgen_bento.precision import Precision
+
+LARGE = 2**19  # numbers
+PARTS = 8
 
 
 class Product(Protocol):
@@ -48,11 +52,14 @@ class Dense:
 def times(rows: Tensor, matrix: Tensor) -> Tensor:
     """Rows [R, in] with a matrix [out, in] → [R, out].
 
-    MKL is 1.5 to 3 times as fast for few rows in float32 when it is asked for the columns of the matrix times the rows.
+    For few rows and a large matrix in float32 MKL is up to 3 times as fast the other way round, the matrix times
+    columns; and it has one thread for one column, so it is given the matrix in parts.
     """
-    if rows.is_cpu and rows.dtype == torch.float32:
-        return (matrix @ rows.T).T.contiguous()
-    return F.linear(rows, matrix)
+    if not rows.is_cpu or rows.dtype != torch.float32 or matrix.numel() < LARGE:
+        return F.linear(rows, matrix)
+    parts = matrix.view(math.gcd(PARTS, len(matrix)), -1, matrix.shape[1])
+    columns = torch.bmm(parts, rows.T.expand(len(parts), -1, -1))
+    return columns.view(len(matrix), -1).T.contiguous()
 
 
 class Half:
