@@ -136,7 +136,7 @@ class Upsampling(Layer):
     def push(self, x: Tensor) -> Tensor:
         """`stride` outputs for each input, but `left` fewer at first."""
         batch, _, inputs = x.shape
-        products = F.linear(x.transpose(1, 2), self.taps).view(batch, inputs, -1, 2, self.stride)
+        products = times(x.transpose(1, 2).flatten(0, 1), self.taps).view(batch, inputs, -1, 2, self.stride)
         now, later = products[:, :, :, 0], products[:, :, :, 1]  # [B, n, out, stride]
         now[:, 1:] += later[:, :-1]
         if self.tail is not None:
