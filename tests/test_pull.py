@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from musicgen_bento.commands.bar import Bar
 from tests import hub as hubs
 from tests.hub import REPO, Hub, fill, opened
 from tests.models import MONO, folder
@@ -141,12 +142,10 @@ def test_a_name_that_cannot_be_served_before_anything_is_fetched(
     assert not hub.fetched
 
 
-def test_a_terminal_gets_a_bar_that_fits(hub: Hub, tmp_path: Path) -> None:
+def test_a_terminal_gets_a_bar(hub: Hub, tmp_path: Path) -> None:
     hub.pause = 0.05
-    columns = 70
-    width = columns - 1 - len(f"[] 0.00 of 0.00 GB, downloading {REPO}")
     master, slave = pty.openpty()
-    termios.tcsetwinsize(slave, (25, columns))
+    termios.tcsetwinsize(slave, (25, 100))
     process = subprocess.Popen(
         [sys.executable, "-m", "musicgen_bento.cli", "pull", "small"],
         env=environment(hub, tmp_path / "cache"),
@@ -165,12 +164,25 @@ def test_a_terminal_gets_a_bar_that_fits(hub: Hub, tmp_path: Path) -> None:
         text += piece.decode()
     os.close(master)
     assert process.wait() == 0, text
-    bars = re.findall(rf"\r\[([# ]{{{width}}})\] ([\d.]+) of ([\d.]+) GB, downloading " + REPO, text)
+    bars = re.findall(r"\r\[([# ]{30})\] ([\d.]+) of ([\d.]+) GB, downloading " + REPO, text)
     assert len(bars) > 2
     assert bars == sorted(bars, key=lambda bar: (bar[0].count("#"), bar[1]))
     total = f"{sizes(hub) / 1e9:.2f}"
-    assert bars[-1] == ("#" * width, total, total)
+    assert bars[-1] == ("#" * 30, total, total)
     assert text.endswith(f"{REPO}: fetched {total} GB, checked\r\n")
+
+
+@pytest.mark.parametrize(
+    ("columns", "shown"), [(55, "[##  ] 0.50 of 1.00 GB, downloading who/what-they-call"), (20, "0.50 of 1.00 GB, do")]
+)
+def test_a_narrow_terminal_gets_what_fits(columns: int, shown: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    master, slave = pty.openpty()
+    termios.tcsetwinsize(slave, (25, columns))
+    with open(slave, "w") as terminal:
+        monkeypatch.setattr(sys, "stderr", terminal)
+        Bar().fetch("who/what-they-call", 500_000_000, 1_000_000_000)
+        assert os.read(master, 4096).decode() == shown
+    os.close(master)
 
 
 def test_the_states_of_a_model_on_its_way(hub: Hub, tmp_path: Path) -> None:

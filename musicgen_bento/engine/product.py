@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from musicgen_bento.precision import Precision
 
-LARGE = 2**19  # numbers
+LARGE = 2**19  # numbers; smaller matrices are slower the other way round
 PARTS = 8
 
 
