@@ -42,7 +42,11 @@ class Settings(BaseSettings):
     allow_any_model: bool = Field(False, description="let HTTP clients name models outside the catalogue")
     allow_anonymous: bool = Field(False, description="let the launchers listen beyond this machine")
     job_megabytes: int = Field(
-        256, ge=1, le=1_000_000, description="memory for the finished clips of jobs; one more is answered 429"
+        256,
+        ge=1,
+        le=1_000_000,
+        description="memory for the finished clips of jobs, and as much for those that are being read; "
+        "one more is answered 429",
     )
     job_minutes: float = Field(10.0, gt=0, le=1440, description="how long a finished job is kept for its client")
     drain_seconds: float = Field(60.0, ge=0, description="how long running work may take to finish after SIGTERM")

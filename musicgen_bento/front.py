@@ -14,8 +14,9 @@ from musicgen_bento.errors import MusicGenError, ShuttingDown, Unavailable
 from musicgen_bento.exchange import exchange, refuse
 from musicgen_bento.recording import Recording
 from musicgen_bento.remote import Remote
-from musicgen_bento.streamed import Streamed
-from musicgen_bento.studio import Studio
+from musicgen_bento.streamed import Streamed, Whole
+from musicgen_bento.studio import Order, Studio
+from musicgen_bento.unread import Unread
 
 READY_SECONDS = 1.0
 
@@ -27,12 +28,14 @@ class Front:
         remote: the runner.
         studio: has clips made there.
         drain: while it lasts the front is not ready.
+        unread: the finished clips that are being read.
     """
 
-    def __init__(self, remote: Remote, studio: Studio, drain: Drain) -> None:
+    def __init__(self, remote: Remote, studio: Studio, drain: Drain, unread: Unread) -> None:
         self._remote = remote
         self._studio = studio
         self._drain = drain
+        self._unread = unread
 
     async def generate(self, request: schemas.GenerationRequest) -> Response:
         """The whole WAV, or a refusal. Raises nothing: BentoML would log it with the values it met."""
@@ -43,19 +46,26 @@ class Front:
                 current.model = event.model
 
         try:
+            self._unread.check()
             music = await self._studio.make(await self._studio.take(request, current), listen)
         except MusicGenError as error:
             return refuse(error)
-        return Response(music.wav, media_type="audio/wav", headers=music.headers)
+        return Whole(music, self._unread)
 
     async def stream(self, request: schemas.StreamRequest) -> Response:
         """The clip while it is made, or a refusal. Raises nothing, as above."""
         try:
+            self._unread.check()
             order = await self._studio.take(request, exchange())
         except MusicGenError as error:
             return refuse(error)
         recording = Recording(request.normalize)
-        return Streamed(recording, order.seed, request.format, self._studio.record(order, recording))
+        return Streamed(recording, order.seed, request.format, self._record(order, recording))
+
+    async def _record(self, order: Order, recording: Recording) -> None:
+        await self._studio.record(order, recording)
+        with self._unread.holding(recording.held):
+            await asyncio.Event().wait()  # until the reader has it or has left, which cancels this
 
     async def models(self) -> schemas.ModelList:
         """The catalogue, with the state of each model.

@@ -20,9 +20,8 @@ from musicgen_bento.jobs import Job, Jobs
 from musicgen_bento.middleware import JOB_PATH, NAMED
 from musicgen_bento.recording import Recording
 from musicgen_bento.schemas import AudioQuestion, GenerationRequest, JobQuestion
-from musicgen_bento.streamed import Streamed, hand_over
+from musicgen_bento.streamed import Streamed, send_whole
 
-PIECE = 64 * 1024
 NOT_STORED = {"Cache-Control": "no-store"}
 
 Question = TypeVar("Question", JobQuestion, AudioQuestion)
@@ -86,20 +85,9 @@ class Audio(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send it. A connection that breaks meanwhile leaves the job as it was."""
-        gone = asyncio.ensure_future(until_gone(receive))
-        try:
-            with self._jobs.reading(self._job) as music:
-                await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-                for start in range(0, len(music.wav), PIECE):
-                    await hand_over(send, music.wav[start : start + PIECE])
-                    if gone.done():
-                        return
-                # Waits, as every piece does, until those before it are on their way.
-                await send({"type": "http.response.body", "body": b"", "more_body": False})
-                if not self._keep and not gone.done():
-                    self._jobs.forget(self._job)
-        finally:
-            await cancel(gone)
+        with self._jobs.reading(self._job) as music:
+            if await send_whole(music.wav, self.raw_headers, receive, send) and not self._keep:
+                self._jobs.forget(self._job)
 
 
 class Listening(Streamed):

@@ -26,6 +26,11 @@ class Recording:
         self._error: MusicGenError | None = None
         self._news = asyncio.Event()
 
+    @property
+    def held(self) -> int:
+        """Bytes of it that are in memory."""
+        return len(self._sound)
+
     def listen(self, event: Event) -> None:
         """Take in what the runner says of the clip."""
         match event:

@@ -29,6 +29,7 @@ from musicgen_bento.jobs import Jobs
 from musicgen_bento.middleware import KnownPaths, Middleware
 from musicgen_bento.remote import Remote, widen
 from musicgen_bento.studio import Studio
+from musicgen_bento.unread import Unread
 
 # No word of what is done here goes to anyone, however the service is started.
 os.environ.setdefault("BENTOML_DO_NOT_TRACK", "True")
@@ -184,7 +185,7 @@ class MusicGenService:
     def __init__(self) -> None:
         remote = Remote(self.runner, DRAIN)
         studio = Studio(remote, SETTINGS)
-        self.front = Front(remote, studio, DRAIN)
+        self.front = Front(remote, studio, DRAIN, Unread(SETTINGS.job_megabytes * 1_000_000))
         self.jobs = Jobs(studio, SETTINGS, DRAIN, WORK)
 
     @bentoml.on_startup

@@ -1,4 +1,4 @@
-"""The answer that is sent while its clip is made, as fast as its reader takes it."""
+"""Answers as fast as their readers take them: a clip while it is made, and a finished one."""
 
 from __future__ import annotations
 
@@ -14,8 +14,10 @@ from musicgen_bento.drain import cancel
 from musicgen_bento.engine.types import Started
 from musicgen_bento.errors import MusicGenError
 from musicgen_bento.exchange import CLIENT_LEFT, Broken, exchange, refuse, until_gone
-from musicgen_bento.recording import Recording, size
+from musicgen_bento.recording import PIECE, Recording, size
 from musicgen_bento.schemas import StreamFormat
+from musicgen_bento.studio import Music
+from musicgen_bento.unread import Unread
 
 STALLED_SECONDS = 300.0  # without taking a byte: nobody is there
 
@@ -90,6 +92,50 @@ class Streamed(Response):
             "X-Accel-Buffering": "no",  # a proxy is to pass on what it has
         }
         return Response(headers=told).raw_headers
+
+
+class Whole(Response):
+    """A finished clip on its way to one reader, counted until it is there.
+
+    Args:
+        music: what is sent.
+        unread: where it counts.
+    """
+
+    media_type = "audio/wav"
+
+    def __init__(self, music: Music, unread: Unread) -> None:
+        super().__init__(headers={**music.headers, "Content-Length": str(len(music.wav))})
+        self._music = music
+        self._unread = unread
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send it, unless the reader leaves."""
+        with self._unread.holding(len(self._music.wav)):
+            await send_whole(self._music.wav, self.raw_headers, receive, send)
+
+
+async def send_whole(wav: bytes, headers: list[tuple[bytes, bytes]], receive: Receive, send: Send) -> bool:
+    """Send a finished clip.
+
+    Returns:
+        Whether its reader was there to the end.
+
+    Raises:
+        Broken: nobody takes it.
+    """
+    gone = asyncio.ensure_future(until_gone(receive))
+    try:
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        for start in range(0, len(wav), PIECE):
+            await hand_over(send, wav[start : start + PIECE])
+            if gone.done():
+                return False
+        # Waits, as every piece does, until those before it are on their way.
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+        return not gone.done()
+    finally:
+        await cancel(gone)
 
 
 async def hand_over(send: Send, piece: bytes) -> None:
