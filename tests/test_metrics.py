@@ -9,9 +9,15 @@ import pytest
 import requests
 from prometheus_client import REGISTRY
 
+from musicgen_bento.catalogue import DEMO_FOLDER
+from musicgen_bento.config import Settings
+from musicgen_bento.engine import checkpoint
+from musicgen_bento.engine.hub import Source
+from musicgen_bento.engine.loader import Loader
 from musicgen_bento.engine.types import Started
 from musicgen_bento.metrics import NAMES, MeasuredPool
-from tests.models import params
+from tests.checkpoints import write_hub_cache
+from tests.models import MONO, folder, params
 from tests.server import Server
 from tests.test_desk import STORY, Pool
 from tests.waiting import until
@@ -19,9 +25,17 @@ from tests.waiting import until
 ROOT = Path(__file__).parent.parent
 
 
+def takes(name: str, path: Path) -> int:
+    """Bytes of a model with one clip."""
+    return Loader(Settings(device="cpu")).sizes(checkpoint.open_files(Source(name, path)))[0]
+
+
 def test_figures_after_known_traffic(tmp_path: Path) -> None:
-    """Both processes' figures, through the front."""
-    with Server(tmp_path, max_slots=1, max_queue=2) as server:
+    """Both processes' figures, through the front. The two models do not fit into memory together."""
+    write_hub_cache(tmp_path / "hub", "me/mine", MONO)
+    hub = {"HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+    budget = sum(takes(name, path) for name, path in (("demo", DEMO_FOLDER), ("tiny", folder(MONO)))) - 1
+    with Server(tmp_path, hub, max_slots=1, max_queue=2, memory_budget=budget, allow_any_model=1) as server:
         for _ in range(3):
             assert server.generate(duration=0.4).status_code == 200
         assert server.generate(duration=-1).status_code == 400
@@ -37,7 +51,11 @@ def test_figures_after_known_traffic(tmp_path: Path) -> None:
         for job in reversed(jobs):
             assert requests.delete(f"{server.url}/jobs/{job}", timeout=5).ok
         until(lambda: server.figures()['musicgen_cancellations_total{model="demo"}'] == 3, 10)
+        answer = server.generate(model="me/mine", duration=0.4)
+        assert answer.status_code == 200, answer.text
         found = server.figures()
+    assert found['musicgen_model_loads_total{model="me/mine"}'] == 1
+    assert found['musicgen_model_evictions_total{model="demo"}'] == 1
     assert found['musicgen_audio_seconds_total{model="demo"}'] == pytest.approx(1.2)
     assert found['musicgen_model_loads_total{model="demo"}'] == 1
     assert found['musicgen_queue_depth{model="demo"}'] == 0
