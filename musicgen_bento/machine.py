@@ -11,7 +11,7 @@ import torch
 from musicgen_bento.catalogue import find
 from musicgen_bento.config import Settings
 from musicgen_bento.errors import LoadFailed, ModelTooLarge
-from musicgen_bento.precision import FLOAT16, FLOAT32, Precision, on
+from musicgen_bento.precision import Precision, best, on
 
 SLOTS = {"cpu": 16, "cuda": 64}
 FREE_SHARE = 0.8
@@ -39,7 +39,7 @@ def precision(device: torch.device, settings: Settings) -> Precision:
         LoadFailed: this device has no such precision.
     """
     if settings.precision == "auto":
-        return FLOAT16 if device.type == "cuda" else FLOAT32
+        return best(device)
     try:
         return on(device)[settings.precision]
     except KeyError:

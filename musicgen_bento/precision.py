@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 import torch
 
+from musicgen_bento import fbgemm
+
 
 @dataclass(frozen=True, slots=True)
 class Size:
@@ -56,10 +58,10 @@ class Precision:
 FLOAT32 = Precision("float32", torch.float32, torch.float32, torch.float32, 4)
 BFLOAT16 = Precision("bfloat16", torch.bfloat16, torch.bfloat16, torch.bfloat16, 2)
 FLOAT16 = Precision("float16", torch.float16, torch.float16, torch.float16, 2)
-# On a CPU float16 is a way to keep numbers, not to compute: products are summed in float32.
-FLOAT16_KEPT = Precision("float16", torch.float16, torch.float32, torch.float32, 4)
-# For each output scale, zero point and sum of the weights; for 64 numbers of the cache scale and minimum, and the last
-# positions in float32 too: 1.2 bytes in a window of 30 s.
+# On a CPU float16 is a way to keep numbers, not to compute: products are summed in float32. Of the cache in 8 bits 64
+# numbers have scale and minimum, and the last positions are there in float32 too: 1.2 bytes in a window of 30 s.
+FLOAT16_KEPT = Precision("float16", torch.float16, torch.float32, torch.uint8, 1.25)
+# For each output scale, zero point and sum of the weights.
 INT8 = Precision("int8", torch.int8, torch.float32, torch.uint8, 1.25, per_output=12)
 
 
@@ -67,8 +69,15 @@ def on(device: torch.device) -> dict[str, Precision]:
     """What there is on a device, by name."""
     if device.type != "cpu":
         special = {"float16": FLOAT16}
-    elif "fbgemm" in torch.backends.quantized.supported_engines:  # products of packed matrices; for x86 alone
+    elif fbgemm.available():
         special = {"float16": FLOAT16_KEPT, "int8": INT8}
     else:
         special = {}
     return {"float32": FLOAT32, "bfloat16": BFLOAT16} | special
+
+
+def best(device: torch.device) -> Precision:
+    """The fastest on a device that `musicgen-bento verify demo` finds as good as float32."""
+    if device.type != "cpu":
+        return FLOAT16
+    return INT8 if fbgemm.available() else FLOAT32

@@ -132,7 +132,8 @@ def test_a_step_reads_its_matrices_and_its_cache() -> None:
     assert limit.moved(shape, FLOAT32, 0).matrices == 4 * (size.in_matrices - once_a_clip)
     outputs = size.outputs - 2 * shape.layers * shape.dim
     assert limit.moved(shape, INT8, 0).matrices == size.in_matrices - once_a_clip + 12 * outputs
-    assert limit.moved(shape, FLOAT16_KEPT, 9, clips=4).cache == 4 * 2 * shape.layers * shape.dim * 2 * 10 * 4
+    assert limit.moved(shape, FLOAT32, 9, clips=4).cache == 4 * 2 * shape.layers * shape.dim * 2 * 10 * 4
+    assert limit.moved(shape, FLOAT16_KEPT, 9).cache == limit.moved(shape, INT8, 9).cache
 
 
 def test_the_document_has_the_limits_of_the_code() -> None:

@@ -37,9 +37,9 @@ from tests.waiting import until
 ROOT = Path(__file__).parent.parent
 
 
-def one_takes() -> int:
+def one_takes(precision: Any = "auto") -> int:
     """Bytes of the tiny model with one clip."""
-    loader = Loader(Settings(device="cpu", precision="float32"))
+    loader = Loader(Settings(device="cpu", precision=precision))
     return loader.sizes(checkpoint.open_files(Source("tiny", folder(MONO))))[0]
 
 
@@ -235,7 +235,7 @@ def test_many_clients_of_three_models_all_get_their_clips(turns: Callable[..., T
 
 
 def test_more_clips_than_there_is_room_for_are_made_one_after_the_other(turns: Callable[..., Turns]) -> None:
-    one = turns(memory_budget=one_takes(), max_slots=8)
+    one = turns(memory_budget=one_takes("float32"), precision="float32", max_slots=8)
     stories = [one.ask("a", duration=20) for _ in range(3)]
     until(lambda: any(heard(story) for story in stories))
     running, waiting = one.pool.loads()["a"]
@@ -259,7 +259,7 @@ def test_a_model_larger_than_the_budget_is_refused_with_the_numbers(turns: Calla
 
 
 def test_a_released_model_that_cannot_fit_is_not_fetched(turns: Callable[..., Turns]) -> None:
-    one, story = turns(memory_budget=10**9), Story()
+    one, story = turns(memory_budget=10**9, precision="float32"), Story()
     one.pool.submit("large", params(), story)
     until(lambda: story.end)
     assert isinstance(story.end, Failed)

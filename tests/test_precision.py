@@ -39,6 +39,7 @@ def test_what_a_device_has() -> None:
     assert precision(CPU, Settings(precision="int8")) == INT8
     assert precision(CPU, Settings(precision="float16")) == FLOAT16_KEPT
     assert precision(CUDA, Settings(precision="float16")) == precision(CUDA, Settings()) == FLOAT16
+    assert precision(CPU, Settings()) == INT8
     assert on(CUDA)["bfloat16"] == on(CPU)["bfloat16"] == BFLOAT16
     with pytest.raises(LoadFailed, match="int8 is for an x86 CPU"):
         precision(CUDA, Settings(precision="int8"))

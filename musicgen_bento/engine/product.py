@@ -7,15 +7,13 @@ numbers. Sums of floats round differently in batches of different sizes.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import cache
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from musicgen_bento import fbgemm
 from musicgen_bento.precision import Precision
 
 LARGE = 2**19  # numbers; smaller matrices are slower the other way round
@@ -63,84 +61,59 @@ def times(rows: Tensor, matrix: Tensor) -> Tensor:
 
 
 class Half:
-    """In float16, packed for FBGEMM; rows, sums and results are float32."""
+    """In float16, packed; rows, sums and results are float32."""
 
     def __init__(self, weight: Tensor) -> None:
-        with _fbgemm():
-            self._packed: Any = torch.ops.quantized.linear_prepack_fp16(weight.float(), None)
+        self._packed = fbgemm.pack_half(weight)
         self.outputs, self.numbers = weight.shape[0], weight.numel()
 
     def __call__(self, x: Tensor) -> Tensor:
         """See `Product`."""
-        out: Tensor = _HALF(x, self._packed)
-        return out
+        return fbgemm.times_half(x, self._packed)
 
 
 class Int8:
-    """In int8 with a scale for each output, packed for FBGEMM.
+    """In int8 with a scale for each output, packed.
 
     Each row is scaled to ±1 and rounded to whole numbers; products are summed as integers, so exactly; results are
     float32.
+
+    Args:
+        weight: the matrix.
+        fine: multiply what the rounding has left over too, as a second row: 13 bits a number instead of 6 or 7, for the
+            matrix is read once all the same.
     """
 
-    def __init__(self, weight: Tensor) -> None:
-        weight = weight.float()
-        scale = (weight.abs().amax(dim=1) / 127).clamp(min=1e-12)
-        zero = torch.zeros(len(weight), dtype=torch.int64)
-        with _fbgemm():
-            rounded = torch.quantize_per_channel(weight, scale, zero, 0, torch.qint8)
-            self._packed: Any = torch.ops.quantized.linear_prepack(rounded, None)
-        self._levels = levels()
+    def __init__(self, weight: Tensor, *, fine: bool = False) -> None:
+        self._packed = fbgemm.pack_int8(weight)
+        self._levels = fbgemm.levels()
+        self._fine = fine
         self.outputs, self.numbers = weight.shape[0], weight.numel()
 
     def __call__(self, x: Tensor) -> Tensor:
         """See `Product`."""
         peak = x.abs().amax(dim=-1, keepdim=True).clamp_(min=1e-12)
-        return _multiply(x / peak, self._levels, self._packed).mul_(peak)
+        return self._multiply(x / peak).mul_(peak)
+
+    def _multiply(self, x: Tensor) -> Tensor:
+        """Rows within ±1."""
+        levels = self._levels
+        if not self._fine:
+            return fbgemm.times_int8(x, levels, self._packed)
+        coarse = torch.fake_quantize_per_tensor_affine(x, 1 / levels, 0, -levels, levels)
+        left = (x - coarse).mul_(2 * levels)  # within ±1 again: half a level at most
+        both = fbgemm.times_int8(torch.cat([coarse, left]), levels, self._packed)
+        return torch.add(both[: len(x)], both[len(x) :], alpha=0.5 / levels)
 
 
-_INT8: Any = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32.default
-_HALF: Any = torch.ops.quantized.linear_dynamic_fp16.default
-
-
-def _multiply(x: Tensor, levels: int, packed: Any) -> Tensor:
-    """Rows within ±1, rounded to so many levels on either side of 0, with a packed matrix."""
-    out: Tensor = _INT8(x, 1 / levels, levels + 1, packed)
-    return out
-
-
-@cache
-def levels() -> int:
-    """How many levels a row may have on either side of 0 on this processor: 127, or 63.
-
-    Without VNNI two products of bytes are summed in 16 bits, which do not hold the largest ones.
-    """
-    weight = torch.full((8, 64), 127 / 128)
-    with _fbgemm():
-        zero = torch.zeros(8, dtype=torch.int64)
-        rounded = torch.quantize_per_channel(weight, torch.full((8,), 1 / 128), zero, 0, torch.qint8)
-        packed = torch.ops.quantized.linear_prepack(rounded, None)
-    return 127 if torch.allclose(_multiply(torch.ones(2, 64), 127, packed), torch.tensor(63.5)) else 63
-
-
-@contextmanager
-def _fbgemm() -> Iterator[None]:
-    """While matrices are packed: by FBGEMM, for the processor at hand."""
-    before = torch.backends.quantized.engine
-    torch.backends.quantized.engine = "fbgemm"
-    try:
-        yield
-    finally:
-        torch.backends.quantized.engine = before
-
-
-def product(weight: Tensor, precision: Precision) -> Product:
+def product(weight: Tensor, precision: Precision, *, fine: bool = False) -> Product:
     """A matrix [out, in] as the precision holds it.
 
     Args:
         weight: on its device; on the meta device it stays a mere size.
         precision: of the model.
+        fine: in int8, whether its rows are held finer.
     """
     if weight.device.type != "meta" and precision.matrices != precision.rest:
-        return Int8(weight) if precision.matrices == torch.int8 else Half(weight)
+        return Int8(weight, fine=fine) if precision.matrices == torch.int8 else Half(weight)
     return Dense(weight.to(precision.rest))
