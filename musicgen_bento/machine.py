@@ -15,6 +15,7 @@ from musicgen_bento.precision import Precision, best, on
 
 SLOTS = {"cpu": 16, "cuda": 64}
 FREE_SHARE = 0.8
+RELEASED = 420_000_000  # numbers of the smallest released model
 
 # A container's limit and what it has taken of it, where the kernel says so: control groups 2 and 1.
 CGROUPS = (
@@ -32,14 +33,19 @@ def max_slots(device: torch.device, settings: Settings) -> int:
     return settings.max_slots or SLOTS[device.type]
 
 
-def precision(device: torch.device, settings: Settings) -> Precision:
-    """What the language model's numbers are held in.
+def precision(device: torch.device, settings: Settings, numbers: int) -> Precision:
+    """What a language model's numbers are held in.
+
+    Args:
+        device: where it will be.
+        settings: the operator's.
+        numbers: how many it has.
 
     Raises:
         LoadFailed: this device has no such precision.
     """
     if settings.precision == "auto":
-        return best(device)
+        return best(device, numbers)
     try:
         return on(device)[settings.precision]
     except KeyError:
@@ -102,9 +108,11 @@ def fit_preloaded(settings: Settings) -> None:
     """
     cards = {card.id: card for name in settings.preload if (card := find(name))}
     device = choose(settings.device)
-    how = precision(device, settings)
     if budget := memory_budget(device, settings):
-        size = sum(card.memory_bytes(how, settings.max_duration) for card in cards.values())
+        size = sum(
+            card.memory_bytes(precision(device, settings, card.parameters), settings.max_duration)
+            for card in cards.values()
+        )
         fit(f"MUSICGEN_PRELOAD ({', '.join(cards)})", size, budget)
 
 
@@ -115,7 +123,7 @@ def gigabytes(size: int) -> str:
 
 def describe(device: torch.device, settings: Settings) -> str:
     """One line for the log: the device, its name and memory, and how it will be used."""
-    how = precision(device, settings).name
+    how = precision(device, settings, RELEASED).name
     return f"running on {device} ({_about(device)}), {how}, {max_slots(device, settings)} slots"
 
 

@@ -13,6 +13,8 @@ import torch
 
 from musicgen_bento import fbgemm
 
+SMALL = 100_000_000  # numbers; every released model has more
+
 
 @dataclass(frozen=True, slots=True)
 class Size:
@@ -76,8 +78,13 @@ def on(device: torch.device) -> dict[str, Precision]:
     return {"float32": FLOAT32, "bfloat16": BFLOAT16} | special
 
 
-def best(device: torch.device) -> Precision:
-    """The fastest on a device that `musicgen-bento verify demo` finds as good as float32."""
+def best(device: torch.device, numbers: int) -> Precision:
+    """The fastest on a device of those that `musicgen-bento verify demo` finds as good as float32.
+
+    Args:
+        device: where the model will be.
+        numbers: of the language model; the time of a small one goes into operators, and int8 has more of them.
+    """
     if device.type != "cpu":
         return FLOAT16
-    return INT8 if fbgemm.available() else FLOAT32
+    return INT8 if fbgemm.available() and numbers > SMALL else FLOAT32

@@ -173,7 +173,9 @@ class EnginePool:
     def _estimate(self, name: str) -> int | None:
         """About what a model takes in memory."""
         card = find(name)
-        return card.memory_bytes(self._loader.precision, self._settings.max_duration) if card else None
+        if card is None:
+            return None
+        return card.memory_bytes(self._loader.precision(card.parameters), self._settings.max_duration)
 
     def begin(self, resident: Resident) -> None:
         """See `memory.Owner.begin`."""
