@@ -60,13 +60,13 @@ class ModelCard:
         """What it takes in memory with one clip, the largest there is; the files say it exactly.
 
         Args:
-            precision: of the language model; nearly all of its numbers are in matrices.
+            precision: of the language model.
             seconds: the longest clip that may be asked for.
         """
         positions = min(self.window, seconds) * 50 + 3
         own = 2 * positions * precision.cached  # of each channel of keys and values, guided
         clip = 2 * self.layers * self.dim * int(own + 512 * precision.rest.itemsize)  # for a long prompt
-        return self.parameters * precision.matrices.itemsize + clip + 4 * self.float32_numbers
+        return precision.estimate(self.parameters, self.layers, self.dim) + clip + 4 * self.float32_numbers
 
 
 def _released(size: str, parameters: int, *, stereo: bool = False, melody: bool = False) -> ModelCard:

@@ -28,7 +28,7 @@ class Settings(BaseSettings):
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N")
     precision: Precision = Field(
         "auto",
-        description="auto (int8 on x86, float16 on a GPU, else and for `demo` float32), float32, bfloat16, "
+        description="auto (float16 on a GPU; on x86 int8 above 100 M parameters; else float32), float32, bfloat16, "
         "float16 (GPU, x86) or int8 (x86)",
     )
     memory_budget: ByteSize | None = Field(
@@ -43,11 +43,13 @@ class Settings(BaseSettings):
     allow_any_model: bool = Field(False, description="let HTTP clients name models outside the catalogue")
     allow_anonymous: bool = Field(False, description="let the launchers listen beyond this machine")
     job_megabytes: int = Field(
-        256,
+        256, ge=1, le=1_000_000, description="memory for the finished clips of jobs; one more is answered 429"
+    )
+    unread_megabytes: int = Field(
+        1024,
         ge=1,
         le=1_000_000,
-        description="memory for the finished clips of jobs, and as much for those that are being read; "
-        "one more is answered 429",
+        description="above it, in finished clips that are still being read, no new one is begun: 429",
     )
     job_minutes: float = Field(10.0, gt=0, le=1440, description="how long a finished job is kept for its client")
     drain_seconds: float = Field(60.0, ge=0, description="how long running work may take to finish after SIGTERM")

@@ -10,6 +10,7 @@ MusicGenError                     500 failed
 ├── BodyTooLarge                  413 too_large
 ├── UnsupportedMediaType          415 unsupported_media_type
 ├── QueueFull                     429 queue_full            (retry_after)
+│   └── UnreadFull                429 unread_full           (retry_after)
 ├── JobsFull                      429 jobs_full             (retry_after)
 ├── GenerationFailed              500 generation_failed
 ├── BrokenCheckpoint              500 broken_checkpoint
@@ -129,6 +130,12 @@ class QueueFull(MusicGenError):
     """Every place in the queue is taken."""
 
     status, code = 429, "queue_full"
+
+
+class UnreadFull(QueueFull):
+    """The memory for finished clips is taken by those that clients are still reading."""
+
+    code = "unread_full"
 
 
 class JobsFull(MusicGenError):

@@ -123,7 +123,8 @@ def gigabytes(size: int) -> str:
 
 def describe(device: torch.device, settings: Settings) -> str:
     """One line for the log: the device, its name and memory, and how it will be used."""
-    how = precision(device, settings, RELEASED).name
+    card = find(settings.default_model)
+    how = precision(device, settings, card.parameters if card else RELEASED).name
     return f"running on {device} ({_about(device)}), {how}, {max_slots(device, settings)} slots"
 
 

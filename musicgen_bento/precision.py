@@ -56,6 +56,11 @@ class Precision:
         rest = size.numbers - size.in_matrices
         return size.in_matrices * self.matrices.itemsize + rest * self.rest.itemsize + size.outputs * self.per_output
 
+    def estimate(self, numbers: int, layers: int, dim: int) -> int:
+        """What one of so many numbers takes, by the shape of all released ones."""
+        matrices = 16 * layers * dim**2 + 4 * 2048 * dim
+        return self.bytes(Size(numbers, min(matrices, numbers), 13 * layers * dim + 4 * 2048))
+
 
 FLOAT32 = Precision("float32", torch.float32, torch.float32, torch.float32, 4)
 BFLOAT16 = Precision("bfloat16", torch.bfloat16, torch.bfloat16, torch.bfloat16, 2)

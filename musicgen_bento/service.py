@@ -185,7 +185,7 @@ class MusicGenService:
     def __init__(self) -> None:
         remote = Remote(self.runner, DRAIN)
         studio = Studio(remote, SETTINGS)
-        self.front = Front(remote, studio, DRAIN, Unread(SETTINGS.job_megabytes * 1_000_000))
+        self.front = Front(remote, studio, DRAIN, Unread(SETTINGS.unread_megabytes * 1_000_000))
         self.jobs = Jobs(studio, SETTINGS, DRAIN, WORK)
 
     @bentoml.on_startup

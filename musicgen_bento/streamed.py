@@ -32,7 +32,8 @@ class Streamed(Response):
         recording: what is sent.
         seed: of its clip.
         format: a WAV, or its samples alone.
-        work: makes the recording. It is begun when the answer is, and cancelled when the reader leaves.
+        work: makes the recording. It is begun when the answer is, and cancelled when the reader has all of it, or
+            leaves.
     """
 
     def __init__(
@@ -80,7 +81,7 @@ class Streamed(Response):
             await hand_over(send, head)
         async for piece in self._recording.pieces():
             await hand_over(send, piece)
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
+        await hand_over(send, b"", last=True)
 
     def _describe(self, started: Started, length: int) -> list[tuple[bytes, bytes]]:
         kind = f"audio/pcm;rate={started.sample_rate};channels={started.channels}"
@@ -131,22 +132,21 @@ async def send_whole(wav: bytes, headers: list[tuple[bytes, bytes]], receive: Re
             await hand_over(send, wav[start : start + PIECE])
             if gone.done():
                 return False
-        # Waits, as every piece does, until those before it are on their way.
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
+        await hand_over(send, b"", last=True)
         return not gone.done()
     finally:
         await cancel(gone)
 
 
-async def hand_over(send: Send, piece: bytes) -> None:
-    """Send a piece of an answer.
+async def hand_over(send: Send, piece: bytes, *, last: bool = False) -> None:
+    """Send a piece of an answer, once those before it are on their way.
 
     Raises:
         Broken: nobody takes it.
     """
     try:
         async with asyncio.timeout(STALLED_SECONDS):
-            await send({"type": "http.response.body", "body": piece, "more_body": True})
+            await send({"type": "http.response.body", "body": piece, "more_body": not last})
     except TimeoutError:
         exchange().status = CLIENT_LEFT
         raise Broken from None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from musicgen_bento.errors import QueueFull
+from musicgen_bento.errors import UnreadFull
 
 RETRY_AFTER = 10.0
 
@@ -14,7 +14,7 @@ class Unread:
     """What is finished and still being read, in bytes. It belongs to one event loop.
 
     Args:
-        limit: no new clip is begun above it.
+        limit: no new clip is begun above it; those that are being made come on top.
     """
 
     def __init__(self, limit: int) -> None:
@@ -25,11 +25,11 @@ class Unread:
         """Before a clip is begun.
 
         Raises:
-            QueueFull: too much is unread.
+            UnreadFull: too much is unread.
         """
         if self.bytes > self._limit:
-            raise QueueFull(
-                "The memory for finished clips is taken by clients that read slowly.",
+            raise UnreadFull(
+                "The memory for finished clips is taken by those that clients are still reading.",
                 hint="Ask again later.",
                 retry_after=RETRY_AFTER,
             )

@@ -18,11 +18,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from bench import bars, limit, machine, plots, prediction, report
 from bench.contestant import contestant
 from bench.machine import ROOT
-from bench.models import Model, write
+from bench.models import Model, known_model, write
 from bench.peers import AudioCraft
 from bench.results import SUMMARY, Result, Served
 from bench.rounds import POSITIONS, Cell, Visit, clip_seconds, clips, ratio, steps_of
-from bench.run import QUICK_SECONDS
+from bench.run import QUICK_SECONDS, Plan, Run
 from bench.service import Crowd, Told
 from bench.steps import CFG_COEF, OursGraphed, measure, prompt
 from bench.turn import turn
@@ -120,6 +120,15 @@ def test_the_plots_are_drawn() -> None:
         assert picture.rstrip().endswith("</svg>")
         assert "nan" not in picture
     assert plots.steps(Result("small", "x", {}, True, 30.0, "int8"))
+
+
+# ---- a run
+
+
+def test_a_run_knows_the_default_precision_of_its_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    run = Run(known_model("demo"), Plan(quick=True, seconds=1.0, rounds=1, began=0.0), tmp_path, print)
+    assert run.result.default == "float32"
 
 
 # ---- the limit

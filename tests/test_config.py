@@ -41,6 +41,7 @@ def test_every_setting_can_be_set_by_its_variable(monkeypatch: pytest.MonkeyPatc
         "allow_any_model": ("true", True),
         "allow_anonymous": ("yes", True),
         "job_megabytes": ("64", 64),
+        "unread_megabytes": ("65", 65),
         "job_minutes": ("2.5", 2.5),
         "drain_seconds": ("5", 5.0),
     }

@@ -17,7 +17,7 @@ from musicgen_bento import entry, metrics
 from musicgen_bento.catalogue import find
 from musicgen_bento.config import Settings
 from musicgen_bento.engine.quantized_cache import QuantizedKVCache
-from musicgen_bento.precision import FLOAT16, INT8, Size
+from musicgen_bento.precision import FLOAT16, INT8
 
 Break = Callable[[dict[str, Manifest]], object]
 DOCUMENT = Path(__file__).parent.parent / "docs" / "deployment.md"
@@ -252,9 +252,13 @@ def test_the_sizes_of_the_document() -> None:
     for name, (layers, width) in shapes.items():
         card = find(name)
         assert card is not None
-        size = Size(card.parameters, 16 * layers * width**2 + 4 * 2048 * width, 13 * layers * width + 4 * 2048)
         clip = QuantizedKVCache.bytes(layers, 2, width // 64, 1503, 64), layers * 2 * 2 * 1503 * width * 2
-        figures = [INT8.bytes(size) / 1e9, clip[0] / 1e9, FLOAT16.bytes(size) / 1e9, clip[1] / 1e9]
+        figures = [
+            INT8.estimate(card.parameters, layers, width) / 1e9,
+            clip[0] / 1e9,
+            FLOAT16.estimate(card.parameters, layers, width) / 1e9,
+            clip[1] / 1e9,
+        ]
         row = re.search(rf"^\| {name} \| (.+?) \|$", DOCUMENT.read_text(), re.M)
         assert row is not None
         *told, slots = row[1].split(" | ")

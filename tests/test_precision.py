@@ -10,6 +10,7 @@ from musicgen_bento.config import Settings
 from musicgen_bento.engine import checkpoint
 from musicgen_bento.engine.engine import ModelEngine
 from musicgen_bento.engine.hub import Source
+from musicgen_bento.engine.product import Int8
 from musicgen_bento.engine.types import Finished
 from musicgen_bento.errors import LoadFailed
 from musicgen_bento.machine import precision
@@ -34,6 +35,15 @@ def test_on_a_cpu(recipe: Recipe, how: Precision) -> None:
     story = make_one(model, params(duration=0.5)).story
     assert np.isfinite(story.audio).all()
     assert story.audio.std() > 0
+
+
+def test_int8_is_fine_where_it_decides() -> None:
+    weights = checkpoint.load(Source("tiny", folder(MONO)), CPU, INT8).weights
+    for layer in weights.layers:
+        assert layer.cross is not None
+        fine = layer.query_key_value, layer.out, layer.linear1, layer.linear2, weights.heads
+        assert all(isinstance(each, Int8) and each.fine for each in fine)
+        assert not any(isinstance(each, Int8) and each.fine for each in (layer.cross.query, layer.cross.out))
 
 
 def test_what_a_device_has() -> None:

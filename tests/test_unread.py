@@ -77,7 +77,7 @@ def test_too_much_that_nobody_reads_keeps_new_clips_out(way: str) -> None:
             assert full.status_code == 429
             error = exchange().error  # the middleware writes it
             assert error is not None
-            assert (error.code, error.retry_after) == ("queue_full", 10.0)
+            assert (error.code, error.retry_after) == ("unread_full", 10.0)
         sending[0].cancel()
         await asyncio.wait(sending[:1])
         assert unread.bytes == 2 * SAMPLES
@@ -97,6 +97,27 @@ def test_a_whole_clip_that_nobody_takes_is_cut_off(monkeypatch: pytest.MonkeyPat
     async def test() -> None:
         unread, reader = Unread(1), Reader(stall=True)
         answer = streamed.Whole(Music(bytes(100), {}), unread)
+        with pytest.raises(Broken):
+            await answer(reader.scope, reader.receive, reader.send)
+        assert unread.bytes == 0
+
+    asyncio.run(test())
+
+
+@pytest.mark.parametrize("way", ["generate", "stream"])
+def test_one_who_takes_all_but_the_end_is_cut_off(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server waits at the end for what it has taken already."""
+    monkeypatch.setattr(streamed, "STALLED_SECONDS", 0.05)
+
+    class Stalling(Reader):
+        async def send(self, message: Any) -> None:
+            if message.get("more_body") is False:
+                await asyncio.Event().wait()
+            await super().send(message)
+
+    async def test() -> None:
+        unread, reader = Unread(1), Stalling()
+        answer = await ask(Front(None, Studio(), Drain(1.0, Work().__bool__), unread), way)  # type: ignore[arg-type]
         with pytest.raises(Broken):
             await answer(reader.scope, reader.receive, reader.send)
         assert unread.bytes == 0

@@ -80,14 +80,14 @@ class Int8:
 
     Args:
         weight: the matrix.
-        fine: multiply what the rounding has left over too, as a second row: 13 bits a number instead of 6 or 7, for the
-            matrix is read once all the same.
+        fine: multiply what the rounding has left over too, as a second row: 13 or 15 bits a number instead of 6 or 7,
+            and the matrix is read once all the same.
     """
 
     def __init__(self, weight: Tensor, *, fine: bool = False) -> None:
         self._packed = fbgemm.pack_int8(weight)
         self._levels = fbgemm.levels()
-        self._fine = fine
+        self.fine = fine
         self.outputs, self.numbers = weight.shape[0], weight.numel()
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -98,7 +98,7 @@ class Int8:
     def _multiply(self, x: Tensor) -> Tensor:
         """Rows within ±1."""
         levels = self._levels
-        if not self._fine:
+        if not self.fine:
             return fbgemm.times_int8(x, levels, self._packed)
         coarse = torch.fake_quantize_per_tensor_affine(x, 1 / levels, 0, -levels, levels)
         left = (x - coarse).mul_(2 * levels)  # within ±1 again: half a level at most
@@ -112,7 +112,7 @@ def product(weight: Tensor, precision: Precision, *, fine: bool = False) -> Prod
     Args:
         weight: on its device; on the meta device it stays a mere size.
         precision: of the model.
-        fine: in int8, whether its rows are held finer.
+        fine: in int8, see `Int8`.
     """
     if weight.device.type != "meta" and precision.matrices != precision.rest:
         return Int8(weight, fine=fine) if precision.matrices == torch.int8 else Half(weight)

@@ -138,6 +138,7 @@ def read_weights(
 
 
 def _layer(tensors: _Tensors, name: str, shape: LMShape) -> Layer:
+    # fine: all but cross-attention, which says the same either way (docs/performance.md)
     dim, hidden = shape.dim, shape.hidden
     cross = None
     if shape.text == "cross":
