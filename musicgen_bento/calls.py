@@ -1,4 +1,7 @@
-"""Calls to one server: limits of time, repeats where they are safe, every failure a MusicGenError."""
+"""Calls to one server: limits of time, repeats where they are safe, every failure a MusicGenError.
+
+requests is imported on first use: it would be half of the time that the client's own import takes.
+"""
 
 from __future__ import annotations
 
@@ -9,16 +12,17 @@ from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
-import requests
 from pydantic import BaseModel, ValidationError
-from urllib3.exceptions import NewConnectionError
 
 from musicgen_bento import __version__
 from musicgen_bento.errors import InvalidRequest, MusicGenError, QueueFull, Unavailable
 from musicgen_bento.schemas import ErrorBody
+
+if TYPE_CHECKING:
+    import requests
 
 CONNECT_SECONDS = 10.0
 READ_SECONDS = 30.0  # without a byte
@@ -157,6 +161,8 @@ class Calls:
     """
 
     def __init__(self, server: Server, deadline: Deadline, stopped: threading.Event | None = None) -> None:
+        import requests
+
         self._server = server
         self._url = server.url.rstrip("/")
         self._deadline = deadline
@@ -249,6 +255,8 @@ class Calls:
         Raises:
             Unreachable: it is not whole.
         """
+        from requests.exceptions import ConnectionError
+
         left = int(answer.headers.get("Content-Length", 0))
         with self._failures(), answer:
             for piece in answer.iter_content(SMALL_PIECE):
@@ -258,7 +266,7 @@ class Calls:
                 left -= len(piece)
                 yield piece
             if left > 0:
-                raise requests.exceptions.ConnectionError
+                raise ConnectionError
 
     def _once(self, method: str, path: str, silence: float, rest: Mapping[str, Any]) -> Answer:
         if self._stopped.is_set():
@@ -287,20 +295,22 @@ class Calls:
     @contextmanager
     def _failures(self) -> Generator[None, None, None]:
         """What requests raises, as ours; those that may pass say when to try again."""
+        from requests import exceptions
+
         try:
             yield
-        except requests.exceptions.RequestException as error:
+        except exceptions.RequestException as error:
             self._deadline.left()
             where = self._server.name
-            if isinstance(error, requests.exceptions.SSLError):
+            if isinstance(error, exceptions.SSLError):
                 raise Unreachable(f"{where} has no valid certificate.", hint="Is it https?") from None
-            if isinstance(error, requests.exceptions.ConnectTimeout) or _refused(error):
+            if isinstance(error, exceptions.ConnectTimeout) or _refused(error):
                 if self._heard:
                     raise Away(f"The server at {where} is gone.", hint="Try again later.", retry_after=1.0) from None
                 raise Unreachable(f"There is no server at {where}.", hint="Is it running?") from None
-            if isinstance(error, requests.exceptions.Timeout):
+            if isinstance(error, exceptions.Timeout):
                 raise Unreachable(f"{where} does not answer.", hint="Try again later.", retry_after=1.0) from None
-            dropped = (requests.exceptions.ConnectionError, requests.exceptions.ChunkedEncodingError)
+            dropped = (exceptions.ConnectionError, exceptions.ChunkedEncodingError)
             again = 0.5 if isinstance(error, dropped) else None
             raise Unreachable(f"The connection to {where} broke.", hint="Try again.", retry_after=again) from None
 
@@ -360,5 +370,7 @@ def _retry_after(headers: Mapping[str, str]) -> float | None:
 
 def _refused(error: Exception) -> bool:
     """Whether no connection came about: nothing listens there, or no machine has the name."""
+    from urllib3.exceptions import NewConnectionError
+
     reason = getattr(error.args[0], "reason", None) if error.args else None
     return isinstance(reason, NewConnectionError)
