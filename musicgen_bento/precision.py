@@ -84,7 +84,7 @@ def on(device: torch.device) -> dict[str, Precision]:
 
 
 def best(device: torch.device, numbers: int) -> Precision:
-    """The fastest on a device of those that `musicgen-bento verify demo` finds as good as float32.
+    """What `auto` is there, of those that `musicgen-bento verify` found as good as float32 (docs/performance.md).
 
     Args:
         device: where the model will be.

@@ -38,7 +38,7 @@ class Plan:
     codec_drums: float = 0.375
     plain_steps: int = 1_000
     clean_from: int = 3_500
-    lm_steps: int = 8_000
+    lm_steps: int = 16_000
     lm_heed: int = 1_500
     lm_batch: int = 4
     lm_seconds: float = 8.0
