@@ -5,6 +5,7 @@ Nothing but the standard library and click is imported before it is known what i
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -71,6 +72,8 @@ click.version_option(__version__)(PROGRAM)
 
 def main(args: Sequence[str] | None = None) -> NoReturn:
     """Run the command and exit with one of STATUSES; where it did not go well, one line on standard error says why."""
+    # pydantic would look for plugins of its own in all that is installed, which takes longer than click
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     try:
         status = PROGRAM.main(args=args, prog_name="musicgen-bento", standalone_mode=False)
     except click.ClickException as error:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, TypedDict
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel as PydanticModel
+from pydantic import ConfigDict, Field, StringConstraints
 
 MAX_SEED = 2**32 - 1
 
@@ -25,7 +26,13 @@ Prompt = Annotated[
 ]
 
 
-class GenerationRequest(BaseModel):
+class Schema(PydanticModel):
+    """Made ready when it is first used: the command line and the client need few of them."""
+
+    model_config = ConfigDict(defer_build=True)
+
+
+class GenerationRequest(Schema):
     """One clip to make from text."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
@@ -105,7 +112,7 @@ class Options(TypedDict, total=False):
     normalize: Normalize
 
 
-class LoadProgress(BaseModel):
+class LoadProgress(Schema):
     """How far a model is on its way into memory."""
 
     step: Literal["downloading", "waiting", "loading"] = Field(
@@ -116,7 +123,7 @@ class LoadProgress(BaseModel):
     ahead: int | None = Field(None, description="While waiting: how many models come before it.")
 
 
-class ModelInfo(BaseModel):
+class ModelInfo(Schema):
     """One model the service offers."""
 
     id: str = Field(description="The model's name.", examples=["facebook/musicgen-small"])
@@ -138,13 +145,13 @@ class ModelInfo(BaseModel):
     note: str = Field(description="What to know before choosing it.")
 
 
-class ModelList(BaseModel):
+class ModelList(Schema):
     """All models the service offers."""
 
     models: list[ModelInfo]
 
 
-class ErrorDetail(BaseModel):
+class ErrorDetail(Schema):
     """What went wrong and what to do about it."""
 
     code: str = Field(description="Stable, for programs.", examples=["invalid"])
@@ -154,7 +161,7 @@ class ErrorDetail(BaseModel):
     retry_after: float | None = Field(None, description="Seconds after which trying again may help, where it may.")
 
 
-class ErrorBody(BaseModel):
+class ErrorBody(Schema):
     """The body of every answer that is not a success."""
 
     error: ErrorDetail
@@ -163,7 +170,7 @@ class ErrorBody(BaseModel):
 JobState = Literal["queued", "loading", "running", "done", "failed", "cancelled"]
 
 
-class Job(BaseModel):
+class Job(Schema):
     """A clip that is made without a connection held open for it."""
 
     id: str = Field(description="Unguessable: whoever has it can follow, fetch and cancel the job.")
@@ -184,7 +191,7 @@ class Job(BaseModel):
     )
 
 
-class JobQuestion(BaseModel):
+class JobQuestion(Schema):
     """How long to wait for news of a job."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -200,7 +207,7 @@ class JobQuestion(BaseModel):
     )
 
 
-class AudioQuestion(BaseModel):
+class AudioQuestion(Schema):
     """What becomes of a job whose music has been sent."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
