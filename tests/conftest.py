@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -16,6 +17,10 @@ os.environ["BENTOML_DO_NOT_TRACK"] = "True"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 if not WITH_HUB:
     os.environ["HF_HUB_OFFLINE"] = "1"
+
+# A shell's background jobs ignore Ctrl-C, and so would every process that a test starts there.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # A loaded machine is no failure: no deadline.
 settings.register_profile("default", deadline=None, print_blob=True)

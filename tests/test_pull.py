@@ -212,7 +212,7 @@ pool.close()
     assert done.returncode == 0, done.stderr
     seen = json.loads(done.stdout)
     assert seen[0]["state"] == "downloadable"
-    assert seen[0]["memory_bytes"] > 3e9  # as of the released one
+    assert seen[0]["memory_bytes"] > 1e9  # as of the released one
     assert seen[-1]["state"] == "loaded"
     assert seen[-1]["memory_bytes"] < 3e8  # counted
     steps = [entry["progress"] for entry in seen if entry["state"] == "loading"]
