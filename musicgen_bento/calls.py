@@ -255,7 +255,7 @@ class Calls:
         Raises:
             Unreachable: it is not whole.
         """
-        from requests.exceptions import ConnectionError
+        from requests import exceptions
 
         left = int(answer.headers.get("Content-Length", 0))
         with self._failures(), answer:
@@ -266,7 +266,7 @@ class Calls:
                 left -= len(piece)
                 yield piece
             if left > 0:
-                raise ConnectionError
+                raise exceptions.ConnectionError
 
     def _once(self, method: str, path: str, silence: float, rest: Mapping[str, Any]) -> Answer:
         if self._stopped.is_set():

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, TypedDict
 
-from pydantic import BaseModel as PydanticModel
-from pydantic import ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 MAX_SEED = 2**32 - 1
 
@@ -26,7 +25,7 @@ Prompt = Annotated[
 ]
 
 
-class Schema(PydanticModel):
+class Schema(BaseModel):
     """Made ready when it is first used: the command line and the client need few of them."""
 
     model_config = ConfigDict(defer_build=True)

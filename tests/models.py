@@ -16,10 +16,12 @@ import torch
 from audiocraft.models import MusicGen
 from numpy.typing import NDArray
 
+from musicgen_bento.config import Settings
 from musicgen_bento.engine import checkpoint
 from musicgen_bento.engine.checkpoint import Checkpoint
 from musicgen_bento.engine.engine import ModelEngine
 from musicgen_bento.engine.hub import Source
+from musicgen_bento.engine.loader import Loader
 from musicgen_bento.engine.types import Chunk, Event, Failed, Finished, GenerationParams, Started
 from musicgen_bento.precision import FLOAT32, Precision
 from tests.checkpoints import Recipe, write
@@ -38,6 +40,11 @@ def folder(recipe: Recipe) -> Path:
     path = Path(tempfile.mkdtemp(prefix="musicgen-test-"))
     atexit.register(shutil.rmtree, path, ignore_errors=True)
     return write(path, recipe)
+
+
+def takes(source: Source, precision: Any = "auto") -> int:
+    """Bytes of a model with one clip, on a CPU."""
+    return Loader(Settings(device="cpu", precision=precision)).sizes(checkpoint.open_files(source))[0]
 
 
 @cache

@@ -31,7 +31,7 @@ from musicgen_bento.engine.weights import LMShape
 from musicgen_bento.errors import BrokenCheckpoint, ModelTooLarge
 from musicgen_bento.machine import free_memory, memory_budget
 from musicgen_bento.precision import FLOAT16_KEPT, FLOAT32, INT8, Precision
-from tests.models import MONO, STEREO, Story, folder, params
+from tests.models import MONO, STEREO, Story, folder, params, takes
 from tests.waiting import until
 
 ROOT = Path(__file__).parent.parent
@@ -39,8 +39,7 @@ ROOT = Path(__file__).parent.parent
 
 def one_takes(precision: Any = "auto") -> int:
     """Bytes of the tiny model with one clip."""
-    loader = Loader(Settings(device="cpu", precision=precision))
-    return loader.sizes(checkpoint.open_files(Source("tiny", folder(MONO))))[0]
+    return takes(Source("tiny", folder(MONO)), precision)
 
 
 class Turns:
@@ -323,6 +322,13 @@ def test_close_while_one_waits_in_line(turns: Callable[..., Turns]) -> None:
 def test_what_a_model_takes_is_known_before_it_is_read(recipe: Any, precision: Precision) -> None:
     files = checkpoint.open_files(Source("tiny", folder(recipe)))
     assert checkpoint.build(files, torch.device("cpu"), precision).bytes == files.bytes(precision)
+
+
+@pytest.mark.parametrize("precision", [FLOAT32, FLOAT16_KEPT, INT8])
+def test_an_estimate_is_exact_for_the_shape_of_the_released_ones(precision: Precision) -> None:
+    files = checkpoint.open_files(Source("tiny", folder(MONO)))
+    shape = files.shape
+    assert precision.estimate(files.size.numbers, shape.layers, shape.dim) == precision.bytes(files.size)
 
 
 def test_what_a_card_says_of_memory_is_what_the_files_say() -> None:

@@ -10,14 +10,11 @@ import requests
 from prometheus_client import REGISTRY
 
 from musicgen_bento.catalogue import DEMO_FOLDER
-from musicgen_bento.config import Settings
-from musicgen_bento.engine import checkpoint
 from musicgen_bento.engine.hub import Source
-from musicgen_bento.engine.loader import Loader
 from musicgen_bento.engine.types import Started
 from musicgen_bento.metrics import NAMES, MeasuredPool
 from tests.checkpoints import write_hub_cache
-from tests.models import MONO, folder, params
+from tests.models import MONO, folder, params, takes
 from tests.server import Server
 from tests.test_desk import STORY, Pool
 from tests.waiting import until
@@ -25,16 +22,11 @@ from tests.waiting import until
 ROOT = Path(__file__).parent.parent
 
 
-def takes(name: str, path: Path) -> int:
-    """Bytes of a model with one clip."""
-    return Loader(Settings(device="cpu")).sizes(checkpoint.open_files(Source(name, path)))[0]
-
-
 def test_figures_after_known_traffic(tmp_path: Path) -> None:
     """Both processes' figures, through the front. The two models do not fit into memory together."""
     write_hub_cache(tmp_path / "hub", "me/mine", MONO)
     hub = {"HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
-    budget = sum(takes(name, path) for name, path in (("demo", DEMO_FOLDER), ("tiny", folder(MONO)))) - 1
+    budget = takes(Source("demo", DEMO_FOLDER)) + takes(Source("tiny", folder(MONO))) - 1
     with Server(tmp_path, hub, max_slots=1, max_queue=2, memory_budget=budget, allow_any_model=1) as server:
         for _ in range(3):
             assert server.generate(duration=0.4).status_code == 200

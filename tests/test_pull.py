@@ -194,7 +194,7 @@ from musicgen_bento.config import Settings
 from musicgen_bento.engine.pool import EnginePool
 from musicgen_bento.engine.types import GenerationParams
 from dataclasses import asdict
-pool = EnginePool(Settings(device="cpu", preload=(), memory_budget="8GB"))
+pool = EnginePool(Settings(device="cpu", precision="float32", preload=(), memory_budget="8GB"))
 def state():
     return next(asdict(status) for status in pool.statuses() if status.id == "facebook/musicgen-small")
 seen = [state()]
@@ -212,7 +212,7 @@ pool.close()
     assert done.returncode == 0, done.stderr
     seen = json.loads(done.stdout)
     assert seen[0]["state"] == "downloadable"
-    assert seen[0]["memory_bytes"] > 1e9  # as of the released one
+    assert seen[0]["memory_bytes"] > 3e9  # as of the released one
     assert seen[-1]["state"] == "loaded"
     assert seen[-1]["memory_bytes"] < 3e8  # counted
     steps = [entry["progress"] for entry in seen if entry["state"] == "loading"]

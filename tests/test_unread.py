@@ -5,21 +5,18 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-import numpy as np
 import pytest
 
 from musicgen_bento import schemas, streamed
 from musicgen_bento.drain import Drain, Work
-from musicgen_bento.engine.types import Chunk, Finished, Listener, Started
+from musicgen_bento.engine.types import Listener
 from musicgen_bento.exchange import Broken, Exchange, current_exchange, exchange
 from musicgen_bento.front import Front
 from musicgen_bento.recording import Recording
 from musicgen_bento.studio import Music, Order
 from musicgen_bento.unread import Unread
-from tests.test_streamed import Reader
+from tests.test_streamed import SAMPLES, STORY, Reader
 
-SAMPLES = 100_000
-STORY = (Started("demo", 32_000, 1, SAMPLES), Chunk(np.zeros((1, SAMPLES), np.float32), 0), Finished())
 ORDER = Order("id", "place", "demo", 7, SAMPLES / 32_000, "clip")
 
 
