@@ -17,6 +17,7 @@ from musicgen_bento.precision import FLOAT32
 from training import codec, dataset, export, language_model, meters, text
 from training.captions import CHANCES, caption, colour, speed
 from training.loop import Clock, OutOfTime, steps
+from training.losses import hiss
 from training.network import Network, delayed
 from training.plan import CARD, CODEBOOKS, SAMPLE_RATE, Plan
 from training.render import render
@@ -32,6 +33,7 @@ def plan(tmp_path_factory: pytest.TempPathFactory) -> Plan:
         songs=100,
         codec_steps=4,
         plain_steps=2,
+        decoder_steps=2,
         codec_batch=2,
         lm_steps=3,
         lm_batch=2,
@@ -141,9 +143,30 @@ def test_training_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
 
 
 def test_the_same_seed_is_the_same_codec_batch(plan: Plan, songs: dataset.Dataset) -> None:
-    one, again, other = (codec._windows(plan, songs, number) for number in (3, 3, 4))
+    one, again, other = (codec.windows(plan, songs, number) for number in (3, 3, 4))
     assert (one == again).all()
     assert not np.array_equal(one, other)
+
+
+def test_the_decoder_learns_on_alone(plan: Plan, songs: dataset.Dataset, made: tuple[Path, Network]) -> None:
+    trained = codec.train(plan, songs, Clock(10))  # it is there already
+    before = {name: tensor.clone() for name, tensor in trained.state_dict().items()}
+    said = codec.tokens(trained, songs, 0)
+    after = codec.finish(plan, trained, songs, Clock(10)).state_dict()
+    changed = {name.split(".")[0] for name, tensor in after.items() if not torch.equal(tensor, before[name])}
+    assert changed == {"decoder"}
+    assert torch.equal(codec.tokens(trained, songs, 0), said)
+    assert not any(p.requires_grad for p in trained.parameters())
+
+
+def test_hiss_is_what_the_song_has_not() -> None:
+    torch.manual_seed(0)
+    wav = 0.2 * torch.sin(torch.arange(16_000) * 0.1)[None]
+    noise = 0.02 * torch.randn(1, 16_000)
+    assert hiss(wav, wav) == 0
+    assert hiss(wav + noise, wav) > 10
+    assert hiss(wav, wav + noise) == 0  # too little of it is for the other losses
+    assert hiss(wav + 1e-5 * noise, wav) == 0  # nobody hears it
 
 
 def test_too_large_a_model_is_not_written(

@@ -44,6 +44,7 @@ def make(plan: Plan, clock: Clock) -> None:
     songs = dataset.Dataset(plan.folder / "songs")
     trained = codec.train(plan, songs, clock)
     tokens = language_model.encode(plan, trained, songs)
+    trained = codec.finish(plan, trained, songs, clock)
     network, encoder, tokenizer = language_model.train(plan, tokens, songs, clock)
     done = plan.folder / "demo"
     size = export.write(plan, trained, network, encoder, tokenizer, done)

@@ -24,6 +24,7 @@ class Plan:
         codec_drums: the share of its windows that are drums alone.
         plain_steps: the codec's first steps, without quantisation; its codebooks are then found by k-means.
         clean_from: the step from which the codec is to be silent where the song is.
+        decoder_steps, decoder_rate: of the codec's decoder, after that, alone.
         lm_steps, lm_batch, lm_seconds, lm_rate: of the language model's; a window is `lm_seconds` long.
         lm_heed: the step from which most of its windows are beginnings, for the prompt's sake.
     """
@@ -38,7 +39,9 @@ class Plan:
     codec_drums: float = 0.375
     plain_steps: int = 1_000
     clean_from: int = 3_500
-    lm_steps: int = 16_000
+    decoder_steps: int = 2_000
+    decoder_rate: float = 3e-4
+    lm_steps: int = 13_000
     lm_heed: int = 1_500
     lm_batch: int = 4
     lm_seconds: float = 8.0
