@@ -7,7 +7,7 @@ them once. What attention remembers of each clip has a dtype of its own, and so 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -23,12 +23,10 @@ class Size:
     Attributes:
         numbers: all of them.
         in_matrices: those in matrices.
-        outputs: of all matrices together.
     """
 
     numbers: int
     in_matrices: int
-    outputs: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +39,8 @@ class Precision:
         rest: dtype of everything else, of sums and of results.
         cache: dtype of the keys and values that attention remembers.
         cached: bytes that one of them takes, scales included, at most.
-        per_output: bytes that each output of a matrix takes beside its numbers.
+        scales: bytes that each number of a matrix takes beside itself.
+        compiled: whether ONNX Runtime runs it, on a CPU; else torch does.
     """
 
     name: str
@@ -49,38 +48,37 @@ class Precision:
     rest: torch.dtype
     cache: torch.dtype
     cached: float
-    per_output: int = 0
+    scales: float = 0
+    compiled: bool = False
 
     def bytes(self, size: Size) -> int:
         """What a language model of this size takes."""
         rest = size.numbers - size.in_matrices
-        return size.in_matrices * self.matrices.itemsize + rest * self.rest.itemsize + size.outputs * self.per_output
+        return int(size.in_matrices * (self.matrices.itemsize + self.scales)) + rest * self.rest.itemsize
 
     def estimate(self, numbers: int, layers: int, dim: int) -> int:
         """What one of so many numbers takes, by the shape of all released ones."""
         matrices = 16 * layers * dim**2 + 4 * 2048 * dim
-        return self.bytes(Size(numbers, min(matrices, numbers), 13 * layers * dim + 4 * 2048))
+        return self.bytes(Size(numbers, min(matrices, numbers)))
 
 
 FLOAT32 = Precision("float32", torch.float32, torch.float32, torch.float32, 4)
+FLOAT32_COMPILED = replace(FLOAT32, compiled=True)
 BFLOAT16 = Precision("bfloat16", torch.bfloat16, torch.bfloat16, torch.bfloat16, 2)
 FLOAT16 = Precision("float16", torch.float16, torch.float16, torch.float16, 2)
 # On a CPU float16 is a way to keep numbers, not to compute: products are summed in float32. Of the cache in 8 bits 64
 # numbers have scale and minimum, and the last positions are there in float32 too: 1.2 bytes in a window of 30 s.
 FLOAT16_KEPT = Precision("float16", torch.float16, torch.float32, torch.uint8, 1.25)
-# For each output scale, zero point and sum of the weights.
-INT8 = Precision("int8", torch.int8, torch.float32, torch.uint8, 1.25, per_output=12)
+# 32 numbers share a scale, and their sum is kept; as measured.
+INT8 = Precision("int8", torch.int8, torch.float32, torch.float32, 4, scales=0.34, compiled=True)
 
 
 def on(device: torch.device) -> dict[str, Precision]:
     """What there is on a device, by name."""
     if device.type != "cpu":
-        special = {"float16": FLOAT16}
-    elif fbgemm.available():
-        special = {"float16": FLOAT16_KEPT, "int8": INT8}
-    else:
-        special = {}
-    return {"float32": FLOAT32, "bfloat16": BFLOAT16} | special
+        return {"float32": FLOAT32, "bfloat16": BFLOAT16, "float16": FLOAT16}
+    kept = {"float16": FLOAT16_KEPT} if fbgemm.available() else {}
+    return {"float32": FLOAT32_COMPILED, "bfloat16": BFLOAT16, "int8": INT8} | kept
 
 
 def best(device: torch.device, numbers: int) -> Precision:
@@ -88,8 +86,8 @@ def best(device: torch.device, numbers: int) -> Precision:
 
     Args:
         device: where the model will be.
-        numbers: of the language model; the time of a small one goes into operators, and int8 has more of them.
+        numbers: of the language model; a small one's matrices stay in the processor's cache.
     """
     if device.type != "cpu":
         return FLOAT16
-    return INT8 if fbgemm.available() and numbers > SMALL else FLOAT32
+    return INT8 if numbers > SMALL else FLOAT32_COMPILED

@@ -23,7 +23,7 @@ from musicgen_bento.engine.engine import ModelEngine
 from musicgen_bento.engine.hub import Source
 from musicgen_bento.engine.loader import Loader
 from musicgen_bento.engine.types import Chunk, Event, Failed, Finished, GenerationParams, Started
-from musicgen_bento.precision import FLOAT32, Precision
+from musicgen_bento.precision import FLOAT32_COMPILED, Precision
 from tests.checkpoints import Recipe, write
 
 CPU = torch.device("cpu")
@@ -48,7 +48,7 @@ def takes(source: Source, precision: Any = "auto") -> int:
 
 
 @cache
-def load(recipe: Recipe, how: Precision = FLOAT32) -> Checkpoint:
+def load(recipe: Recipe, how: Precision = FLOAT32_COMPILED) -> Checkpoint:
     """The model as the engine has it."""
     return checkpoint.load(Source("tiny", folder(recipe)), CPU, how)
 
@@ -60,7 +60,12 @@ def reference(recipe: Recipe) -> Any:
 
 
 def engine(
-    recipe: Recipe = MONO, *, slots: int = 4, queue: int = 64, deterministic: bool = False, how: Precision = FLOAT32
+    recipe: Recipe = MONO,
+    *,
+    slots: int = 4,
+    queue: int = 64,
+    deterministic: bool = False,
+    how: Precision = FLOAT32_COMPILED,
 ) -> ModelEngine:
     return ModelEngine(load(recipe, how), max_slots=slots, max_queue=queue, deterministic=deterministic)
 

@@ -31,7 +31,7 @@ COMPANY = {
 
 
 def graphed(recipe: Recipe, slots: int = 4) -> ModelEngine:
-    model = ModelEngine(load(recipe), max_slots=slots, max_queue=16, deterministic=False)
+    model = ModelEngine(load(recipe, FLOAT32), max_slots=slots, max_queue=16, deterministic=False)
     model._decoder = GraphedDecoder(model.checkpoint.weights)
     return model
 

@@ -10,11 +10,10 @@ from musicgen_bento.config import Settings
 from musicgen_bento.engine import checkpoint
 from musicgen_bento.engine.engine import ModelEngine
 from musicgen_bento.engine.hub import Source
-from musicgen_bento.engine.product import Int8
 from musicgen_bento.engine.types import Finished
 from musicgen_bento.errors import LoadFailed
 from musicgen_bento.machine import precision
-from musicgen_bento.precision import BFLOAT16, FLOAT16, FLOAT16_KEPT, FLOAT32, INT8, Precision, on
+from musicgen_bento.precision import BFLOAT16, FLOAT16, FLOAT16_KEPT, FLOAT32, FLOAT32_COMPILED, INT8, Precision, on
 from tests.checkpoints import Recipe
 from tests.models import MONO, PREPEND, STEREO, engine, folder, make, make_one, params
 
@@ -37,33 +36,23 @@ def test_on_a_cpu(recipe: Recipe, how: Precision) -> None:
     assert story.audio.std() > 0
 
 
-def test_int8_is_fine_where_it_decides() -> None:
-    weights = checkpoint.load(Source("tiny", folder(MONO)), CPU, INT8).weights
-    for layer in weights.layers:
-        assert layer.cross is not None
-        fine = layer.query_key_value, layer.out, layer.linear1, layer.linear2, weights.heads
-        assert all(isinstance(each, Int8) and each.fine for each in fine)
-        assert not any(isinstance(each, Int8) and each.fine for each in (layer.cross.query, layer.cross.out))
-
-
 def test_what_a_device_has() -> None:
     assert precision(CPU, Settings(precision="int8"), LARGE) == INT8
     assert precision(CPU, Settings(precision="float16"), LARGE) == FLOAT16_KEPT
     assert precision(CUDA, Settings(precision="float16"), LARGE) == precision(CUDA, Settings(), LARGE) == FLOAT16
     assert precision(CPU, Settings(), LARGE) == INT8
-    assert precision(CPU, Settings(), 7_000_000) == FLOAT32
+    assert precision(CPU, Settings(), 7_000_000) == FLOAT32_COMPILED
     assert on(CUDA)["bfloat16"] == on(CPU)["bfloat16"] == BFLOAT16
-    with pytest.raises(LoadFailed, match="int8 is for an x86 CPU"):
+    with pytest.raises(LoadFailed, match="int8 is for a CPU"):
         precision(CUDA, Settings(precision="int8"), LARGE)
 
 
 def test_a_cpu_without_packed_products_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(type(torch.backends.quantized), "supported_engines", property(lambda _: ["qnnpack"]))
-    assert set(on(CPU)) == {"float32", "bfloat16"}
-    assert precision(CPU, Settings(), LARGE) == FLOAT32
-    for name in ("int8", "float16"):
-        with pytest.raises(LoadFailed, match="x86 CPU"):
-            precision(CPU, Settings(precision=name), LARGE)
+    assert set(on(CPU)) == {"float32", "bfloat16", "int8"}
+    assert precision(CPU, Settings(), LARGE) == INT8
+    with pytest.raises(LoadFailed, match="x86 CPU"):
+        precision(CPU, Settings(precision="float16"), LARGE)
 
 
 @pytest.mark.gpu

@@ -6,10 +6,9 @@ import pytest
 from click.testing import CliRunner
 
 from musicgen_bento.cli import PROGRAM
-from musicgen_bento.engine import checkpoint, verify
+from musicgen_bento.engine import checkpoint, onnx_graph, verify
 from musicgen_bento.engine.hub import Source
-from musicgen_bento.engine.product import Int8
-from musicgen_bento.precision import FLOAT16_KEPT, FLOAT32, INT8
+from musicgen_bento.precision import FLOAT16_KEPT, FLOAT32_COMPILED, INT8
 from tests.checkpoints import Recipe
 from tests.models import MONO, PREPEND, STEREO, folder
 
@@ -17,13 +16,13 @@ from tests.models import MONO, PREPEND, STEREO, folder
 @pytest.mark.parametrize("recipe", [MONO, STEREO, PREPEND])
 def test_float32_is_no_distance_from_itself_and_fewer_bits_are_further(recipe: Recipe) -> None:
     files = checkpoint.open_files(Source("tiny", folder(recipe)))
-    found = list(verify.distances(files, [FLOAT32, FLOAT16_KEPT, INT8], seconds=0.2))
+    found = list(verify.distances(files, [FLOAT32_COMPILED, FLOAT16_KEPT, INT8], seconds=0.2))
     assert [each.contexts for each in found] == ["greedy", "sampled"] * 3
     assert [each.precision for each in found[::2]] == ["float32", "float16", "int8"]
     codebooks = 8 if recipe.stereo else 4
     for same, half, int8 in zip(found[:2], found[2:4], found[4:], strict=True):
         assert same.distributions == half.distributions == int8.distributions == 10 * codebooks * len(verify.PROMPTS)
-        assert same.kl < 1e-9
+        assert same.kl < 1e-7
         assert same.agreement == 1
         assert same.near
         assert same.kl <= half.kl < int8.kl <= int8.kl_99
@@ -31,7 +30,8 @@ def test_float32_is_no_distance_from_itself_and_fewer_bits_are_further(recipe: R
 
 def test_a_precision_that_computes_wrongly_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     files = checkpoint.open_files(Source("tiny", folder(MONO)))
-    monkeypatch.setattr(Int8, "__call__", lambda self, x: x.new_zeros(len(x), self.outputs))
+    pack = onnx_graph.pack
+    monkeypatch.setattr(onnx_graph, "pack", lambda matrix: pack(matrix.flip(0)))
     assert not any(each.near for each in verify.distances(files, [INT8], seconds=0.2))
 
 

@@ -24,7 +24,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 import yaml
@@ -32,12 +32,15 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from musicgen_bento.engine.caches import clip_bytes
+from musicgen_bento.engine.compiled import CompiledWeights, compiled
 from musicgen_bento.engine.download import Download
 from musicgen_bento.engine.hub import CODEC_FILES, T5_FILES, Source
 from musicgen_bento.engine.released import FRAME_RATE, read_shape, read_weights
 from musicgen_bento.engine.weights import MAX_TOKENS, LMShape, LMWeights
 from musicgen_bento.errors import LoadFailed
 from musicgen_bento.precision import FLOAT32, Precision, Size
+
+Weights: TypeAlias = LMWeights | CompiledWeights
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +59,7 @@ class Checkpoint:
     """
 
     name: str
-    weights: LMWeights
+    weights: Weights
     tokenizer: Any
     text_encoder: nn.Module
     codec: nn.Module
@@ -157,18 +160,19 @@ def open_files(source: Source, download: Download | None = None) -> Files:
     )
 
 
-def build(files: Files, device: torch.device, precision: Precision) -> Checkpoint:
+def build(files: Files, device: torch.device, precision: Precision, threads: int | None = None) -> Checkpoint:
     """Read a model into memory. Any thread may; T5's take turns.
 
     Args:
         files: of the model.
         device: where to put it.
         precision: of the language model.
+        threads: how many cores a step may use; by default what torch uses in the calling thread.
 
     Raises:
         BrokenCheckpoint: a file cannot be read after all.
     """
-    weights = read_weights(files.source, files.shape, files.state, device, precision)
+    weights = load_weights(files, device, precision, threads)
     tokenizer, text_encoder = _text_encoder(files.source, files.text_encoder, device)
     codec = files.codec.to(device)
     torch.backends.cudnn.allow_tf32 = False  # blocks of a stream would differ from the whole by 1e-3
@@ -182,6 +186,14 @@ def build(files: Files, device: torch.device, precision: Precision) -> Checkpoin
         channels=int(codec.channels),
         frame_rate=int(codec.frame_rate),
     )
+
+
+def load_weights(files: Files, device: torch.device, precision: Precision, threads: int | None = None) -> Weights:
+    """The language model alone; see `build`."""
+    weights = read_weights(files.source, files.shape, files.state, device, precision)
+    if not precision.compiled:
+        return weights
+    return compiled(weights, precision, files.size, 1 if files.shape.small else threads or torch.get_num_threads())
 
 
 def check(files: Files) -> None:

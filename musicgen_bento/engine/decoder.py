@@ -69,6 +69,8 @@ class _Span:
 class Decoder:
     """Runs the language model. Every method is called from one thread."""
 
+    weights: LMWeights
+
     def __init__(self, weights: LMWeights) -> None:
         self.weights = weights
         self.shape = weights.shape
@@ -174,12 +176,16 @@ class Decoder:
         return x
 
     def _positions(self, spans: list[_Span]) -> Tensor:
-        """Sinusoidal embeddings [R, dim] (Vaswani et al. 2017), cosines first, as AudioCraft has them."""
+        """Sinusoidal embeddings [R, dim] (Vaswani et al. 2017) of rows, cosines first, as AudioCraft has them."""
         at: list[int] = []
         for span in spans:
             begin = span.sequence.cache.length
             at += list(range(begin, begin + span.positions)) * span.sequence.rows
-        phase = torch.tensor(at, dtype=torch.float32, device=self._periods.device)[:, None] / self._periods
+        return self._sinusoids(torch.tensor(at, device=self._periods.device))
+
+    def _sinusoids(self, positions: Tensor) -> Tensor:
+        """Embeddings [N, dim] of positions [N]."""
+        phase = positions[:, None].float() / self._periods
         return torch.cat([phase.cos(), phase.sin()], dim=-1)
 
     def _self_attention(self, index: int, layer: Layer, x: Tensor, spans: list[_Span]) -> Tensor:

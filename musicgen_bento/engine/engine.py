@@ -15,8 +15,8 @@ from musicgen_bento.engine.checkpoint import Checkpoint
 from musicgen_bento.engine.clip import Clip
 from musicgen_bento.engine.codec import CodecDecoder
 from musicgen_bento.engine.conditioning import TextConditioner
-from musicgen_bento.engine.decoder import Decoder, Need, Sequence
-from musicgen_bento.engine.graphs import GraphedDecoder
+from musicgen_bento.engine.decoder import Need, Sequence
+from musicgen_bento.engine.decoders import decoder_of
 from musicgen_bento.engine.sampling import SamplingRows
 from musicgen_bento.engine.scheduler import Scheduler
 from musicgen_bento.engine.sound import ClipSound, Sounds
@@ -29,10 +29,6 @@ _log = logging.getLogger("bentoml.musicgen")  # below BentoML's, which has a han
 
 # Rows of a prefill that the others wait for in a step. On a CPU the time grows with every row.
 PREFILL_ROWS = {"cpu": 32, "cuda": 512}
-
-# Below this many weights in the heads (musicgen-small has 8.4 million) a product is over before a second core has
-# begun, and where the cores are busy the wait for it costs ten times the product.
-SMALL_HEADS = 4_000_000
 
 
 @dataclass(slots=True, eq=False)
@@ -87,14 +83,12 @@ class ModelEngine:
         self._shape = checkpoint.weights.shape
         self._device = checkpoint.weights.device
         self._conditioner = TextConditioner(checkpoint)
-        graphed = self._device.type == "cuda" and not deterministic
-        self._decoder = GraphedDecoder(checkpoint.weights) if graphed else Decoder(checkpoint.weights)
+        self._decoder = decoder_of(checkpoint.weights, max_slots, deterministic=deterministic)
         # int8 takes the same tokens in any company, and so shall their sound be the same
         alone = deterministic or checkpoint.weights.precision == INT8
         self._sounds = Sounds(CodecDecoder(checkpoint.codec), self._device, alone=alone)
         self._deterministic = deterministic
-        large = checkpoint.weights.heads.numbers >= SMALL_HEADS
-        self._threads = (threads or torch.get_num_threads()) if large else 1
+        self._threads = 1 if self._shape.small else threads or torch.get_num_threads()
         self._prefill_rows = PREFILL_ROWS[self._device.type]
         self._wake = wake
         self._room = room

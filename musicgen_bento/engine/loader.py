@@ -75,7 +75,7 @@ class Loader:
             MusicGenError: as `checkpoint.build`.
         """
         engine = ModelEngine(
-            checkpoint.build(files, self.device, self.precision(files.size.numbers)),
+            checkpoint.build(files, self.device, self.precision(files.size.numbers), self._threads),
             max_slots=max_slots(self.device, self._settings),
             max_queue=self._settings.max_queue,
             deterministic=self._settings.deterministic,

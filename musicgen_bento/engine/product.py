@@ -1,7 +1,6 @@
-"""Products of rows with a matrix, one class for each way to hold the matrix.
+"""Products of rows with a matrix, one class for each way that torch holds the matrix.
 
-In int8 a row's result is the same, bit for bit, in any company: what a row is scaled by is its own, and sums are whole
-numbers. Sums of floats round differently in batches of different sizes.
+Sums of floats round differently in batches of different sizes.
 """
 
 from __future__ import annotations
@@ -39,12 +38,12 @@ class Dense:
     """In the dtype of the rows."""
 
     def __init__(self, weight: Tensor) -> None:
-        self._weight = weight
+        self.weight = weight
         self.outputs, self.numbers = weight.shape[0], weight.numel()
 
     def __call__(self, x: Tensor) -> Tensor:
         """See `Product`."""
-        return times(x, self._weight)
+        return times(x, self.weight)
 
 
 def times(rows: Tensor, matrix: Tensor) -> Tensor:
@@ -72,48 +71,15 @@ class Half:
         return fbgemm.times_half(x, self._packed)
 
 
-class Int8:
-    """In int8 with a scale for each output, packed.
-
-    Each row is scaled to ±1 and rounded to whole numbers; products are summed as integers, so exactly; results are
-    float32.
-
-    Args:
-        weight: the matrix.
-        fine: multiply what the rounding has left over too, as a second row: 13 or 15 bits a number instead of 6 or 7,
-            and the matrix is read once all the same.
-    """
-
-    def __init__(self, weight: Tensor, *, fine: bool = False) -> None:
-        self._packed = fbgemm.pack_int8(weight)
-        self._levels = fbgemm.levels()
-        self.fine = fine
-        self.outputs, self.numbers = weight.shape[0], weight.numel()
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """See `Product`."""
-        peak = x.abs().amax(dim=-1, keepdim=True).clamp_(min=1e-12)
-        return self._multiply(x / peak).mul_(peak)
-
-    def _multiply(self, x: Tensor) -> Tensor:
-        """Rows within ±1."""
-        levels = self._levels
-        if not self.fine:
-            return fbgemm.times_int8(x, levels, self._packed)
-        coarse = torch.fake_quantize_per_tensor_affine(x, 1 / levels, 0, -levels, levels)
-        left = (x - coarse).mul_(2 * levels)  # within ±1 again: half a level at most
-        both = fbgemm.times_int8(torch.cat([coarse, left]), levels, self._packed)
-        return torch.add(both[: len(x)], both[len(x) :], alpha=0.5 / levels)
-
-
-def product(weight: Tensor, precision: Precision, *, fine: bool = False) -> Product:
+def product(weight: Tensor, precision: Precision) -> Product:
     """A matrix [out, in] as the precision holds it.
 
     Args:
         weight: on its device; on the meta device it stays a mere size.
-        precision: of the model.
-        fine: in int8, see `Int8`.
+        precision: of the model; where it is compiled, the matrix stays as it is until then.
     """
+    if precision.compiled:
+        return Dense(weight)
     if weight.device.type != "meta" and precision.matrices != precision.rest:
-        return Int8(weight, fine=fine) if precision.matrices == torch.int8 else Half(weight)
+        return Half(weight)
     return Dense(weight.to(precision.rest))

@@ -88,11 +88,11 @@ class _Tensors:
         self._source, self._state = source, dict(state)
         self._device, self._precision = device, precision
 
-    def matrix(self, name: str, outputs: int, inputs: int, *, fine: bool = False) -> Product:
-        return self.product(self.raw(name, outputs, inputs), fine=fine)
+    def matrix(self, name: str, outputs: int, inputs: int) -> Product:
+        return self.product(self.raw(name, outputs, inputs))
 
-    def product(self, weight: Tensor, *, fine: bool = False) -> Product:
-        return product(weight.to(self._device), self._precision, fine=fine)
+    def product(self, weight: Tensor) -> Product:
+        return product(weight.to(self._device), self._precision)
 
     def take(self, name: str, *size: int) -> Tensor:
         return self.raw(name, *size).to(self._device, self._precision.rest)
@@ -127,9 +127,7 @@ def read_weights(
         embeddings=torch.stack([tensors.take(f"emb.{k}.weight", shape.card + 1, dim) for k in codebooks]),
         layers=tuple(_layer(tensors, f"transformer.layers.{i}", shape) for i in range(shape.layers)),
         out_norm=tensors.norm("out_norm", dim),
-        heads=tensors.product(
-            torch.cat([tensors.raw(f"linears.{k}.weight", shape.card, dim) for k in codebooks]), fine=True
-        ),
+        heads=tensors.product(torch.cat([tensors.raw(f"linears.{k}.weight", shape.card, dim) for k in codebooks])),
         text_weight=tensors.take(f"{projection}.weight", dim, text_dim),
         text_bias=tensors.take(f"{projection}.bias", dim),
     )
@@ -138,7 +136,6 @@ def read_weights(
 
 
 def _layer(tensors: _Tensors, name: str, shape: LMShape) -> Layer:
-    # fine: all but cross-attention, which says the same either way (docs/performance.md)
     dim, hidden = shape.dim, shape.hidden
     cross = None
     if shape.text == "cross":
@@ -151,10 +148,10 @@ def _layer(tensors: _Tensors, name: str, shape: LMShape) -> Layer:
         )
     return Layer(
         norm1=tensors.norm(f"{name}.norm1", dim),
-        query_key_value=tensors.matrix(f"{name}.self_attn.in_proj_weight", 3 * dim, dim, fine=True),
-        out=tensors.matrix(f"{name}.self_attn.out_proj.weight", dim, dim, fine=True),
+        query_key_value=tensors.matrix(f"{name}.self_attn.in_proj_weight", 3 * dim, dim),
+        out=tensors.matrix(f"{name}.self_attn.out_proj.weight", dim, dim),
         cross=cross,
         norm2=tensors.norm(f"{name}.norm2", dim),
-        linear1=tensors.matrix(f"{name}.linear1.weight", hidden, dim, fine=True),
-        linear2=tensors.matrix(f"{name}.linear2.weight", dim, hidden, fine=True),
+        linear1=tensors.matrix(f"{name}.linear1.weight", hidden, dim),
+        linear2=tensors.matrix(f"{name}.linear2.weight", dim, hidden),
     )

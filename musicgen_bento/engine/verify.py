@@ -16,7 +16,7 @@ from musicgen_bento.engine import checkpoint
 from musicgen_bento.engine.checkpoint import Checkpoint, Files
 from musicgen_bento.engine.clip import Clip
 from musicgen_bento.engine.conditioning import TextConditioner
-from musicgen_bento.engine.decoder import Decoder
+from musicgen_bento.engine.decoders import decoder_of
 from musicgen_bento.engine.sampling import SamplingRows, sample
 from musicgen_bento.precision import FLOAT32, Precision
 
@@ -131,7 +131,7 @@ class _Steps:
 
     def __init__(self, model: Checkpoint, frames: int) -> None:
         conditioner, shape = TextConditioner(model), model.weights.shape
-        self._decoder = Decoder(model.weights)
+        self._decoder = decoder_of(model.weights, len(PROMPTS))
         self._guidance = torch.full((len(PROMPTS),), CFG_COEF)
         self._sequences = []
         for prompt in PROMPTS:

@@ -10,11 +10,13 @@ import torch
 from torch import Tensor
 
 from musicgen_bento.engine.delay import DelayPattern
-from musicgen_bento.engine.product import Dense, Half, Int8, Product
+from musicgen_bento.engine.product import Dense, Half, Product
 from musicgen_bento.precision import Precision, Size
 
 MAX_TOKENS = 512
 """Most T5 tokens of a prompt."""
+
+SMALL_HEADS = 4_000_000  # numbers; musicgen-small's heads have 8.4 million
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +52,11 @@ class LMShape:
     def head_dim(self) -> int:
         """D."""
         return self.dim // self.heads
+
+    @property
+    def small(self) -> bool:
+        """Whether a product is over before a second core has begun, as those of musicgen-small are not."""
+        return self.codebooks * self.card * self.dim < SMALL_HEADS
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,12 +119,12 @@ class LMWeights:
         products = [part for part in parts if not isinstance(part, Tensor)]
         in_matrices = sum(product.numbers for product in products)
         numbers = in_matrices + sum(part.numel() for part in parts if isinstance(part, Tensor))
-        return Size(numbers, in_matrices, sum(product.outputs for product in products))
+        return Size(numbers, in_matrices)
 
 
 def _parts(part: Any) -> Iterator[Tensor | Product]:
     """The tensors and products of a part of the model, and of its parts."""
-    if isinstance(part, Tensor | Dense | Half | Int8):
+    if isinstance(part, Tensor | Dense | Half):
         yield part
     elif isinstance(part, tuple):
         for inner in part:

@@ -18,7 +18,7 @@ from musicgen_bento.engine.quantized_cache import QuantizedKVCache
 from musicgen_bento.engine.sound import ClipSound
 from musicgen_bento.engine.types import Chunk, Event, Failed, Finished, GenerationParams, Started, Waiting
 from musicgen_bento.errors import GenerationFailed, QueueFull
-from musicgen_bento.precision import FLOAT32, INT8, Precision
+from musicgen_bento.precision import FLOAT32_COMPILED, INT8, Precision
 from tests.models import MONO, Story, engine, make_one, params
 
 
@@ -33,7 +33,7 @@ def idle(model: ModelEngine) -> bool:
     return model.load == (0, 0) and not model._running and not model._slots
 
 
-@pytest.mark.parametrize("how", [FLOAT32, INT8], ids=lambda how: how.name)
+@pytest.mark.parametrize("how", [FLOAT32_COMPILED, INT8], ids=lambda how: how.name)
 def test_nothing_is_left_after_a_thousand_mixed_requests(how: Precision) -> None:
     chance = random.Random(1)
     model = engine(slots=4, queue=8, how=how)

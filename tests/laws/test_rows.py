@@ -14,16 +14,16 @@ from numpy.typing import NDArray
 
 from musicgen_bento.engine.engine import ModelEngine
 from musicgen_bento.engine.types import GenerationParams
-from musicgen_bento.precision import FLOAT32, INT8, Precision
+from musicgen_bento.precision import FLOAT32_COMPILED, INT8, Precision
 from tests.checkpoints import Recipe
 from tests.models import MONO, PREPEND, STEREO, Story, engine, make_one, params
 
 SHORT_WINDOW = replace(MONO, window=2, seed=5)  # 100 frames: int8's cache has a block that is full and one that is not
-EXACT = pytest.mark.parametrize("how", [FLOAT32, INT8], ids=lambda how: how.name)
+EXACT = pytest.mark.parametrize("how", [FLOAT32_COMPILED, INT8], ids=lambda how: how.name)
 
 
 def exact(recipe: Recipe, how: Precision, slots: int = 3) -> ModelEngine:
-    return engine(recipe, slots=slots, deterministic=how == FLOAT32, how=how)
+    return engine(recipe, slots=slots, deterministic=how == FLOAT32_COMPILED, how=how)
 
 
 @cache

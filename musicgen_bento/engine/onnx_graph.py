@@ -1,0 +1,181 @@
+"""ONNX graphs written operator by operator, and run by ONNX Runtime over torch's memory.
+
+ONNX Runtime has what a CPU's step is made of as single operators: products with matrices in 8 bits, attention over a
+cache that grows in place. A step is then one call, in place of a thousand of torch's operators.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+from onnx import TensorProto, helper, numpy_helper
+from torch import Tensor
+
+from musicgen_bento.engine.weights import Norm
+
+CONTRIB = "com.microsoft"  # ONNX Runtime's own operators
+BLOCK = 32  # numbers of a matrix's row, and of what it is multiplied with, that share a scale
+SMALL = 64  # numbers; a constant smaller than this is a part of the graph
+_KINDS: dict[torch.dtype, tuple[int, type]] = {
+    torch.float32: (TensorProto.FLOAT, np.float32),
+    torch.int32: (TensorProto.INT32, np.int32),
+    torch.int64: (TensorProto.INT64, np.int64),
+}
+Size = Sequence[int | str]
+
+
+class Graph:
+    """A graph in the making. Values are names; sizes are numbers, or names for what is known when it runs."""
+
+    def __init__(self) -> None:
+        self._nodes: list[Any] = []
+        self._inputs: list[Any] = []
+        self._outputs: list[Any] = []
+        self._given: dict[str, str] = {}
+        self._small: list[Any] = []
+        self._constants: dict[str, Any] = {}
+        self._named = 0
+
+    def input(self, name: str, dtype: torch.dtype, size: Size) -> str:
+        """Something that is given to each run."""
+        self._inputs.append(helper.make_tensor_value_info(name, _KINDS[dtype][0], size))
+        return name
+
+    def output(self, name: str, value: str, size: Size) -> None:
+        """What a run gives, float32, under a name."""
+        self._outputs.append(helper.make_tensor_value_info(value, TensorProto.FLOAT, size))
+        self._given[name] = value
+
+    def constant(self, value: Tensor) -> str:
+        """A tensor that stays as it is."""
+        name, array = self._fresh(), value.detach().contiguous().numpy()
+        if value.numel() < SMALL:
+            self._small.append(numpy_helper.from_array(array, name))
+        else:
+            self._constants[name] = onnxruntime.OrtValue.ortvalue_from_numpy(array)
+        return name
+
+    def node(self, kind: str, inputs: Sequence[str], outputs: int, domain: str = "", **settings: Any) -> list[str]:
+        """An operator and its outputs; empty names are inputs left out."""
+        names = [self._fresh() for _ in range(outputs)]
+        self._nodes.append(helper.make_node(kind, list(inputs), names, domain=domain, **settings))
+        return names
+
+    def op(self, kind: str, *inputs: str, domain: str = "", **settings: Any) -> str:
+        """An operator with one output."""
+        return self.node(kind, inputs, 1, domain, **settings)[0]
+
+    def norm(self, x: str, norm: Norm) -> str:
+        """A layer norm over the last dimension."""
+        weight, bias = self.constant(norm.weight), self.constant(norm.bias)
+        return self.op("LayerNormalization", x, weight, bias, axis=-1, epsilon=1e-5)
+
+    def times(self, x: str, matrix: Tensor, *, int8: bool, fine: bool = False) -> str:
+        """Rows [..., in] with a matrix [out, in].
+
+        Args:
+            x: the rows, float32.
+            matrix: in any dtype.
+            int8: hold it in 8 bits, a scale for each BLOCK of a row; rows are rounded likewise, so that each row's
+                result is its own affair.
+            fine: in int8, multiply what the rounding of the rows leaves over too, where a row is whole blocks.
+        """
+        if not int8:
+            return self.op("MatMul", x, self.constant(matrix.float().T))
+        if not fine or matrix.shape[1] % BLOCK:
+            return self._times_int8(x, matrix)
+        shape = self.constant(torch.tensor([0, 0, -1, BLOCK]))
+        blocks = self.op("Reshape", x, shape)
+        peak = self.op("ReduceMax", self.op("Abs", blocks), self.constant(torch.tensor([-1])), keepdims=1)
+        level = self.op("Max", self.op("Mul", peak, self.constant(torch.tensor(1 / 127))), self.constant(_TINY))
+        coarse = self.op("Mul", self.op("Round", self.op("Div", blocks, level)), level)
+        left = self.op("Sub", blocks, coarse)
+        rows = self.op("Reshape", self.op("Concat", coarse, left, axis=1), self.constant(torch.tensor([0, 0, -1])))
+        both = self._times_int8(rows, matrix)
+        return self.op("Add", *self.node("Split", [both], 2, axis=1, num_outputs=2))
+
+    def _times_int8(self, x: str, matrix: Tensor) -> str:
+        outputs, inputs = matrix.shape
+        packed, scales = pack(matrix)
+        sizes = {"N": outputs, "K": inputs, "bits": 8, "block_size": BLOCK}
+        # accuracy_level 4: rows are rounded to 8 bits and products summed as whole numbers
+        constants = self.constant(packed), self.constant(scales.flatten())
+        return self.op("MatMulNBits", x, *constants, domain=CONTRIB, accuracy_level=4, **sizes)
+
+    def program(self, threads: int) -> Program:
+        """What runs it."""
+        # a graph itself holds 2 GB at most, so that all but its own sizes is handed over beside it
+        places = self._small + [_elsewhere(name, value) for name, value in self._constants.items()]
+        graph = helper.make_graph(self._nodes, "graph", self._inputs, self._outputs, places)
+        opsets = [helper.make_opsetid("", 20), helper.make_opsetid(CONTRIB, 1)]
+        model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.enable_cpu_mem_arena = False  # it keeps what the longest prompt took
+        options.log_severity_level = 3
+        options.add_external_initializers(list(self._constants), list(self._constants.values()))
+        session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        return Program(session, self._given)
+
+    def _fresh(self) -> str:
+        self._named += 1
+        return f"value_{self._named}"
+
+
+_TINY = torch.tensor(1e-30)
+
+
+class Program:
+    """A graph that can be run."""
+
+    def __init__(self, session: Any, given: dict[str, str]) -> None:
+        self._session, self._given = session, given
+
+    def bind(self, inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor]) -> Run:
+        """Over these tensors, which must stay where they are; outputs are written into theirs.
+
+        An output may be the tensor of an input, where the operator writes in place.
+        """
+        binding = self._session.io_binding()
+        for name, tensor in inputs.items():
+            binding.bind_input(name, *_place(tensor))
+        for name, tensor in outputs.items():
+            binding.bind_output(self._given[name], *_place(tensor))
+        return Run(self._session, binding, (dict(inputs), dict(outputs)))
+
+
+class Run:
+    """A program over tensors; each call reads them as they are then."""
+
+    def __init__(self, session: Any, binding: Any, kept: object) -> None:
+        self._session, self._binding, self._kept = session, binding, kept
+
+    def __call__(self) -> None:
+        """Run it."""
+        self._session.run_with_iobinding(self._binding)
+
+
+def _place(tensor: Tensor) -> tuple[str, int, type, list[int], int]:
+    """Device, its number, dtype, size and address."""
+    return "cpu", 0, _KINDS[tensor.dtype][1], list(tensor.shape), tensor.data_ptr()
+
+
+def pack(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """A matrix [out, in] in 8 bits: bytes [out, blocks, BLOCK] around 128, and scales [out, blocks]."""
+    short = -matrix.shape[1] % BLOCK
+    blocks = torch.nn.functional.pad(matrix.float(), (0, short)).unflatten(1, (-1, BLOCK))
+    scales = (blocks.abs().amax(dim=2) / 127).clamp(min=1e-12)
+    return (blocks / scales[:, :, None]).round_().add_(128).to(torch.uint8), scales
+
+
+def _elsewhere(name: str, value: Any) -> Any:
+    """The declaration of a constant that is handed over beside the graph."""
+    kind = onnx.helper.np_dtype_to_tensor_dtype(value.numpy().dtype)
+    place = TensorProto(name=name, data_type=kind, dims=value.shape(), data_location=TensorProto.EXTERNAL)
+    place.external_data.add(key="location", value="beside")
+    return place

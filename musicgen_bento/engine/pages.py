@@ -1,0 +1,36 @@
+"""Memory that the system gives page by page as it is written, and takes back on demand."""
+
+from __future__ import annotations
+
+import mmap
+from math import prod
+
+import torch
+from torch import Tensor
+
+_UNRESERVED = getattr(mmap, "MAP_NORESERVE", 0x4000)
+
+
+class Pages:
+    """A tensor of zeros, float32, most of which may never be touched.
+
+    Attributes:
+        tensor: of the size asked for.
+    """
+
+    def __init__(self, *size: int) -> None:
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _UNRESERVED
+        self._map = mmap.mmap(-1, max(1, 4 * prod(size)), flags=flags)
+        self.tensor = torch.frombuffer(self._map, dtype=torch.float32, count=prod(size)).view(size)
+
+    def forget(self, part: Tensor) -> None:
+        """Give a part back to the system, to be zeros again; what shares a page with others stays.
+
+        Args:
+            part: a contiguous one of the tensor.
+        """
+        begin = part.data_ptr() - self.tensor.data_ptr()
+        first = -(-begin // mmap.PAGESIZE) * mmap.PAGESIZE
+        last = (begin + part.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
+        if last > first:
+            self._map.madvise(mmap.MADV_DONTNEED, first, last - first)
