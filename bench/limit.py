@@ -18,7 +18,7 @@ from bench.rounds import POSITIONS
 from musicgen_bento.engine.caches import clip_bytes
 from musicgen_bento.engine.delay import DelayPattern
 from musicgen_bento.engine.weights import LMShape
-from musicgen_bento.precision import FLOAT16_KEPT, FLOAT32, INT8, Precision
+from musicgen_bento.precision import FLOAT16_KEPT, FLOAT32_COMPILED, INT8, Precision
 
 DELAYS = DelayPattern((0, 1, 2, 3))
 
@@ -57,8 +57,7 @@ def in_matrices(shape: LMShape) -> int:
 
 def moved(shape: LMShape, precision: Precision, position: int, clips: int = 1) -> Moved:
     """What a step reads for guided clips (two rows each), all at one position."""
-    outputs = shape.layers * (7 * shape.dim + shape.hidden) + shape.codebooks * shape.card
-    matrices = in_matrices(shape) * precision.matrices.itemsize + outputs * precision.per_output
+    matrices = int(in_matrices(shape) * (precision.matrices.itemsize + precision.scales))
     return Moved(matrices, clips * clip_bytes(shape, precision, 2, position + 1, 0))
 
 
@@ -85,7 +84,7 @@ def table() -> str:
     """Bytes of a step of one clip on a CPU."""
     rows = []
     for size, shape in SHAPES.items():
-        for precision in (FLOAT32, FLOAT16_KEPT, INT8):
+        for precision in (FLOAT32_COMPILED, FLOAT16_KEPT, INT8):
             found = [moved(shape, precision, position) for position in POSITIONS]
             figures = [found[0].matrices, *(each.all for each in found)]
             rows.append([size, precision.name, *(f"{figure / 1e6:,.0f}" for figure in figures)])

@@ -13,17 +13,17 @@ import torch
 from torch import Tensor
 
 from musicgen_bento.engine import checkpoint
+from musicgen_bento.engine.checkpoint import Weights
 from musicgen_bento.engine.decoder import Decoder, Sequence
-from musicgen_bento.engine.engine import SMALL_HEADS
-from musicgen_bento.engine.graphs import GraphedDecoder
+from musicgen_bento.engine.decoders import decoder_of
 from musicgen_bento.engine.hub import Source
-from musicgen_bento.engine.released import read_weights
 from musicgen_bento.engine.sampling import SamplingRows
-from musicgen_bento.engine.weights import LMShape, LMWeights
+from musicgen_bento.engine.weights import LMShape
 from musicgen_bento.precision import Precision
 
 PROMPT = 16  # T5 tokens
 CFG_COEF = 3.0
+MOST_CLIPS = 64  # on a GPU; on a CPU 16
 WARM, MOST, SECONDS = 3, 30, 3.0  # steps before the clock runs; steps a cell; seconds a cell, once three are done
 
 
@@ -87,16 +87,16 @@ def synchronize(device: torch.device) -> None:
 class Ours:
     """This project's engine, its language model alone."""
 
-    def __init__(self, weights: LMWeights) -> None:
+    def __init__(self, weights: Weights) -> None:
         self._rest = weights.precision.rest
         self._decoder = self._make(weights)
         self._sequences: list[Sequence] = []
         self.shape, self.device = weights.shape, weights.device
-        if weights.heads.numbers < SMALL_HEADS:
+        if weights.shape.small:
             torch.set_num_threads(1)  # as the engine does
 
-    def _make(self, weights: LMWeights) -> Decoder:
-        return Decoder(weights)
+    def _make(self, weights: Weights) -> Decoder:
+        return decoder_of(weights, MOST_CLIPS, deterministic=True)
 
     @torch.inference_mode()
     def begin(self, batch: int, position: int, text: Tensor) -> None:
@@ -124,8 +124,8 @@ class Ours:
 class OursGraphed(Ours):
     """The same as it runs on a GPU. Its step draws too, and gives tokens [B, K]."""
 
-    def _make(self, weights: LMWeights) -> Decoder:
-        return GraphedDecoder(weights)
+    def _make(self, weights: Weights) -> Decoder:
+        return decoder_of(weights, MOST_CLIPS)
 
     def begin(self, batch: int, position: int, text: Tensor) -> None:
         """See `Contestant`."""
@@ -141,9 +141,9 @@ class OursGraphed(Ours):
 def load_ours(source: Source, precision: Precision, device: torch.device) -> Ours:
     """From files, without T5 and the codec."""
     files = checkpoint.open_files(source)
-    return ours(read_weights(files.source, files.shape, files.state, device, precision))
+    return ours(checkpoint.load_weights(files, device, precision))
 
 
-def ours(weights: LMWeights) -> Ours:
+def ours(weights: Weights) -> Ours:
     """As the engine runs them on their device."""
     return (OursGraphed if weights.device.type == "cuda" else Ours)(weights)

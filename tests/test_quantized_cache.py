@@ -8,7 +8,7 @@ import torch
 from musicgen_bento.engine.caches import Cache, cache, clip_bytes
 from musicgen_bento.engine.kv_cache import KVCache
 from musicgen_bento.engine.quantized_cache import BLOCK, QuantizedKVCache
-from musicgen_bento.precision import FLOAT32, INT8
+from musicgen_bento.precision import FLOAT16_KEPT, FLOAT32
 from tests.models import MONO, PREPEND, engine
 
 LAYERS, ROWS, HEADS, DIM = 2, 2, 4, 64
@@ -83,7 +83,7 @@ def test_its_rows_are_alone() -> None:
 @pytest.mark.parametrize("recipe", [MONO, PREPEND])
 def test_what_a_clip_takes_is_known(recipe: object) -> None:
     shape = engine(recipe).checkpoint.weights.shape
-    for how in (FLOAT32, INT8):
+    for how in (FLOAT32, FLOAT16_KEPT):
         made = cache(shape, how, torch.device("cpu"), 2, 300 + (7 if shape.text == "prepend" else 0))
         taken = sum(x.nbytes for x in vars(made).values() if isinstance(x, torch.Tensor))
         cross = 0 if shape.text == "prepend" else 2 * shape.layers * shape.dim * 7 * 4

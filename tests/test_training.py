@@ -11,7 +11,7 @@ import torch
 
 from musicgen_bento.engine import checkpoint
 from musicgen_bento.engine.conditioning import TextConditioner
-from musicgen_bento.engine.decoder import Decoder
+from musicgen_bento.engine.decoder import EagerDecoder
 from musicgen_bento.engine.hub import Source
 from musicgen_bento.precision import FLOAT32
 from training import codec, dataset, export, language_model, meters, text
@@ -73,7 +73,7 @@ def test_what_was_trained_is_what_the_engine_plays(plan: Plan, made: tuple[Path,
     loaded = checkpoint.load(Source(str(folder), folder), torch.device("cpu"), FLOAT32)
     hears = TextConditioner(loaded)
     text_rows = hears.encode(hears.tokenize("a slow waltz, 🎹"))
-    decoder = Decoder(loaded.weights)
+    decoder = EagerDecoder(loaded.weights)
     read, _ = delayed(torch.randint(CARD, (1, CODEBOOKS, 20)))
     sequence = decoder.open(text_rows, guided=True, positions=64)
     stepped = torch.stack(

@@ -42,12 +42,12 @@ def verify(model: str, precision: tuple[str, ...], seconds: float) -> None:
     from musicgen_bento.engine import checkpoint
     from musicgen_bento.engine.names import resolve
     from musicgen_bento.engine.verify import CPU, LEAST_AGREEMENT, MOST_KL, distances
-    from musicgen_bento.precision import FLOAT32, on
+    from musicgen_bento.precision import on
 
     chosen = [machine.precision(CPU, Settings(precision=name), machine.RELEASED) for name in precision]
     source = resolve(model, any_model=True, folders=True)
     files = checkpoint.open_files(source)
-    compared = chosen or [each for each in on(CPU).values() if each != FLOAT32]
+    compared = chosen or [each for each in on(CPU).values() if each.name != "float32"]
     near: dict[str, bool] = {}
     click.echo(LINE.format("precision", "contexts", "KL, nats", "99% below", "top-1", "compared"))
     for found in distances(files, compared, seconds):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from musicgen_bento.engine.onnx_graph import CONTRIB, Graph, Program
+from musicgen_bento.engine.onnx_graph import CONTRIB, Dims, Graph, Program
 from musicgen_bento.engine.product import Dense, Product
 from musicgen_bento.engine.weights import CrossAttention, Layer, LMShape, LMWeights
 from musicgen_bento.precision import Precision, Size
@@ -115,7 +115,7 @@ def _step(weights: LMWeights, int8: bool) -> Graph:
 
 def _own(graph: Graph, shape: LMShape, layer: Layer, x: str, names: tuple[str, str], int8: bool) -> str:
     """What rows find in their own past, which grows by them in place."""
-    size = ["R", shape.heads, "P", shape.head_dim]
+    size: Dims = ["R", shape.heads, "P", shape.head_dim]
     for name in names:
         graph.input(name, torch.float32, size)
     packed = graph.times(graph.norm(x, layer.norm1), _stored(layer.query_key_value), int8=int8)

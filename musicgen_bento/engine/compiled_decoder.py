@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from musicgen_bento.engine.compiled import CompiledWeights, own_names, prompt_names
-from musicgen_bento.engine.decoder import Decoder, Sequence
+from musicgen_bento.engine.decoder import Decoder, Need, Sequence
 from musicgen_bento.engine.kv_cache import KVCache
 from musicgen_bento.engine.onnx_graph import Run
 from musicgen_bento.engine.pages import Pages
@@ -52,17 +52,21 @@ class CompiledDecoder(Decoder):
         seats: most clips at once. They take memory as they are filled.
     """
 
-    weights: CompiledWeights
-
     def __init__(self, weights: CompiledWeights, seats: int) -> None:
-        super().__init__(weights)
-        shape = self.shape
+        super().__init__(weights.shape, weights.precision, weights.embeddings)
+        self._weights, shape = weights, weights.shape
         prefix = MAX_TOKENS if shape.text == "prepend" else 0
         positions = _up(prefix + shape.pattern.last_position(shape.window) + 1, POSITIONS)
         self._pages = Pages(shape.layers, 2, 2 * seats, shape.heads, positions, shape.head_dim)
         self._own = self._pages.tensor
         self._seated: list[Sequence] = []
         self._companies: dict[tuple[int, int], _Company] = {}
+
+    def bytes(self, clips: list[Need]) -> int:
+        """See `Decoder.bytes`. Prompts side by side are as long as the longest."""
+        longest = _up(max((need.prompt for need in clips), default=0), PROMPT)
+        short = sum(longest - need.prompt for need in clips) if self.shape.text == "cross" else 0
+        return super().bytes(clips) + 2 * self.shape.layers * self.shape.dim * short * 4
 
     # ---- seats
 
@@ -98,15 +102,13 @@ class CompiledDecoder(Decoder):
 
     def _prompt(self, text: Tensor) -> list[tuple[Tensor, Tensor]]:
         """See `Sequence.cross`."""
-        if self.weights.prompt is None:
+        if self._weights.prompt is None:
             return []
         shape, text = self.shape, text.contiguous()
         made = {f"keys_values_{i}": text.new_empty(len(text), 2 * shape.dim) for i in range(shape.layers)}
-        self.weights.prompt.bind({"text": text}, made)()
-        split = [each.view(1, len(text), 2, shape.heads, shape.head_dim) for each in made.values()]
-        return [
-            (part[:, :, 0].transpose(1, 2).contiguous(), part[:, :, 1].transpose(1, 2).contiguous()) for part in split
-        ]
+        self._weights.prompt.bind({"text": text}, made)()
+        both = [each.view(1, len(text), 2, shape.heads, shape.head_dim).transpose(1, 3) for each in made.values()]
+        return [(each[:, :, 0].contiguous(), each[:, :, 1].contiguous()) for each in both]  # [1, H, L, D]
 
     # ---- runs
 
@@ -176,9 +178,9 @@ class CompiledDecoder(Decoder):
             for name, cache in zip(names, both, strict=True)
         }
         inputs = {"x": x, "last": last, "total": total, **caches}
-        if self.weights.prompt is not None:
+        if self._weights.prompt is not None:
             inputs |= self._heard(hearing, positions) | {"hears": torch.tensor(list(hears))}
-        run = self.weights.step.bind(inputs, {"logits": logits, **caches})
+        run = self._weights.step.bind(inputs, {"logits": logits, **caches})
         return _Company(run, x, last, total, logits)
 
     def _heard(self, hearing: Row[Sequence | None], positions: int) -> dict[str, Tensor]:

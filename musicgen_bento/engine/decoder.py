@@ -8,6 +8,7 @@ cross-attention at all.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import torch
@@ -16,7 +17,8 @@ from torch.nn import functional as F
 
 from musicgen_bento.engine.caches import Cache, cache, clip_bytes
 from musicgen_bento.engine.sampling import SamplingRows, sample
-from musicgen_bento.engine.weights import CrossAttention, Layer, LMWeights
+from musicgen_bento.engine.weights import CrossAttention, Layer, LMShape, LMWeights
+from musicgen_bento.precision import Precision
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,18 +68,22 @@ class _Span:
         return range(self.begin, self.begin + self.positions)
 
 
-class Decoder:
-    """Runs the language model. Every method is called from one thread."""
+class Decoder(ABC):
+    """Runs the language model. Every method is called from one thread.
 
-    weights: LMWeights
+    Attributes:
+        shape: of the model.
+        precision: of the model.
+    """
 
-    def __init__(self, weights: LMWeights) -> None:
-        self.weights = weights
-        self.shape = weights.shape
-        half = self.shape.dim // 2
-        exponent = torch.arange(half, dtype=torch.float32, device=weights.device) / (half - 1)
-        self._periods = torch.full([], 10_000.0, device=weights.device) ** exponent
+    def __init__(self, shape: LMShape, precision: Precision, embeddings: Tensor) -> None:
+        self.shape, self.precision = shape, precision
+        self._embeddings, self._device = embeddings, embeddings.device
+        half = shape.dim // 2
+        exponent = torch.arange(half, dtype=torch.float32, device=self._device) / (half - 1)
+        self._periods = torch.full([], 10_000.0, device=self._device) ** exponent
 
+    @abstractmethod
     def open(self, text: Tensor, guided: bool, positions: int) -> Sequence:
         """Begin a clip.
 
@@ -86,20 +92,31 @@ class Decoder:
             guided: whether classifier-free guidance needs the second row.
             positions: most positions of a window.
         """
-        shape, weights = self.shape, self.weights
-        rows = 2 if guided else 1
-        prefix = len(text) if shape.text == "prepend" else 0
-        own = cache(shape, weights.precision, weights.device, rows, prefix + positions)
-        cross = [self._cross_keys(layer.cross, text) for layer in weights.layers if layer.cross is not None]
-        return Sequence(rows, own, text, cross)
 
+    @abstractmethod
     def close(self, sequence: Sequence) -> None:
         """The clip is over."""
 
+    @abstractmethod
+    def prefill(self, sequence: Sequence, inputs: Tensor) -> None:
+        """Read positions that are known already, [rows, T, dim], and remember them."""
+
+    @abstractmethod
+    def step(self, sequences: list[Sequence], tokens: Tensor, cfg_coef: Tensor) -> Tensor:
+        """One position for each of B sequences.
+
+        Args:
+            sequences: B of them.
+            tokens: what each reads, [B, K].
+            cfg_coef: guidance [B]; ignored for sequences of one row.
+
+        Returns:
+            Logits of the next position [B, K, card], float32, guidance applied.
+        """
+
     def bytes(self, clips: list[Need]) -> int:
         """What such clips make it remember together, while the last of them joins."""
-        shape, precision = self.shape, self.weights.precision
-        return sum(clip_bytes(shape, precision, need.rows, need.positions, need.prompt) for need in clips)
+        return sum(clip_bytes(self.shape, self.precision, need.rows, need.positions, need.prompt) for need in clips)
 
     def prefix(self, sequence: Sequence) -> Tensor:
         """What precedes the tokens of each window, [rows, L, dim]: the prompt where the model prepends it."""
@@ -110,15 +127,8 @@ class Decoder:
 
     def embed(self, tokens: Tensor) -> Tensor:
         """Tokens [K, T] → [T, dim]: the sum of the codebooks' embeddings."""
-        parts = [self.weights.embeddings[k, tokens[k]] for k in range(self.shape.codebooks)]
+        parts = [self._embeddings[k, tokens[k]] for k in range(self.shape.codebooks)]
         return torch.stack(parts).sum(dim=0) if len(parts) > 1 else parts[0]
-
-    @torch.inference_mode()
-    def prefill(self, sequence: Sequence, inputs: Tensor) -> None:
-        """Read positions that are known already, [rows, T, dim], and remember them."""
-        positions = inputs.shape[1]
-        span = _Span(sequence, 0, sequence.rows * positions, positions)
-        self._forward(inputs.reshape(-1, self.shape.dim), [span])
 
     @torch.inference_mode()
     def draw(
@@ -136,22 +146,44 @@ class Decoder:
         Returns:
             Tokens [B, K] on the host; -1 where the logits are not finite.
         """
-        device = self.weights.device
-        logits = self.step(sequences, tokens.to(device), cfg_coef)
-        return finite(logits, sample(logits, rows, keys.to(device))).cpu()
+        logits = self.step(sequences, tokens.to(self._device), cfg_coef)
+        return finite(logits, sample(logits, rows, keys.to(self._device))).cpu()
+
+    def _sinusoids(self, positions: Tensor) -> Tensor:
+        """Embeddings [N, dim] of positions [N]."""
+        phase = positions[:, None].float() / self._periods
+        return torch.cat([phase.cos(), phase.sin()], dim=-1)
+
+
+class EagerDecoder(Decoder):
+    """See `Decoder`. By torch, operator by operator."""
+
+    def __init__(self, weights: LMWeights) -> None:
+        super().__init__(weights.shape, weights.precision, weights.embeddings)
+        self.weights = weights
+
+    def open(self, text: Tensor, guided: bool, positions: int) -> Sequence:
+        """See `Decoder.open`."""
+        shape, weights = self.shape, self.weights
+        rows = 2 if guided else 1
+        prefix = len(text) if shape.text == "prepend" else 0
+        own = cache(shape, weights.precision, weights.device, rows, prefix + positions)
+        cross = [self._cross_keys(layer.cross, text) for layer in weights.layers if layer.cross is not None]
+        return Sequence(rows, own, text, cross)
+
+    def close(self, sequence: Sequence) -> None:
+        """See `Decoder.close`."""
+
+    @torch.inference_mode()
+    def prefill(self, sequence: Sequence, inputs: Tensor) -> None:
+        """See `Decoder.prefill`."""
+        positions = inputs.shape[1]
+        span = _Span(sequence, 0, sequence.rows * positions, positions)
+        self._forward(inputs.reshape(-1, self.shape.dim), [span])
 
     @torch.inference_mode()
     def step(self, sequences: list[Sequence], tokens: Tensor, cfg_coef: Tensor) -> Tensor:
-        """One position for each of B sequences.
-
-        Args:
-            sequences: B of them.
-            tokens: what each reads, [B, K].
-            cfg_coef: guidance [B]; ignored for sequences of one row.
-
-        Returns:
-            Logits of the next position [B, K, card], float32, guidance applied.
-        """
+        """See `Decoder.step`."""
         counts = [sequence.rows for sequence in sequences]
         ends = [sum(counts[: i + 1]) for i in range(len(counts))]
         spans = [_Span(s, end - s.rows, end, 1) for s, end in zip(sequences, ends, strict=True)]
@@ -182,11 +214,6 @@ class Decoder:
             begin = span.sequence.cache.length
             at += list(range(begin, begin + span.positions)) * span.sequence.rows
         return self._sinusoids(torch.tensor(at, device=self._periods.device))
-
-    def _sinusoids(self, positions: Tensor) -> Tensor:
-        """Embeddings [N, dim] of positions [N]."""
-        phase = positions[:, None].float() / self._periods
-        return torch.cat([phase.cos(), phase.sin()], dim=-1)
 
     def _self_attention(self, index: int, layer: Layer, x: Tensor, spans: list[_Span]) -> Tensor:
         """What rows [R, dim] find in their own past, [R, dim]."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from musicgen_bento.engine.checkpoint import Weights
 from musicgen_bento.engine.compiled import CompiledWeights
 from musicgen_bento.engine.compiled_decoder import CompiledDecoder
-from musicgen_bento.engine.decoder import Decoder
+from musicgen_bento.engine.decoder import Decoder, EagerDecoder
 from musicgen_bento.engine.graphs import GraphedDecoder
 
 
@@ -20,4 +20,4 @@ def decoder_of(weights: Weights, seats: int, *, deterministic: bool = False) -> 
     if isinstance(weights, CompiledWeights):
         return CompiledDecoder(weights, seats)
     graphed = weights.device.type == "cuda" and not deterministic
-    return GraphedDecoder(weights) if graphed else Decoder(weights)
+    return GraphedDecoder(weights) if graphed else EagerDecoder(weights)

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from musicgen_bento.engine.capture import Graphs
-from musicgen_bento.engine.decoder import Decoder, Need, Sequence, finite
+from musicgen_bento.engine.decoder import EagerDecoder, Need, Sequence, finite
 from musicgen_bento.engine.kv_cache import KVCache
 from musicgen_bento.engine.sampling import SamplingRows, sample
 from musicgen_bento.engine.weights import MAX_TOKENS, CrossAttention, Layer, LMShape, LMWeights
@@ -86,7 +86,7 @@ class _Slab:
         self.heard[seat] = other.heard[there]
 
 
-class GraphedDecoder(Decoder):
+class GraphedDecoder(EagerDecoder):
     """See `Decoder`. Clips are as many as there are seats for; each takes the whole window's room."""
 
     def __init__(self, weights: LMWeights) -> None:

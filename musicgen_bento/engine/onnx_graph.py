@@ -7,11 +7,11 @@ cache that grows in place. A step is then one call, in place of a thousand of to
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import onnx
-import onnxruntime
+import onnxruntime  # type: ignore[import-untyped]
 import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor
@@ -26,7 +26,7 @@ _KINDS: dict[torch.dtype, tuple[int, type]] = {
     torch.int32: (TensorProto.INT32, np.int32),
     torch.int64: (TensorProto.INT64, np.int64),
 }
-Size = Sequence[int | str]
+Dims: TypeAlias = Sequence[int | str]
 
 
 class Graph:
@@ -41,12 +41,12 @@ class Graph:
         self._constants: dict[str, Any] = {}
         self._named = 0
 
-    def input(self, name: str, dtype: torch.dtype, size: Size) -> str:
+    def input(self, name: str, dtype: torch.dtype, size: Dims) -> str:
         """Something that is given to each run."""
         self._inputs.append(helper.make_tensor_value_info(name, _KINDS[dtype][0], size))
         return name
 
-    def output(self, name: str, value: str, size: Size) -> None:
+    def output(self, name: str, value: str, size: Dims) -> None:
         """What a run gives, float32, under a name."""
         self._outputs.append(helper.make_tensor_value_info(value, TensorProto.FLOAT, size))
         self._given[name] = value
@@ -168,7 +168,7 @@ def _place(tensor: Tensor) -> tuple[str, int, type, list[int], int]:
 def pack(matrix: Tensor) -> tuple[Tensor, Tensor]:
     """A matrix [out, in] in 8 bits: bytes [out, blocks, BLOCK] around 128, and scales [out, blocks]."""
     short = -matrix.shape[1] % BLOCK
-    blocks = torch.nn.functional.pad(matrix.float(), (0, short)).unflatten(1, (-1, BLOCK))
+    blocks = torch.nn.functional.pad(matrix.float(), (0, short)).view(len(matrix), -1, BLOCK)
     scales = (blocks.abs().amax(dim=2) / 127).clamp(min=1e-12)
     return (blocks / scales[:, :, None]).round_().add_(128).to(torch.uint8), scales
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from musicgen_bento.engine.codec import CodecDecoder, CodecStream
-from musicgen_bento.engine.decoder import Decoder
+from musicgen_bento.engine.compiled_decoder import CompiledDecoder
 from musicgen_bento.engine.engine import ModelEngine, Slot
 from musicgen_bento.engine.kv_cache import KVCache
 from musicgen_bento.engine.quantized_cache import QuantizedKVCache
@@ -123,15 +123,15 @@ def test_a_model_that_gives_nan_fails_that_clip_and_says_so(monkeypatch: pytest.
     stories = [Story(), Story()]
     for number, story in enumerate(stories):
         model.submit(str(number), params(duration=0.5, cfg_coef=1.0), story)
-    step = Decoder.step
+    step = CompiledDecoder.step
 
-    def poisoned(self: Decoder, sequences: list[object], *rest: torch.Tensor) -> torch.Tensor:
+    def poisoned(self: CompiledDecoder, sequences: list[object], *rest: torch.Tensor) -> torch.Tensor:
         logits = step(self, sequences, *rest)  # type: ignore[arg-type]
         if len(sequences) == 2 and model._slots["0"].clip.position == 9:
             return torch.cat([logits[:1] * torch.nan, logits[1:]])
         return logits
 
-    monkeypatch.setattr(Decoder, "step", poisoned)
+    monkeypatch.setattr(CompiledDecoder, "step", poisoned)
     while model.step():
         pass
     assert isinstance(stories[0].end, Failed)
@@ -147,7 +147,7 @@ def test_a_crash_in_the_model_fails_whom_it_hits_and_the_next_is_served(
     model = engine()
     story = Story()
     with monkeypatch.context() as patch:
-        patch.setattr(Decoder, broken, lambda *_: 1 / 0)
+        patch.setattr(CompiledDecoder, broken, lambda *_: 1 / 0)
         model.submit("hit", params("secret prompt"), story)
         while model.step():
             pass

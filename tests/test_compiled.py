@@ -1,0 +1,158 @@
+"""The decoder that ONNX Runtime runs, against the one that torch runs; its seats, and the memory behind them."""
+
+from __future__ import annotations
+
+import mmap
+from dataclasses import replace
+from typing import Any
+
+import psutil
+import pytest
+import torch
+
+from musicgen_bento.engine import checkpoint
+from musicgen_bento.engine.clip import Clip
+from musicgen_bento.engine.compiled_decoder import CompiledDecoder
+from musicgen_bento.engine.conditioning import TextConditioner
+from musicgen_bento.engine.decoder import EagerDecoder, Need
+from musicgen_bento.engine.decoders import decoder_of
+from musicgen_bento.engine.engine import ModelEngine
+from musicgen_bento.engine.hub import Source
+from musicgen_bento.engine.pages import Pages
+from musicgen_bento.engine.types import Finished, GenerationParams
+from musicgen_bento.precision import FLOAT32, INT8
+from tests.checkpoints import Recipe
+from tests.models import MONO, PREPEND, STEREO, Result, engine, folder, load, make, params
+
+SHORT_WINDOW = replace(MONO, window=1)
+COMPANY = {
+    "greedy": params(duration=0.6, temperature=0.0),
+    "sampled": params(duration=1.2, seed=3, prompt="a much longer prompt than that of the others " * 3),
+    "unguided": params(duration=0.3, seed=4, cfg_coef=1.0),
+    "top_p": params(duration=0.9, seed=5, top_p=0.8),
+    "late": params(duration=0.5, seed=6, prompt="word " * 80),
+    "later": params(duration=0.4, seed=7, cfg_coef=5.0),
+}
+
+
+def plain(recipe: Recipe) -> ModelEngine:
+    """With the decoder of torch."""
+    return engine(recipe, how=FLOAT32)
+
+
+def assert_same(ours: dict[str, Result], theirs: dict[str, Result]) -> None:
+    for name, result in ours.items():
+        assert isinstance(result.story.end, Finished), name
+        assert (result.tokens == theirs[name].tokens).all(), name
+
+
+@pytest.mark.parametrize("recipe", [MONO, STEREO, PREPEND])
+def test_logits_of_clips_at_different_positions(recipe: Recipe) -> None:
+    """Three clips, one without guidance, that join one after the other; two of them then go on without the third."""
+    found = []
+    for how in (None, FLOAT32):
+        model = load(recipe) if how is None else load(recipe, how)
+        hears, decoder = TextConditioner(model), decoder_of(model.weights, 3)
+        assert type(decoder) is (EagerDecoder if how else CompiledDecoder)
+        torch.manual_seed(0)
+        sequences: list[Any] = []
+        said = []
+        for number in range(12):
+            if number in (0, 3, 4):
+                text = hears.encode(hears.tokenize("techno " * (1 + 9 * number)))
+                sequence = decoder.open(text, guided=number != 3, positions=40)
+                if (known := decoder.prefix(sequence)).shape[1]:
+                    decoder.prefill(sequence, known)
+                decoder.prefill(sequence, torch.randn(sequence.rows, 5, model.weights.shape.dim) * 0.1)
+                sequences.append(sequence)
+            if number == 8:
+                decoder.close(sequences.pop(1))
+            some = sequences[::-1]  # in no order of seats
+            tokens = torch.randint(model.weights.shape.card, (len(some), model.weights.shape.codebooks))
+            said.append(decoder.step(some, tokens, torch.linspace(2, 4, len(some))))
+        found.append(torch.cat(said))
+    torch.testing.assert_close(found[0], found[1], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("recipe", [MONO, STEREO, PREPEND])
+def test_the_tokens_of_the_plain_decoder(recipe: Recipe) -> None:
+    """Clips that join, leave and move up."""
+    assert_same(make(engine(recipe, slots=4), COMPANY), make(plain(recipe), COMPANY))
+
+
+def test_past_the_window() -> None:
+    requests = {str(n): params(duration=2.5, seed=n, cfg_coef=3.0 - n) for n in range(3)}
+    assert_same(make(engine(SHORT_WINDOW), requests), make(plain(SHORT_WINDOW), requests))
+
+
+def test_seats_are_given_back() -> None:
+    model = engine(MONO)
+    make(model, COMPANY)
+    make(model, {"one": params(duration=0.2)})
+    assert model._decoder._seated == []
+    assert not model._decoder._own.any()  # those of four guests are zeros again
+
+
+def test_a_clip_that_cannot_be_begun_has_no_seat(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = engine(MONO)
+
+    def broken(clip: Clip) -> None:
+        raise RuntimeError("no codec")
+
+    monkeypatch.setattr(model._sounds, "open", broken)
+    make(model, {"one": params(duration=0.2)})
+    assert model._decoder._seated == []
+
+
+def test_a_clip_that_went_to_infinity_spoils_none_beside_it() -> None:
+    model = engine(MONO)
+    decoder = model._decoder
+    request: GenerationParams = params(duration=0.4, seed=1)
+    wanted = make(plain(MONO), {"one": request})
+    decoder._own.fill_(torch.nan)
+    assert_same(make(model, {"one": request}), wanted)
+
+
+def test_what_it_remembers_is_counted_with_the_longest_prompt() -> None:
+    decoder = decoder_of(load(MONO).weights, 4)
+    one = decoder.bytes([Need(2, 30, 5)])
+    assert decoder.bytes([]) == 0
+    assert decoder.bytes([Need(2, 30, 5)] * 3) == 3 * one
+    among_long = decoder.bytes([Need(2, 30, 5), Need(2, 30, 80)]) - decoder.bytes([Need(2, 30, 80)])
+    assert among_long - one == 2 * decoder.shape.layers * decoder.shape.dim * (80 - 16) * 4
+
+
+def test_a_matrix_in_8_bits_takes_about_what_it_is_said_to() -> None:
+    weights = checkpoint.load(Source("tiny", folder(MONO)), torch.device("cpu"), INT8).weights
+    rest = weights.size.numbers - weights.size.in_matrices
+    assert INT8.bytes(weights.size) == int(1.34 * weights.size.in_matrices) + 4 * rest
+
+
+# ---- memory by the page
+
+
+def test_pages_take_memory_when_they_are_written_and_give_it_back() -> None:
+    process, many = psutil.Process(), 64 * 2**20
+    begin = process.memory_info().rss
+    pages = Pages(4, many // 16)
+    assert process.memory_info().rss - begin < many / 8
+    pages.tensor[1].fill_(1.0)
+    assert process.memory_info().rss - begin > many / 5
+    pages.forget(pages.tensor[1])
+    assert process.memory_info().rss - begin < many / 8
+    assert not pages.tensor.any()
+
+
+def test_what_shares_a_page_with_others_is_left() -> None:
+    pages = Pages(mmap.PAGESIZE)  # four pages
+    pages.tensor.fill_(1.0)
+    quarter = mmap.PAGESIZE // 4
+    pages.forget(pages.tensor[10 : 3 * quarter - 10])
+    kept = [float(part.sum()) for part in pages.tensor.split(quarter)]
+    assert kept == [quarter, 0, quarter, quarter]
+
+
+def test_reading_all_of_it_takes_no_memory_for_good() -> None:
+    pages = Pages(1_000_000)
+    assert not pages.tensor.any()
+    del pages
