@@ -17,7 +17,7 @@ from musicgen_bento.machine import free_memory
 
 USABLE = 0.85  # of what is free
 PROCESS = 0.7e9  # torch and the libraries
-BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 1}
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 4}  # of a number in the cache
 
 
 def turn(

@@ -22,7 +22,6 @@ from musicgen_bento.engine.weights import MAX_TOKENS
 
 PROMPT = 16  # T5 tokens: prompts side by side are as long as the longest, in steps of this
 POSITIONS = 64  # a row's room is a multiple of this, so that it begins with a page
-COMPANIES = 64  # kept ready at most
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,10 +148,10 @@ class CompiledDecoder(Decoder):
         return torch.where(guided[asked, None, None], deaf + (hearing - deaf) * cfg_coef[:, None, None], hearing)
 
     def _company(self, first: int, end: int) -> _Company:
-        """A step of the clips in these seats."""
+        """A step of the clips in these seats. Nobody's prompt is kept in two companies."""
         if (first, end) not in self._companies:
-            if len(self._companies) == COMPANIES:
-                self._companies.clear()
+            apart = {(a, b): kept for (a, b), kept in self._companies.items() if b <= first or end <= a}
+            self._companies = apart
             some = self._seated[first:end]
             bound = self._bind(2 * first, 2 * len(some), 1, some, range(0, 2 * len(some), 2))
             self._companies[first, end] = bound
