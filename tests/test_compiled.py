@@ -22,7 +22,7 @@ from musicgen_bento.engine.pages import Pages
 from musicgen_bento.engine.types import Finished, GenerationParams
 from musicgen_bento.precision import FLOAT32, INT8
 from tests.checkpoints import Recipe
-from tests.models import MONO, PREPEND, STEREO, Result, engine, folder, load, make, params
+from tests.models import MONO, PREPEND, STEREO, Result, Story, engine, folder, load, make, params
 
 SHORT_WINDOW = replace(MONO, window=1)
 COMPANY = {
@@ -91,6 +91,19 @@ def test_seats_are_given_back() -> None:
     make(model, {"one": params(duration=0.2)})
     assert model._decoder._seated == []
     assert not model._decoder._own.any()  # those of four guests are zeros again
+
+
+def test_only_what_is_filled_is_written() -> None:
+    """What is not written takes no memory."""
+    model = engine(MONO, slots=4)
+    for number, coef in enumerate((1.0, 3.0)):
+        model.submit(str(number), params(duration=1.0, cfg_coef=coef), Story())
+    for _ in range(10):
+        model.step()
+    positions = [int(row.any(dim=-1).sum()) for row in model._decoder._own[0, 0, :, 0]]
+    lengths = [slot.sequence.cache.length for slot in model._running if slot.sequence]
+    assert positions == [lengths[0], 1, lengths[1], lengths[1], 0, 0, 0, 0]
+    assert min(lengths) > 5
 
 
 def test_a_clip_that_cannot_be_begun_has_no_seat(monkeypatch: pytest.MonkeyPatch) -> None:
