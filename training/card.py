@@ -52,7 +52,7 @@ def curves(path: Path) -> list[dict[str, float]]:
 
 def write(plan: Plan, result: Result, parameters: int, size: int, place: Path) -> None:
     """Write the card."""
-    codec, lm = (curves(plan.folder / f"{name}.jsonl") for name in ("codec", "language_model"))
+    codec, decoder, lm = (curves(plan.folder / f"{name}.jsonl") for name in ("codec", "decoder", "language_model"))
     place.write_text(
         f"""# demo
 
@@ -78,7 +78,8 @@ work of anyone else is in it. It knows English words of its grammar; others do n
 ## Training
 
 `python -m training`, seed {plan.seed}: the codec in {codec[-1]["step"]:,.0f} steps
-({codec[-1]["seconds"] / 60:.0f} minutes), the language model in {lm[-1]["step"]:,.0f} ({lm[-1]["seconds"] / 60:.0f}
+({codec[-1]["seconds"] / 60:.0f} minutes), its decoder alone in {decoder[-1]["step"]:,.0f} more
+({decoder[-1]["seconds"] / 60:.0f} minutes), the language model in {lm[-1]["step"]:,.0f} ({lm[-1]["seconds"] / 60:.0f}
 minutes), on a part of two CPU cores. Last losses: codec {codec[-1]["spectral"]:.2f} spectral and {codec[-1]["sdr"]:.1f}
 dB of waveform, language model {lm[-1]["loss"]:.2f}, and {lm[-1]["held_out"]:.2f} on songs held out. The curves are in
 [training/curves.svg](../../training/curves.svg).

@@ -39,7 +39,7 @@ class Plan:
     codec_drums: float = 0.375
     plain_steps: int = 1_000
     clean_from: int = 3_500
-    decoder_steps: int = 2_000
+    decoder_steps: int = 1_200
     decoder_rate: float = 3e-4
     lm_steps: int = 13_000
     lm_heed: int = 1_500
