@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 from statistics import median
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from torch.profiler import ProfilerActivity
 
-from bench.steps import Ours, measure, ours, prompt, synchronize
+from bench.steps import WARM, Ours, measure, ours, prompt, synchronize
 from musicgen_bento.engine import checkpoint
+from musicgen_bento.engine.checkpoint import Files
 from musicgen_bento.engine.codec import CodecDecoder
+from musicgen_bento.engine.compiled import CompiledWeights
 from musicgen_bento.engine.hub import Source
 from musicgen_bento.engine.sampling import SamplingRows, sample
 from musicgen_bento.engine.sound import BLOCK
@@ -28,7 +32,8 @@ def profile(source: Source, precision: Precision, device: torch.device, position
         `parts`: milliseconds by name; `operators`: the costliest, each with calls and milliseconds a step; `calls`: of
         all operators, a step.
     """
-    model = checkpoint.build(checkpoint.open_files(source), device, precision)
+    files = checkpoint.open_files(source)
+    model = checkpoint.build(files, device, precision)
     shape, language_model = model.weights.shape, ours(model.weights)
     parts = {"language model": median(measure(language_model, 1, position))}
     logits = torch.randn(1, shape.codebooks, shape.card, device=device)
@@ -37,7 +42,11 @@ def profile(source: Source, precision: Precision, device: torch.device, position
     stream = CodecDecoder(model.codec).open()
     tokens = torch.randint(shape.card, (shape.codebooks, BLOCK), device=device)
     parts["codec"] = _milliseconds(lambda: stream.push(tokens), device) / BLOCK
-    return {"precision": precision.name, "position": position, "parts": parts, **_operators(language_model, position)}
+    if precision.compiled:
+        operators = _compiled_operators(files, precision, device, position)
+    else:
+        operators = _operators(language_model, position)
+    return {"precision": precision.name, "position": position, "parts": parts, **operators}
 
 
 def _milliseconds(work: Callable[[], object], device: torch.device) -> float:
@@ -49,6 +58,24 @@ def _milliseconds(work: Callable[[], object], device: torch.device) -> float:
         synchronize(device)
         found.append(1000 * (time.perf_counter() - began))
     return median(found[1:])
+
+
+def _compiled_operators(files: Files, precision: Precision, device: torch.device, position: int) -> dict[str, Any]:
+    """ONNX Runtime's profile of a few steps."""
+    with TemporaryDirectory() as folder:
+        weights = checkpoint.load_weights(files, device, precision, profile_to=Path(folder))
+        assert isinstance(weights, CompiledWeights)
+        steps = len(measure(ours(weights), 1, position)) + WARM
+        found = [
+            {"name": kind, "calls": calls / steps, "ms": spent / steps}
+            for kind, calls, spent in weights.step.operators()
+        ]
+    return _costliest(found)
+
+
+def _costliest(found: list[dict[str, Any]]) -> dict[str, Any]:
+    found.sort(key=lambda operator: -operator["ms"])
+    return {"operators": found[:TOP], "calls": sum(operator["calls"] for operator in found)}
 
 
 def _operators(language_model: Ours, position: int) -> dict[str, Any]:
@@ -72,5 +99,4 @@ def _operators(language_model: Ours, position: int) -> dict[str, Any]:
         }
         for event in profiler.key_averages()
     ]
-    found.sort(key=lambda operator: -operator["ms"])
-    return {"operators": found[:TOP], "calls": sum(operator["calls"] for operator in found)}
+    return _costliest(found)

@@ -16,9 +16,10 @@ from musicgen_bento.engine import checkpoint
 from musicgen_bento.engine.checkpoint import Weights
 from musicgen_bento.engine.decoder import Decoder, Sequence
 from musicgen_bento.engine.decoders import decoder_of
+from musicgen_bento.engine.graphs import GraphedDecoder
 from musicgen_bento.engine.hub import Source
 from musicgen_bento.engine.sampling import SamplingRows
-from musicgen_bento.engine.weights import LMShape
+from musicgen_bento.engine.weights import LMShape, LMWeights
 from musicgen_bento.precision import Precision
 
 PROMPT = 16  # T5 tokens
@@ -125,7 +126,8 @@ class OursGraphed(Ours):
     """The same as it runs on a GPU. Its step draws too, and gives tokens [B, K]."""
 
     def _make(self, weights: Weights) -> Decoder:
-        return decoder_of(weights, MOST_CLIPS)
+        assert isinstance(weights, LMWeights)
+        return GraphedDecoder(weights)
 
     def begin(self, batch: int, position: int, text: Tensor) -> None:
         """See `Contestant`."""

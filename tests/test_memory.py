@@ -262,7 +262,7 @@ def test_a_released_model_that_cannot_fit_is_not_fetched(turns: Callable[..., Tu
     one.pool.submit("large", params(), story)
     until(lambda: story.end)
     assert isinstance(story.end, Failed)
-    assert "facebook/musicgen-large takes 16.5 GB of memory with one clip, and models may take 1.0 GB." in str(
+    assert "facebook/musicgen-large takes 16.9 GB of memory with one clip, and models may take 1.0 GB." in str(
         story.end.error
     )
 

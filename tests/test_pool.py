@@ -330,7 +330,7 @@ def test_a_large_model_gets_all_cores_after_a_small_one(
         pool, story = open_pool(allow_folders=True), Story()
         pool.submit("demo", params(duration=0.1), story)
         until(lambda: story.end)
-        monkeypatch.setattr("musicgen_bento.engine.engine.SMALL_HEADS", 1)
+        monkeypatch.setattr("musicgen_bento.engine.weights.SMALL_HEADS", 1)
         story = Story()
         pool.submit(str(folder(MONO)), params(duration=0.1), story)
         until(lambda: story.end)

@@ -188,12 +188,19 @@ def build(files: Files, device: torch.device, precision: Precision, threads: int
     )
 
 
-def load_weights(files: Files, device: torch.device, precision: Precision, threads: int | None = None) -> Weights:
-    """The language model alone; see `build`."""
+def load_weights(
+    files: Files,
+    device: torch.device,
+    precision: Precision,
+    threads: int | None = None,
+    profile_to: Path | None = None,
+) -> Weights:
+    """The language model alone; see `build`, and `compiled`."""
     weights = read_weights(files.source, files.shape, files.state, device, precision)
     if not precision.compiled:
         return weights
-    return compiled(weights, precision, files.size, 1 if files.shape.small else threads or torch.get_num_threads())
+    threads = 1 if files.shape.small else threads or torch.get_num_threads()
+    return compiled(weights, precision, files.size, threads, profile_to)
 
 
 def check(files: Files) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -38,7 +39,9 @@ class CompiledWeights:
         return self.embeddings.device
 
 
-def compiled(weights: LMWeights, precision: Precision, size: Size, threads: int) -> CompiledWeights:
+def compiled(
+    weights: LMWeights, precision: Precision, size: Size, threads: int, profile_to: Path | None = None
+) -> CompiledWeights:
     """Programs of a model.
 
     Args:
@@ -46,6 +49,7 @@ def compiled(weights: LMWeights, precision: Precision, size: Size, threads: int)
         precision: to hold them in.
         size: of the model.
         threads: how many cores a run may use.
+        profile_to: a folder for the profile of the steps, see `Program.operators`.
     """
     int8 = precision.matrices == torch.int8
     crosses = [layer.cross for layer in weights.layers if layer.cross is not None]
@@ -57,7 +61,7 @@ def compiled(weights: LMWeights, precision: Precision, size: Size, threads: int)
         text_weight=weights.text_weight,
         text_bias=weights.text_bias,
         prompt=_prompt(weights.shape, crosses, int8).program(threads) if crosses else None,
-        step=_step(weights, int8).program(threads),
+        step=_step(weights, int8).program(threads, profile_to),
     )
 
 

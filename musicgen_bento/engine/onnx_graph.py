@@ -6,7 +6,9 @@ cache that grows in place. A step is then one call, in place of a thousand of to
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -107,8 +109,13 @@ class Graph:
         constants = self.constant(packed), self.constant(scales.flatten())
         return self.op("MatMulNBits", x, *constants, domain=CONTRIB, accuracy_level=4, **sizes)
 
-    def program(self, threads: int) -> Program:
-        """What runs it."""
+    def program(self, threads: int, profile_to: Path | None = None) -> Program:
+        """What runs it.
+
+        Args:
+            threads: how many cores a run may use.
+            profile_to: a folder, for `Program.operators`.
+        """
         # a graph itself holds 2 GB at most, so that all but its own sizes is handed over beside it
         places = self._small + [_elsewhere(name, value) for name, value in self._constants.items()]
         graph = helper.make_graph(self._nodes, "graph", self._inputs, self._outputs, places)
@@ -118,6 +125,8 @@ class Graph:
         options.intra_op_num_threads = threads
         options.enable_cpu_mem_arena = False  # it keeps what the longest prompt took
         options.log_severity_level = 3
+        if profile_to is not None:
+            options.enable_profiling, options.profile_file_prefix = True, str(profile_to / "step")
         options.add_external_initializers(list(self._constants), list(self._constants.values()))
         session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
         return Program(session, self._given)
@@ -147,6 +156,16 @@ class Program:
         for name, tensor in outputs.items():
             binding.bind_output(self._given[name], *_place(tensor))
         return Run(self._session, binding, (dict(inputs), dict(outputs)))
+
+    def operators(self) -> list[tuple[str, int, float]]:
+        """Each kind, its calls and its milliseconds in all runs so far. Of a program that profiles; once."""
+        events = json.loads(Path(self._session.end_profiling()).read_text(encoding="utf-8"))
+        found: dict[str, tuple[int, float]] = {}
+        for event in events:
+            if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
+                calls, spent = found.get(kind := event["args"]["op_name"], (0, 0.0))
+                found[kind] = calls + 1, spent + event["dur"] / 1000
+        return [(kind, *both) for kind, both in found.items()]
 
 
 class Run:
