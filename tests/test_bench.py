@@ -29,7 +29,7 @@ from bench.turn import turn
 from musicgen_bento.engine import checkpoint
 from musicgen_bento.engine.graphs import LENGTH, GraphedDecoder, _Kind
 from musicgen_bento.engine.hub import Source
-from musicgen_bento.precision import BFLOAT16, FLOAT16_KEPT, FLOAT32_COMPILED, INT8
+from musicgen_bento.precision import BFLOAT16, FLOAT16_KEPT, FLOAT32, FLOAT32_COMPILED, INT8
 from tests.checkpoints import Recipe
 from tests.models import CPU, MONO, STEREO, folder, load
 
@@ -244,7 +244,7 @@ def test_a_turn(name: str) -> None:
 
 
 def test_a_turn_as_on_a_gpu() -> None:
-    model = OursGraphed(load(MONO).weights)
+    model = OursGraphed(load(MONO, FLOAT32).weights)
     for batch, position in ((1, 0), (3, 20)):
         assert all(ms > 0 for ms in measure(model, batch, position))
     assert not model._sequences

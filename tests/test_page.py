@@ -220,7 +220,7 @@ def test_a_model_is_downloaded_and_makes_its_clip(browser: Chromium, tmp_path: P
         seen = [(line, state) for line, state in page.run("seen") if line]
         assert any(re.fullmatch(f"Its model: {on_its_way}", line) for line, _ in seen), seen
         assert any(re.fullmatch(on_its_way, state) for _, state in seen), seen
-        assert re.search(r" · \d+ MB of memory · ", page.text("#model-about"))
+        assert re.search(r" · [\d.]+ [MG]B of memory · ", page.text("#model-about"))
         assert page.events("Runtime.exceptionThrown") == []
         browser.call("Target.closeTarget", targetId=page.target)
 

@@ -1,13 +1,12 @@
-"""Matrices held in fewer bits: how near the products are, and whose business a row is."""
+"""Matrices as torch holds them: how near the products are."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from musicgen_bento.engine.product import LARGE, Dense, Half, Int8, product, times
-from musicgen_bento.fbgemm import levels
-from musicgen_bento.precision import BFLOAT16, FLOAT16_KEPT, FLOAT32, INT8, Precision
+from musicgen_bento.engine.product import LARGE, Dense, Half, product, times
+from musicgen_bento.precision import BFLOAT16, FLOAT16_KEPT, FLOAT32, Precision
 
 OUT, IN = 96, 256
 
@@ -28,7 +27,7 @@ def rows() -> torch.Tensor:
 
 @pytest.mark.parametrize(
     ("precision", "kind", "error"),
-    [(FLOAT32, Dense, 1e-6), (FLOAT16_KEPT, Half, 1e-3), (INT8, Int8, 0.05), (BFLOAT16, Dense, 0.02)],
+    [(FLOAT32, Dense, 1e-6), (FLOAT16_KEPT, Half, 1e-3), (BFLOAT16, Dense, 0.02)],
 )
 def test_nearly_the_same(
     precision: Precision, kind: type, error: float, weight: torch.Tensor, rows: torch.Tensor
@@ -54,33 +53,6 @@ def test_large_matrices_the_other_way_round(outputs: int, count: int) -> None:
     torch.testing.assert_close(made, rows @ matrix.T, rtol=1e-5, atol=1e-4)
 
 
-def test_fine_rows_are_a_hundred_times_as_near(weight: torch.Tensor, rows: torch.Tensor) -> None:
-    """Beside the same matrix in 8 bits, whose own error no row mends."""
-    scale = weight.abs().amax(dim=1, keepdim=True).clamp(min=1e-12) / 127
-    wanted = rows.double() @ ((weight / scale).round() * scale).double().T
-    coarse, fine = (
-        ((product(weight, INT8, fine=fine)(rows).double() - wanted).norm() / wanted.norm()).item()
-        for fine in (False, True)
-    )
-    assert fine < coarse / 100
-
-
-@pytest.mark.parametrize("fine", [False, True])
-def test_int8_is_blind_to_company(fine: bool, weight: torch.Tensor, rows: torch.Tensor) -> None:
-    held = product(weight, INT8, fine=fine)
-    together = held(rows)
-    for begin, end in ((0, 1), (5, 6), (7, 20), (1, 40)):
-        assert torch.equal(held(rows[begin:end].clone()), together[begin:end])
-
-
-@pytest.mark.parametrize("fine", [False, True])
-def test_int8_sums_do_not_saturate(fine: bool) -> None:
-    """The largest weights times the largest inputs, summed with one sign: what 16 bits would not hold."""
-    held = Int8(torch.full((16, 1024), 0.5), fine=fine)
-    assert torch.allclose(held(torch.full((3, 1024), 2.0)), torch.tensor(1024.0), rtol=1e-5)
-    assert levels() in (63, 127)
-
-
 def test_on_the_meta_device_a_matrix_is_a_size() -> None:
-    held = product(torch.empty(OUT, IN, device="meta"), INT8)
+    held = product(torch.empty(OUT, IN, device="meta"), FLOAT16_KEPT)
     assert (held.outputs, held.numbers) == (OUT, OUT * IN)

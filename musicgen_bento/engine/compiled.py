@@ -92,7 +92,7 @@ def _step(weights: LMWeights, int8: bool) -> Graph:
     rows that hear a prompt, the prompts' keys and values [B, H, L, D], and `beyond` [B, 1, T, L], -inf where there is
     no prompt any more.
 
-    In int8 the rows of the heads and of the second linear are multiplied with what their rounding leaves over: there it
+    In int8 the rows of the heads and of the feed-forward are multiplied with what their rounding leaves over: there it
     makes the most difference (docs/performance.md).
     """
     shape, graph = weights.shape, Graph()
@@ -109,7 +109,7 @@ def _step(weights: LMWeights, int8: bool) -> Graph:
         x = graph.op("Add", x, _own(graph, shape, layer, x, own, int8))
         if layer.cross is not None:
             x = _heard(graph, shape, layer.cross, x, hears, prompt, int8)
-        wide = graph.times(graph.norm(x, layer.norm2), _stored(layer.linear1), int8=int8)
+        wide = graph.times(graph.norm(x, layer.norm2), _stored(layer.linear1), int8=int8, fine=True)
         narrow = graph.times(graph.op("Gelu", wide, domain=CONTRIB), _stored(layer.linear2), int8=int8, fine=True)
         x = graph.op("Add", x, narrow)
     logits = graph.times(graph.norm(x, weights.out_norm), _stored(weights.heads), int8=int8, fine=True)
