@@ -31,6 +31,7 @@ HEEDFUL = 3.0  # and what brings the prompt in, once it is its turn
 # decides. So once the model knows how music goes on, most windows are short and many. (length in parts of the whole
 # window, chance)
 WINDOWS = ((0.08, 0.5), (0.25, 0.25), (1.0, 0.25))
+LONGER = ((0.25, 0.4), (0.5, 0.3), (1.0, 0.3))  # at last: a slow song's beat is longer than the shortest of the others
 HELD_OUT = 40  # of so many songs one, the last ones, for the curves' second line
 LOOK = 100  # steps between two points of it
 HEEDING = re.compile(r"cross|output_proj")
@@ -134,7 +135,8 @@ def train(plan: Plan, tokens: Tensor, songs: Dataset, clock: Clock) -> tuple[Net
         heed = number >= plan.lm_heed
         for group, pace in zip(optimizer.param_groups, (1.0, HEEDFUL if heed else 1.0, EAGER), strict=True):
             group["lr"] = pace * plan.lm_rate * cosine(number, plan.lm_steps)
-        part = float(rng.choice([p for p, _ in WINDOWS], p=[chance for _, chance in WINDOWS])) if heed else 1.0
+        windows = LONGER if number >= plan.lm_pace else WINDOWS if heed else ((1.0, 1.0),)
+        part = float(rng.choice([p for p, _ in windows], p=[chance for _, chance in windows]))
         loss, taught = losses(rng, range(learnt), part)
         optimizer.zero_grad(set_to_none=True)
         (loss + TEACHING * taught).backward()

@@ -27,6 +27,7 @@ class Plan:
         decoder_steps, decoder_rate: of the codec's decoder, after that, alone.
         lm_steps, lm_batch, lm_seconds, lm_rate: of the language model's; a window is `lm_seconds` long.
         lm_heed: the step from which most of its windows are beginnings, for the prompt's sake.
+        lm_pace: the step from which they are long enough to have a tempo.
     """
 
     folder: Path = Path("build/training")
@@ -41,8 +42,9 @@ class Plan:
     clean_from: int = 3_500
     decoder_steps: int = 1_200
     decoder_rate: float = 3e-4
-    lm_steps: int = 13_000
+    lm_steps: int = 19_000
     lm_heed: int = 1_500
+    lm_pace: int = 13_000
     lm_batch: int = 4
     lm_seconds: float = 8.0
     lm_rate: float = 1e-3
