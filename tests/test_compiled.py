@@ -10,19 +10,17 @@ import psutil
 import pytest
 import torch
 
-from musicgen_bento.engine import checkpoint
 from musicgen_bento.engine.clip import Clip
 from musicgen_bento.engine.compiled_decoder import CompiledDecoder
 from musicgen_bento.engine.conditioning import TextConditioner
 from musicgen_bento.engine.decoder import EagerDecoder, Need
 from musicgen_bento.engine.decoders import decoder_of
 from musicgen_bento.engine.engine import ModelEngine
-from musicgen_bento.engine.hub import Source
 from musicgen_bento.engine.pages import Pages
 from musicgen_bento.engine.types import Finished, GenerationParams
-from musicgen_bento.precision import FLOAT32, INT8
+from musicgen_bento.precision import FLOAT32
 from tests.checkpoints import Recipe
-from tests.models import MONO, PREPEND, STEREO, Result, Story, engine, folder, load, make, params
+from tests.models import MONO, PREPEND, STEREO, Result, Story, engine, load, make, params
 
 SHORT_WINDOW = replace(MONO, window=1)
 COMPANY = {
@@ -93,6 +91,16 @@ def test_seats_are_given_back() -> None:
     assert not model._decoder._own.any()  # those of four guests are zeros again
 
 
+def test_nobody_sits_behind_the_last_seat() -> None:
+    decoder = decoder_of(load(MONO).weights, 2)
+    text = torch.zeros(3, decoder.shape.dim)
+    seated = [decoder.open(text, True, 30) for _ in range(2)]
+    with pytest.raises(IndexError):
+        decoder.open(text, True, 30)
+    decoder.close(seated.pop(0))
+    decoder.open(text, True, 30)
+
+
 def test_only_what_is_filled_is_written() -> None:
     """What is not written takes no memory."""
     model = engine(MONO, slots=4)
@@ -135,10 +143,38 @@ def test_what_it_remembers_is_counted_with_the_longest_prompt() -> None:
     assert among_long - one == 2 * decoder.shape.layers * decoder.shape.dim * (80 - 16) * 4
 
 
-def test_a_matrix_in_8_bits_takes_about_what_it_is_said_to() -> None:
-    weights = checkpoint.load(Source("tiny", folder(MONO)), torch.device("cpu"), INT8).weights
-    rest = weights.size.numbers - weights.size.in_matrices
-    assert INT8.bytes(weights.size) == int(1.34 * weights.size.in_matrices) + 4 * rest
+def test_who_moves_up_takes_no_more_than_before() -> None:
+    """A long clip leaves, and a short one without guidance takes its seat."""
+    weights = load(MONO).weights
+    hears, decoder = TextConditioner(load(MONO)), decoder_of(weights, 2)
+    text = hears.encode(hears.tokenize("techno"))
+    long, short = decoder.open(text, True, 60), decoder.open(text, False, 60)
+    torch.manual_seed(0)
+    decoder.prefill(long, torch.randn(2, 40, weights.shape.dim))
+    decoder.prefill(short, torch.randn(1, 8, weights.shape.dim))
+    decoder.close(long)
+    assert isinstance(decoder, CompiledDecoder)
+    filled = decoder._own.any(dim=-1).any(dim=3).any(dim=0).any(dim=0)  # [rows, positions]
+    assert filled.sum(dim=1).tolist() == [8, 0, 0, 0]
+
+
+def test_who_sits_between_is_not_disturbed() -> None:
+    """Two clips step while the one between them reads what it knows; then all three."""
+    found = []
+    for how in (None, FLOAT32):
+        model = load(MONO) if how is None else load(MONO, how)
+        hears, decoder = TextConditioner(model), decoder_of(model.weights, 3)
+        torch.manual_seed(0)
+        text = hears.encode(hears.tokenize("techno"))
+        some = [decoder.open(text, True, 40) for _ in range(3)]
+        known = torch.randn(2, 6, model.weights.shape.dim) * 0.1
+        tokens = torch.randint(model.weights.shape.card, (3, 4))
+        decoder.step([some[0], some[2]], tokens[:2], torch.full((2,), 3.0))
+        decoder.prefill(some[1], known[:, :3])
+        decoder.step([some[2], some[0]], tokens[1:], torch.full((2,), 3.0))
+        decoder.prefill(some[1], known[:, 3:])
+        found.append(decoder.step(some, tokens, torch.full((3,), 3.0)))
+    torch.testing.assert_close(found[0], found[1], atol=1e-4, rtol=1e-4)
 
 
 # ---- memory by the page
@@ -163,9 +199,3 @@ def test_what_shares_a_page_with_others_is_left() -> None:
     pages.forget(pages.tensor[10 : 3 * quarter - 10])
     kept = [float(part.sum()) for part in pages.tensor.split(quarter)]
     assert kept == [quarter, 0, quarter, quarter]
-
-
-def test_reading_all_of_it_takes_no_memory_for_good() -> None:
-    pages = Pages(1_000_000)
-    assert not pages.tensor.any()
-    del pages

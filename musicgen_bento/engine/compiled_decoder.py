@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Row
 from dataclasses import dataclass
+from mmap import PAGESIZE
 
 import torch
 from torch import Tensor
@@ -53,7 +54,7 @@ class CompiledDecoder(Decoder):
 
     def __init__(self, weights: CompiledWeights, seats: int) -> None:
         super().__init__(weights.shape, weights.precision, weights.embeddings)
-        self._weights, shape = weights, weights.shape
+        self._weights, self._seats, shape = weights, seats, weights.shape
         prefix = MAX_TOKENS if shape.text == "prepend" else 0
         positions = _up(prefix + shape.pattern.last_position(shape.window) + 1, POSITIONS)
         self._pages = Pages(shape.layers, 2, 2 * seats, shape.heads, positions, shape.head_dim)
@@ -65,12 +66,20 @@ class CompiledDecoder(Decoder):
         """See `Decoder.bytes`. Prompts side by side are as long as the longest."""
         longest = _up(max((need.prompt for need in clips), default=0), PROMPT)
         short = sum(longest - need.prompt for need in clips) if self.shape.text == "cross" else 0
-        return super().bytes(clips) + 2 * self.shape.layers * self.shape.dim * short * 4
+        # the second row of a clip without guidance: a page of each head's
+        unheard = sum(2 * self.shape.layers * self.shape.heads * PAGESIZE for need in clips if need.rows == 1)
+        return super().bytes(clips) + 2 * self.shape.layers * self.shape.dim * short * 4 + unheard
 
     # ---- seats
 
     def open(self, text: Tensor, guided: bool, positions: int) -> Sequence:
-        """See `Decoder.open`."""
+        """See `Decoder.open`.
+
+        Raises:
+            IndexError: all seats are taken.
+        """
+        if len(self._seated) == self._seats:
+            raise IndexError("no seat is free")  # a run would write behind the last one
         rows = 2 if guided else 1
         sequence = Sequence(rows, self._cache(len(self._seated), rows), text, self._prompt(text))
         self._seated.append(sequence)  # last: what fails before takes no seat
@@ -81,13 +90,17 @@ class CompiledDecoder(Decoder):
         """See `Decoder.close`. The last seat's clip moves to the free one."""
         seat, last = self._seat(sequence), self._seated.pop()
         left, length = len(self._seated), last.cache.length
+        self._forget(seat)
         if last is not sequence:
-            self._rows(seat)[..., :length, :] = self._rows(left)[..., :length, :]
+            self._rows(seat, last.rows)[..., :length, :] = self._rows(left, last.rows)[..., :length, :]
+            self._forget(left)
             self._seated[seat] = last
             last.cache = self._cache(seat, last.rows, length)
-        for part in self._rows(left).flatten(0, 1):
-            self._pages.forget(part)
         self._companies.clear()
+
+    def _forget(self, seat: int) -> None:
+        for part in self._rows(seat).flatten(0, 1):
+            self._pages.forget(part)
 
     def _seat(self, sequence: Sequence) -> int:
         return next(seat for seat, seated in enumerate(self._seated) if seated is sequence)

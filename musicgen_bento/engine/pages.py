@@ -1,8 +1,9 @@
-"""Memory that the system gives page by page as it is written, and takes back on demand."""
+"""Memory that the system gives page by page as it is written, and takes back on demand. On Linux."""
 
 from __future__ import annotations
 
 import mmap
+from contextlib import suppress
 from math import prod
 
 import torch
@@ -21,6 +22,9 @@ class Pages:
     def __init__(self, *size: int) -> None:
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _UNRESERVED
         self._map = mmap.mmap(-1, max(1, 4 * prod(size)), flags=flags)
+        if hasattr(mmap, "MADV_NOHUGEPAGE"):
+            with suppress(OSError):  # a kernel that has no huge pages
+                self._map.madvise(mmap.MADV_NOHUGEPAGE)  # one of them would be a third of a clip
         self.tensor = torch.frombuffer(self._map, dtype=torch.float32, count=prod(size)).view(size)
 
     def forget(self, part: Tensor) -> None:

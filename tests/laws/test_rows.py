@@ -34,7 +34,7 @@ def alone(recipe: Recipe, how: Precision, request: GenerationParams) -> tuple[ND
 
 requests = st.builds(
     params,
-    prompt=st.sampled_from(["calm piano", "epic orchestral cinematic score", "techno"]),
+    prompt=st.sampled_from(["calm piano", "epic orchestral cinematic score", "techno", "word " * 80]),
     duration=st.sampled_from([0.1, 0.3, 0.5, 0.8]),
     seed=st.sampled_from([0, 7, 2**32 - 1]),
     temperature=st.sampled_from([0.0, 0.7, 1.0]),
