@@ -16,7 +16,7 @@ import torch
 
 from musicgen_bento.catalogue import CATALOGUE, DEMO_FOLDER
 from musicgen_bento.config import Settings
-from musicgen_bento.engine import canary, checkpoint
+from musicgen_bento.engine import canary, checkpoint, memory
 from musicgen_bento.engine.conditioning import TextConditioner
 from musicgen_bento.engine.hub import Source
 from musicgen_bento.engine.pool import EnginePool
@@ -54,10 +54,11 @@ class Loads:
 
 
 @pytest.fixture
-def loads(monkeypatch: pytest.MonkeyPatch) -> Loads:
+def loads(monkeypatch: pytest.MonkeyPatch) -> Iterator[Loads]:
     loads = Loads()
     monkeypatch.setattr(checkpoint, "open_files", loads)
-    return loads
+    yield loads
+    loads.go.set()  # a pool waits for them
 
 
 @pytest.fixture
@@ -392,6 +393,36 @@ def test_close_fails_what_is_not_done_in_time(open_pool: Callable[..., EnginePoo
     for story in (running, loading):
         assert isinstance(story.end, Failed)
         assert isinstance(story.end.error, ShuttingDown)
+
+
+def test_close_waits_for_a_load_that_has_begun(
+    open_pool: Callable[..., EnginePool], loads: Loads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "NETWORK_SECONDS", 0.1)
+    pool, story = open_pool(), Story()
+    pool.submit("demo", params(), story)
+    until(lambda: loads.names)
+    closing = threading.Thread(target=pool.close)
+    closing.start()
+    until(lambda: story.end)  # nobody else has to wait for it
+    closing.join(timeout=1)
+    assert closing.is_alive()
+    loads.go.set()
+    closing.join(timeout=30)
+    assert not closing.is_alive()
+
+
+def test_close_does_not_wait_for_the_hub(
+    open_pool: Callable[..., EnginePool], loads: Loads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "NETWORK_SECONDS", 0.1)
+    pool = open_pool()
+    pool.submit("facebook/musicgen-medium", params(), Story())  # no test has it in a cache
+    until(lambda: loads.names)
+    closing = threading.Thread(target=pool.close)
+    closing.start()
+    closing.join(timeout=20)
+    assert not closing.is_alive()
 
 
 def test_a_model_error_is_a_musicgen_error() -> None:

@@ -46,10 +46,13 @@ class DeviceThread:
         self._work.set()
 
     def close(self) -> None:
-        """Stop after the step that runs and one more."""
+        """Stop after the step that runs and one more, and wait for them.
+
+        However long they take: the thread must not come back from ONNX Runtime or torch to an interpreter that is gone.
+        """
         self._closed = True
         self.wake()
-        self._thread.join(timeout=10)
+        self._thread.join()
 
     def _run(self) -> None:
         closed = False

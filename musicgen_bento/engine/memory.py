@@ -23,6 +23,8 @@ from musicgen_bento.machine import fit
 
 _log = logging.getLogger("bentoml.musicgen")  # below BentoML's, which has a handler
 
+NETWORK_SECONDS = 5.0  # how long one is waited for that may be waiting for the hub
+
 
 class Owner(Protocol):
     """Whom the models are loaded for. Called with the lock held, `failed` without."""
@@ -59,7 +61,7 @@ class Memory:
         self._changed = threading.Condition(lock)
         self._budget: Budget[Resident] = Budget(loader.budget)
         self._closed = False
-        self._at_work: set[threading.Thread] = set()
+        self._at_work: dict[threading.Thread, float | None] = {}  # and how long each is waited for
         self.residents: dict[object, Resident] = {}  # by the place of their files
         self._work(self._keep, "musicgen-keeper")
 
@@ -73,7 +75,8 @@ class Memory:
         found = self.residents.get(source.place)
         if found is None:
             found = self.residents[source.place] = Resident(source, kept)
-            self._work(partial(self._find, found), f"find {source.name}")
+            patience = None if source.here else NETWORK_SECONDS
+            self._work(partial(self._find, found), f"find {source.name}", patience)
         return found
 
     def line(self) -> list[Resident]:
@@ -117,22 +120,25 @@ class Memory:
         self._closed = True
         self._changed.notify_all()
 
-    def join(self, seconds: float) -> None:
-        """Wait for what cannot be stopped, so long for each, without the lock."""
-        for thread in list(self._at_work):
-            thread.join(timeout=seconds)
+    def join(self) -> None:
+        """Wait for what cannot be stopped, without the lock.
+
+        A load is waited for to its end: an interpreter that goes while torch or ONNX Runtime is at work crashes.
+        """
+        for thread, patience in list(self._at_work.items()):
+            thread.join(patience)
 
     # ---- the threads, without the lock
 
-    def _work(self, what: Callable[[], None], name: str) -> None:
+    def _work(self, what: Callable[[], None], name: str, patience: float | None = None) -> None:
         def work() -> None:
             try:
                 what()
             finally:
-                self._at_work.discard(threading.current_thread())
+                del self._at_work[threading.current_thread()]
 
         thread = threading.Thread(target=work, name=name, daemon=True)
-        self._at_work.add(thread)
+        self._at_work[thread] = patience
         thread.start()
 
     def _find(self, resident: Resident) -> None:

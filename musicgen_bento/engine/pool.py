@@ -25,7 +25,6 @@ from musicgen_bento.machine import max_slots
 _log = logging.getLogger("bentoml.musicgen")  # below BentoML's, which has a handler
 
 RETRY_AFTER = 30.0
-UNFINISHED_SECONDS = 5.0  # a load cannot be stopped, and an interpreter that goes while torch is at work crashes
 
 
 class EnginePool:
@@ -59,7 +58,6 @@ class EnginePool:
         self._failures: dict[Source, tuple[float, MusicGenError]] = {}  # of preloaded ones
         self._were_ready: set[Source] = set()
         self._closing = False
-        atexit.register(self.close)  # torch's threads must not be at work when the interpreter goes
         self._own: dict[str, Source] = {}  # what the operator has set, by either name
         self._misconfigured: MusicGenError | None = None
         for model in (settings.default_model, *settings.preload):
@@ -71,6 +69,7 @@ class EnginePool:
                 self._own[model] = self._own[source.name] = source
         self._preloaded = {self._own[model] for model in settings.preload if model in self._own}
         self._memory = Memory(self._loader, self._lock, self._thread, self, self._preloaded)
+        atexit.register(self.close)  # before the interpreter goes, nobody may be at work
         with self._lock:
             for source in self._preloaded:
                 self._resident(source)
@@ -163,7 +162,7 @@ class EnginePool:
         for engine in engines:
             engine.fail_all(error)
         self._thread.close()
-        self._memory.join(UNFINISHED_SECONDS)
+        self._memory.join()
 
     # ---- models
 
