@@ -18,7 +18,7 @@ from bench.rounds import POSITIONS
 from musicgen_bento.engine.caches import clip_bytes
 from musicgen_bento.engine.delay import DelayPattern
 from musicgen_bento.engine.weights import LMShape
-from musicgen_bento.precision import FLOAT16_KEPT, FLOAT32_COMPILED, INT8, Precision
+from musicgen_bento.precision import FLOAT16_KEPT, FLOAT32_COMPILED, INT8, Precision, Size
 
 DELAYS = DelayPattern((0, 1, 2, 3))
 
@@ -57,8 +57,8 @@ def in_matrices(shape: LMShape) -> int:
 
 def moved(shape: LMShape, precision: Precision, position: int, clips: int = 1) -> Moved:
     """What a step reads for guided clips (two rows each), all at one position."""
-    matrices = int(in_matrices(shape) * (precision.matrices.itemsize + precision.scales))
-    return Moved(matrices, clips * clip_bytes(shape, precision, 2, position + 1, 0))
+    numbers = in_matrices(shape)
+    return Moved(precision.bytes(Size(numbers, numbers)), clips * clip_bytes(shape, precision, 2, position + 1, 0))
 
 
 def milliseconds(shape: LMShape, precision: Precision, position: int, clips: int, rate: float) -> float:

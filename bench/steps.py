@@ -93,8 +93,7 @@ class Ours:
         self._decoder = self._make(weights)
         self._sequences: list[Sequence] = []
         self.shape, self.device = weights.shape, weights.device
-        if weights.shape.small:
-            torch.set_num_threads(1)  # as the engine does
+        torch.set_num_threads(weights.shape.cores())  # as the engine does
 
     def _make(self, weights: Weights) -> Decoder:
         return decoder_of(weights, MOST_CLIPS, deterministic=True)

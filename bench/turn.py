@@ -14,10 +14,11 @@ from bench.results import Result
 from bench.rounds import POSITIONS, Cell, Visit
 from bench.worker import Worker, WorkerError
 from musicgen_bento.machine import free_memory
+from musicgen_bento.precision import INT8
 
 USABLE = 0.85  # of what is free
 PROCESS = 0.7e9  # torch and the libraries
-BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 1.34}  # of a number in a matrix
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 1 + INT8.scales}  # of a number in a matrix
 
 
 def turn(

@@ -65,7 +65,7 @@ class ModelCard:
         """
         positions = min(self.window, seconds) * 50 + 3
         own = 2 * positions * precision.cached  # of each channel of keys and values, guided
-        prompt = (2 if precision.compiled else 1) * 512 * precision.rest.itemsize  # a long one
+        prompt = precision.prompts * 512 * precision.rest.itemsize  # a long one
         clip = 2 * self.layers * self.dim * int(own + prompt)
         return precision.estimate(self.parameters, self.layers, self.dim) + clip + 4 * self.float32_numbers
 

@@ -51,6 +51,11 @@ class Precision:
     scales: float = 0
     compiled: bool = False
 
+    @property
+    def prompts(self) -> int:
+        """How often a clip's prompt is kept: a compiled run wants it beside those of the others."""
+        return 2 if self.compiled else 1
+
     def bytes(self, size: Size) -> int:
         """What a language model of this size takes."""
         rest = size.numbers - size.in_matrices

@@ -3,55 +3,32 @@
 from __future__ import annotations
 
 import mmap
-from dataclasses import replace
 from typing import Any
 
 import psutil
 import pytest
 import torch
 
-from musicgen_bento.engine.clip import Clip
 from musicgen_bento.engine.compiled_decoder import CompiledDecoder
 from musicgen_bento.engine.conditioning import TextConditioner
 from musicgen_bento.engine.decoder import EagerDecoder, Need
 from musicgen_bento.engine.decoders import decoder_of
-from musicgen_bento.engine.engine import ModelEngine
 from musicgen_bento.engine.pages import Pages
-from musicgen_bento.engine.types import Finished, GenerationParams
-from musicgen_bento.precision import FLOAT32
+from musicgen_bento.engine.types import GenerationParams
+from musicgen_bento.precision import FLOAT32, FLOAT32_COMPILED
 from tests.checkpoints import Recipe
-from tests.models import MONO, PREPEND, STEREO, Result, Story, engine, load, make, params
-
-SHORT_WINDOW = replace(MONO, window=1)
-COMPANY = {
-    "greedy": params(duration=0.6, temperature=0.0),
-    "sampled": params(duration=1.2, seed=3, prompt="a much longer prompt than that of the others " * 3),
-    "unguided": params(duration=0.3, seed=4, cfg_coef=1.0),
-    "top_p": params(duration=0.9, seed=5, top_p=0.8),
-    "late": params(duration=0.5, seed=6, prompt="word " * 80),
-    "later": params(duration=0.4, seed=7, cfg_coef=5.0),
-}
-
-
-def plain(recipe: Recipe) -> ModelEngine:
-    """With the decoder of torch."""
-    return engine(recipe, how=FLOAT32)
-
-
-def assert_same(ours: dict[str, Result], theirs: dict[str, Result]) -> None:
-    for name, result in ours.items():
-        assert isinstance(result.story.end, Finished), name
-        assert (result.tokens == theirs[name].tokens).all(), name
+from tests.models import MONO, PREPEND, STEREO, Story, engine, load, make, params
+from tests.seated import COMPANY, assert_same, plain
 
 
 @pytest.mark.parametrize("recipe", [MONO, STEREO, PREPEND])
 def test_logits_of_clips_at_different_positions(recipe: Recipe) -> None:
     """Three clips, one without guidance, that join one after the other; two of them then go on without the third."""
     found = []
-    for how in (None, FLOAT32):
-        model = load(recipe) if how is None else load(recipe, how)
+    for how in (FLOAT32_COMPILED, FLOAT32):
+        model = load(recipe, how)
         hears, decoder = TextConditioner(model), decoder_of(model.weights, 3)
-        assert type(decoder) is (EagerDecoder if how else CompiledDecoder)
+        assert type(decoder) is (CompiledDecoder if how.compiled else EagerDecoder)
         torch.manual_seed(0)
         sequences: list[Any] = []
         said = []
@@ -70,17 +47,6 @@ def test_logits_of_clips_at_different_positions(recipe: Recipe) -> None:
             said.append(decoder.step(some, tokens, torch.linspace(2, 4, len(some))))
         found.append(torch.cat(said))
     torch.testing.assert_close(found[0], found[1], atol=1e-4, rtol=1e-4)
-
-
-@pytest.mark.parametrize("recipe", [MONO, STEREO, PREPEND])
-def test_the_tokens_of_the_plain_decoder(recipe: Recipe) -> None:
-    """Clips that join, leave and move up."""
-    assert_same(make(engine(recipe, slots=4), COMPANY), make(plain(recipe), COMPANY))
-
-
-def test_past_the_window() -> None:
-    requests = {str(n): params(duration=2.5, seed=n, cfg_coef=3.0 - n) for n in range(3)}
-    assert_same(make(engine(SHORT_WINDOW), requests), make(plain(SHORT_WINDOW), requests))
 
 
 def test_seats_are_given_back() -> None:
@@ -112,17 +78,6 @@ def test_only_what_is_filled_is_written() -> None:
     lengths = [slot.sequence.cache.length for slot in model._running if slot.sequence]
     assert positions == [lengths[0], 1, lengths[1], lengths[1], 0, 0, 0, 0]
     assert min(lengths) > 5
-
-
-def test_a_clip_that_cannot_be_begun_has_no_seat(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = engine(MONO)
-
-    def broken(clip: Clip) -> None:
-        raise RuntimeError("no codec")
-
-    monkeypatch.setattr(model._sounds, "open", broken)
-    make(model, {"one": params(duration=0.2)})
-    assert model._decoder._seated == []
 
 
 def test_a_clip_that_went_to_infinity_spoils_none_beside_it() -> None:
@@ -161,8 +116,8 @@ def test_who_moves_up_takes_no_more_than_before() -> None:
 def test_who_sits_between_is_not_disturbed() -> None:
     """Two clips step while the one between them reads what it knows; then all three."""
     found = []
-    for how in (None, FLOAT32):
-        model = load(MONO) if how is None else load(MONO, how)
+    for how in (FLOAT32_COMPILED, FLOAT32):
+        model = load(MONO, how)
         hears, decoder = TextConditioner(model), decoder_of(model.weights, 3)
         torch.manual_seed(0)
         text = hears.encode(hears.tokenize("techno"))

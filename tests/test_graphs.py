@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from musicgen_bento.engine import checkpoint
-from musicgen_bento.engine.clip import Clip
 from musicgen_bento.engine.decoder import Need
 from musicgen_bento.engine.engine import ModelEngine
 from musicgen_bento.engine.graphs import SEATS, GraphedDecoder, _limit
@@ -17,40 +16,8 @@ from musicgen_bento.engine.hub import Source
 from musicgen_bento.engine.types import Finished, GenerationParams
 from musicgen_bento.precision import FLOAT32
 from tests.checkpoints import Recipe
-from tests.models import MONO, PREPEND, STEREO, Result, engine, folder, load, make, params
-
-SHORT_WINDOW = replace(MONO, window=1)
-COMPANY = {
-    "greedy": params(duration=0.6, temperature=0.0),
-    "sampled": params(duration=1.2, seed=3, prompt="a much longer prompt than that of the others " * 3),
-    "unguided": params(duration=0.3, seed=4, cfg_coef=1.0),
-    "top_p": params(duration=0.9, seed=5, top_p=0.8),
-    "late": params(duration=0.5, seed=6, prompt="word " * 80),  # longer than the slab's prompts at first
-    "later": params(duration=0.4, seed=7, cfg_coef=5.0),
-}
-
-
-def graphed(recipe: Recipe, slots: int = 4) -> ModelEngine:
-    model = ModelEngine(load(recipe, FLOAT32), max_slots=slots, max_queue=16, deterministic=False)
-    model._decoder = GraphedDecoder(model.checkpoint.weights)
-    return model
-
-
-def assert_same(ours: dict[str, Result], theirs: dict[str, Result]) -> None:
-    for name, result in ours.items():
-        assert isinstance(result.story.end, Finished), name
-        assert (result.tokens == theirs[name].tokens).all(), name
-
-
-@pytest.mark.parametrize("recipe", [MONO, STEREO, PREPEND])
-def test_the_tokens_of_the_plain_decoder(recipe: Recipe) -> None:
-    """Clips that join, leave and move up, in a slab that grows with them and with the longest prompt."""
-    assert_same(make(graphed(recipe), COMPANY), make(engine(recipe), COMPANY))
-
-
-def test_past_the_window() -> None:
-    requests = {str(n): params(duration=2.5, seed=n, cfg_coef=3.0 - n) for n in range(3)}
-    assert_same(make(graphed(SHORT_WINDOW), requests), make(engine(SHORT_WINDOW), requests))
+from tests.models import MONO, PREPEND, STEREO, folder, make, params
+from tests.seated import COMPANY, assert_same, graphed, plain
 
 
 def test_seats_are_given_back() -> None:
@@ -61,23 +28,12 @@ def test_seats_are_given_back() -> None:
     assert model._decoder._slab.seats in SEATS
 
 
-def test_a_clip_that_cannot_be_begun_has_no_seat(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = graphed(MONO)
-
-    def broken(clip: Clip) -> None:
-        raise RuntimeError("no codec")
-
-    monkeypatch.setattr(model._sounds, "open", broken)
-    make(model, {"one": params(duration=0.2)})
-    assert model._decoder._seated == []
-
-
 def test_a_clip_that_went_to_infinity_spoils_none_after_it() -> None:
     model = graphed(MONO)
     model._decoder._slab.own.fill_(torch.nan)
     model._decoder._slab.cross.fill_(torch.nan)
     requests = {"one": params(duration=0.4, seed=1)}
-    assert_same(make(model, requests), make(engine(MONO), requests))
+    assert_same(make(model, requests), make(plain(MONO), requests))
 
 
 def test_whoever_finds_no_memory_for_a_prompt_has_no_seat(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,22 +6,17 @@ import pytest
 import torch
 
 from musicgen_bento.engine.onnx_graph import BLOCK, Graph, Run, pack
-
-OUT, IN = 96, 256
+from tests.matrices import a_weight, some_rows
 
 
 @pytest.fixture
 def weight() -> torch.Tensor:
-    weight = torch.randn(OUT, IN, generator=torch.Generator().manual_seed(0)) * IN**-0.5
-    weight[3] = 0  # an output that nothing reaches
-    return weight * torch.logspace(-2, 2, OUT)[:, None]  # each output at a scale of its own
+    return a_weight()
 
 
 @pytest.fixture
 def rows() -> torch.Tensor:
-    rows = torch.randn(40, IN, generator=torch.Generator().manual_seed(1))
-    rows[5] = 0
-    return rows * torch.logspace(-3, 3, 40)[:, None]
+    return some_rows()
 
 
 def times(rows: torch.Tensor, weight: torch.Tensor, *, int8: bool = True, fine: bool = False) -> torch.Tensor:

@@ -43,9 +43,7 @@ def clip_bytes(shape: LMShape, precision: Precision, rows: int, positions: int, 
     """
     if shape.text == "prepend":
         positions, prompt = prompt + positions, 0
-    cross = 2 * shape.layers * shape.dim * prompt * precision.rest.itemsize
-    if precision.compiled:
-        cross *= 2  # the second time beside those of the others
+    cross = precision.prompts * 2 * shape.layers * shape.dim * prompt * precision.rest.itemsize
     if precision.cache == torch.uint8:
         return cross + QuantizedKVCache.bytes(shape.layers, rows, shape.heads, positions, shape.head_dim)
     return cross + 2 * shape.layers * shape.dim * rows * positions * precision.cache.itemsize

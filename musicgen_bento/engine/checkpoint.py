@@ -199,8 +199,7 @@ def load_weights(
     weights = read_weights(files.source, files.shape, files.state, device, precision)
     if not precision.compiled:
         return weights
-    threads = 1 if files.shape.small else threads or torch.get_num_threads()
-    return compiled(weights, precision, files.size, threads, profile_to)
+    return compiled(weights, files.shape.cores(threads), profile_to)
 
 
 def check(files: Files) -> None:

@@ -39,24 +39,20 @@ class CompiledWeights:
         return self.embeddings.device
 
 
-def compiled(
-    weights: LMWeights, precision: Precision, size: Size, threads: int, profile_to: Path | None = None
-) -> CompiledWeights:
-    """Programs of a model.
+def compiled(weights: LMWeights, threads: int, profile_to: Path | None = None) -> CompiledWeights:
+    """Programs of a model, in its precision.
 
     Args:
         weights: with matrices as the file has them.
-        precision: to hold them in.
-        size: of the model.
         threads: how many cores a run may use.
         profile_to: a folder for the profile of the steps, see `Program.operators`.
     """
-    int8 = precision.matrices == torch.int8
+    int8 = weights.precision.matrices == torch.int8
     crosses = [layer.cross for layer in weights.layers if layer.cross is not None]
     return CompiledWeights(
         shape=weights.shape,
-        precision=precision,
-        size=size,
+        precision=weights.precision,
+        size=weights.size,
         embeddings=weights.embeddings,
         text_weight=weights.text_weight,
         text_bias=weights.text_bias,

@@ -19,6 +19,7 @@ from musicgen_bento.engine.decoder import Decoder, Need, Sequence
 from musicgen_bento.engine.kv_cache import KVCache
 from musicgen_bento.engine.onnx_graph import Run
 from musicgen_bento.engine.pages import Pages
+from musicgen_bento.engine.seats import seat_of, up
 from musicgen_bento.engine.weights import MAX_TOKENS
 
 PROMPT = 16  # T5 tokens: prompts side by side are as long as the longest, in steps of this
@@ -56,7 +57,7 @@ class CompiledDecoder(Decoder):
         super().__init__(weights.shape, weights.precision, weights.embeddings)
         self._weights, self._seats, shape = weights, seats, weights.shape
         prefix = MAX_TOKENS if shape.text == "prepend" else 0
-        positions = _up(prefix + shape.pattern.last_position(shape.window) + 1, POSITIONS)
+        positions = up(prefix + shape.pattern.last_position(shape.window) + 1, POSITIONS)
         self._pages = Pages(shape.layers, 2, 2 * seats, shape.heads, positions, shape.head_dim)
         self._own = self._pages.tensor
         self._seated: list[Sequence] = []
@@ -64,7 +65,7 @@ class CompiledDecoder(Decoder):
 
     def bytes(self, clips: list[Need]) -> int:
         """See `Decoder.bytes`. Prompts side by side are as long as the longest."""
-        longest = _up(max((need.prompt for need in clips), default=0), PROMPT)
+        longest = up(max((need.prompt for need in clips), default=0), PROMPT)
         short = sum(longest - need.prompt for need in clips) if self.shape.text == "cross" else 0
         # the second row of a clip without guidance: a page of each head's
         unheard = sum(2 * self.shape.layers * self.shape.heads * PAGESIZE for need in clips if need.rows == 1)
@@ -88,7 +89,7 @@ class CompiledDecoder(Decoder):
 
     def close(self, sequence: Sequence) -> None:
         """See `Decoder.close`. The last seat's clip moves to the free one."""
-        seat, last = self._seat(sequence), self._seated.pop()
+        seat, last = seat_of(sequence, self._seated), self._seated.pop()
         left, length = len(self._seated), last.cache.length
         self._forget(seat)
         if last is not sequence:
@@ -101,9 +102,6 @@ class CompiledDecoder(Decoder):
     def _forget(self, seat: int) -> None:
         for part in self._rows(seat).flatten(0, 1):
             self._pages.forget(part)
-
-    def _seat(self, sequence: Sequence) -> int:
-        return next(seat for seat, seated in enumerate(self._seated) if seated is sequence)
 
     def _rows(self, seat: int, rows: int = 2) -> Tensor:
         """What a seat remembers, [layers, 2, rows, H, P, D]."""
@@ -131,7 +129,7 @@ class CompiledDecoder(Decoder):
         x = inputs + self._sinusoids(torch.arange(begin, begin + count))
         for row in range(sequence.rows):
             hearing = [sequence if row == 0 else None]
-            company = self._bind(2 * self._seat(sequence) + row, 1, count, hearing, [0])
+            company = self._bind(2 * seat_of(sequence, self._seated) + row, 1, count, hearing, [0])
             company.x.copy_(x[row])
             company.last.fill_(begin + count - 1)
             company.total.fill_(begin + count)
@@ -141,7 +139,7 @@ class CompiledDecoder(Decoder):
     @torch.inference_mode()
     def step(self, sequences: list[Sequence], tokens: Tensor, cfg_coef: Tensor) -> Tensor:
         """See `Decoder.step`."""
-        seats = [self._seat(sequence) for sequence in sequences]
+        seats = [seat_of(sequence, self._seated) for sequence in sequences]
         first, end = min(seats), max(seats) + 1
         company = self._company(first, end)
         # those between that nobody asked for write too, where they will be written anew
@@ -199,7 +197,7 @@ class CompiledDecoder(Decoder):
         """Their prompts side by side, and where each ends."""
         shape = self.shape
         lengths = [0 if sequence is None else len(sequence.text) for sequence in hearing]
-        longest = _up(max(1, max(lengths)), PROMPT)
+        longest = up(max(1, max(lengths)), PROMPT)
         size = (len(hearing), shape.heads, longest, shape.head_dim)
         heard = {}
         for index, names in enumerate(prompt_names(shape.layers)):
@@ -212,7 +210,3 @@ class CompiledDecoder(Decoder):
         beyond = torch.arange(longest) >= torch.tensor(lengths)[:, None].clamp(min=1)
         masks = torch.zeros(beyond.shape).masked_fill(beyond, -torch.inf)
         return heard | {"beyond": masks[:, None, None].expand(-1, 1, positions, -1).contiguous()}
-
-
-def _up(number: int, step: int) -> int:
-    return -(-number // step) * step

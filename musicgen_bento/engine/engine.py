@@ -88,7 +88,7 @@ class ModelEngine:
         alone = deterministic or checkpoint.weights.precision == INT8
         self._sounds = Sounds(CodecDecoder(checkpoint.codec), self._device, alone=alone)
         self._deterministic = deterministic
-        self._threads = 1 if self._shape.small else threads or torch.get_num_threads()
+        self._threads = self._shape.cores(threads)
         self._prefill_rows = PREFILL_ROWS[self._device.type]
         self._wake = wake
         self._room = room

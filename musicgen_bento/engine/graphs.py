@@ -23,6 +23,7 @@ from musicgen_bento.engine.capture import Graphs
 from musicgen_bento.engine.decoder import EagerDecoder, Need, Sequence, finite
 from musicgen_bento.engine.kv_cache import KVCache
 from musicgen_bento.engine.sampling import SamplingRows, sample
+from musicgen_bento.engine.seats import seat_of, up
 from musicgen_bento.engine.weights import MAX_TOKENS, CrossAttention, Layer, LMShape, LMWeights
 
 SEATS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
@@ -71,7 +72,7 @@ class _Slab:
     def _sizes(shape: LMShape, prompt: int) -> tuple[int, int]:
         """Positions of a row, and of a prompt beside them."""
         prefix = prompt if shape.text == "prepend" else 0
-        positions = _up(prefix + shape.pattern.last_position(shape.window), LENGTH)
+        positions = up(prefix + shape.pattern.last_position(shape.window), LENGTH)
         return positions, prompt - prefix
 
     def clean(self, seat: int) -> None:
@@ -122,7 +123,7 @@ class GraphedDecoder(EagerDecoder):
 
     def close(self, sequence: Sequence) -> None:
         """See `Decoder.close`. The last seat's clip moves to the free one; who is alone has no use for a large slab."""
-        seat, last = self._seat(sequence), self._seated.pop()
+        seat, last = seat_of(sequence, self._seated), self._seated.pop()
         if last is not sequence:
             self._slab.take(seat, self._slab, len(self._seated), last.cache.length)
             self._seated[seat] = last
@@ -136,7 +137,7 @@ class GraphedDecoder(EagerDecoder):
         self, sequences: list[Sequence], tokens: Tensor, cfg_coef: Tensor, rows: SamplingRows, keys: Tensor
     ) -> Tensor:
         """See `Decoder.draw`."""
-        seats = [self._seat(sequence) for sequence in sequences]
+        seats = [seat_of(sequence, self._seated) for sequence in sequences]
         if self._rows is None or self._rows[0] is not rows or self._rows[1] != seats:
             self._place(rows, seats, sequences, cfg_coef)
             self._rows = (rows, seats)
@@ -148,7 +149,7 @@ class GraphedDecoder(EagerDecoder):
         longest = max(sequence.cache.length for sequence in sequences) + 1
         kind = _Kind(
             next(count for count in SEATS if count > max(seats)),
-            _up(longest, LENGTH),
+            up(longest, LENGTH),
             _limit(rows.largest_top_k, self.shape.card),
             rows.any_top_p,
             rows.any_noise,
@@ -160,9 +161,6 @@ class GraphedDecoder(EagerDecoder):
         return drawn
 
     # ---- seats
-
-    def _seat(self, sequence: Sequence) -> int:
-        return next(seat for seat, seated in enumerate(self._seated) if seated is sequence)
 
     def _own_of(self, seat: int, rows: int, length: int = 0) -> KVCache:
         return KVCache(self._slab.own[:, :, seat, :rows], length)
@@ -180,7 +178,7 @@ class GraphedDecoder(EagerDecoder):
     def _wanted(self, seats: int, prompt: int) -> tuple[int, int]:
         """The seats and the prompt of a slab that has room for so many clips and a prompt so long."""
         seats = next(count for count in SEATS if count >= max(seats, self._slab.seats))
-        return seats, min(MAX_TOKENS, _up(max(prompt, self._slab.prompt), PROMPT))
+        return seats, min(MAX_TOKENS, up(max(prompt, self._slab.prompt), PROMPT))
 
     def _take_slab(self, seats: int, prompt: int) -> None:
         """Move to a slab of this size. Graphs see addresses, so they are captured anew."""
@@ -283,7 +281,3 @@ def _find(query: Tensor, keys: Tensor, values: Tensor, hidden: Tensor) -> Tensor
 def _limit(largest_top_k: int, card: int) -> int:
     """One of a few that are as large: each is a graph of its own, and clients choose top_k."""
     return next((limit for limit in TOP_K if largest_top_k <= limit < card), card)
-
-
-def _up(number: int, step: int) -> int:
-    return -(-number // step) * step

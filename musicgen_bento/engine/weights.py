@@ -53,10 +53,14 @@ class LMShape:
         """D."""
         return self.dim // self.heads
 
-    @property
-    def small(self) -> bool:
-        """Whether a product is over before a second core has begun, as those of musicgen-small are not."""
-        return self.codebooks * self.card * self.dim < SMALL_HEADS
+    def cores(self, most: int | None = None) -> int:
+        """How many a step is best run on: one where a product is over before a second core has begun.
+
+        Args:
+            most: there may be; None is torch's number.
+        """
+        small = self.codebooks * self.card * self.dim < SMALL_HEADS
+        return 1 if small else most or torch.get_num_threads()
 
 
 @dataclass(frozen=True, slots=True)
