@@ -23,11 +23,10 @@ SHARD = 100
 
 
 def one(seed: int, number: int, seconds: float = SECONDS) -> tuple[Song, NDArray[np.float32]]:
-    """Song `number` of a seed and its samples [T]; every second one is heard from its middle."""
+    """Song `number` of a seed and its samples [T], from its first beat on: as a clip begins."""
     rng = np.random.default_rng([seed, number])
     song = draw_song(rng)
-    begin = int(rng.integers(400)) / 50 if number % 2 else 0.0
-    return song, render(song, seconds, int(rng.integers(2**31)), begin)
+    return song, render(song, seconds, int(rng.integers(2**31)))
 
 
 def _write_shard(folder: Path, seed: int, shard: int) -> None:

@@ -26,12 +26,13 @@ from training.songs import STYLES, Song
 TEACHING = 0.3  # the weight of the text encoder's own lesson
 DEAF = 0.15  # of the clips, that guidance's second row is learnt from
 EAGER = 8.0  # how much faster the embeddings learn: each is seen in few steps, and they are large beside a step
-HEEDFUL = 3.0  # and what brings the prompt in, once it is its turn
+HEEDFUL = 3.0  # and what brings the prompt in
 # A prompt decides how a clip begins, a few nats of the thousands that a long window has; what follows, the beginning
-# decides. So once the model knows how music goes on, most windows are short and many. (length in parts of the whole
-# window, chance)
-WINDOWS = ((0.08, 0.5), (0.25, 0.25), (1.0, 0.25))
-LONGER = ((0.25, 0.4), (0.5, 0.3), (1.0, 0.3))  # at last: a slow song's beat is longer than the shortest of the others
+# decides. So many windows are short. (length in parts of the whole window, chance)
+WINDOWS = ((0.125, 0.3), (0.5, 0.3), (1.0, 0.4))
+# Most begin where the song does, as a clip does: then a position and a tempo say whether there is a beat. The others
+# are for clips that go on beyond a window.
+FROM_THE_START = 0.75
 HELD_OUT = 40  # of so many songs one, the last ones, for the curves' second line
 LOOK = 100  # steps between two points of it
 HEEDING = re.compile(r"cross|output_proj")
@@ -103,14 +104,15 @@ def train(plan: Plan, tokens: Tensor, songs: Dataset, clock: Clock) -> tuple[Net
     others = {id(p) for p in (*tables, *heeding)}
     rest = [p for p in parameters if id(p) not in others]
     groups = [{"params": rest}, {"params": heeding}, {"params": tables, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=plan.lm_rate, betas=(0.9, 0.95), weight_decay=0.05)
+    optimizer = torch.optim.AdamW(groups, lr=plan.lm_rate, betas=(0.9, 0.95), weight_decay=0.05, fused=True)
 
     def losses(
         rng: np.random.Generator, candidates: range, part: float = 1.0, exchanged: bool = False
     ) -> tuple[Tensor, Tensor]:
         length, batch_size = round(part * plan.window), round(plan.lm_batch / part)
         chosen = rng.choice(candidates, batch_size, replace=batch_size > len(candidates))
-        begin = rng.integers(0, tokens.shape[-1] - length + 1, batch_size)
+        later = rng.random(batch_size) >= FROM_THE_START
+        begin = later * rng.integers(0, tokens.shape[-1] - length + 1, batch_size)
         codes = torch.stack([tokens[n, :, b : b + length] for n, b in zip(chosen, begin, strict=True)])
         read, say = delayed(codes.long().to(device))
         said = [caption(songs.songs[n], rng).text for n in (np.roll(chosen, 1) if exchanged else chosen)]
@@ -132,11 +134,9 @@ def train(plan: Plan, tokens: Tensor, songs: Dataset, clock: Clock) -> tuple[Net
 
     def step(number: int) -> dict[str, float]:
         rng = np.random.default_rng([plan.seed, 30, number])
-        heed = number >= plan.lm_heed
-        for group, pace in zip(optimizer.param_groups, (1.0, HEEDFUL if heed else 1.0, EAGER), strict=True):
+        for group, pace in zip(optimizer.param_groups, (1.0, HEEDFUL, EAGER), strict=True):
             group["lr"] = pace * plan.lm_rate * cosine(number, plan.lm_steps)
-        windows = LONGER if number >= plan.lm_pace else WINDOWS if heed else ((1.0, 1.0),)
-        part = float(rng.choice([p for p, _ in windows], p=[chance for _, chance in windows]))
+        part = float(rng.choice([p for p, _ in WINDOWS], p=[chance for _, chance in WINDOWS]))
         loss, taught = losses(rng, range(learnt), part)
         optimizer.zero_grad(set_to_none=True)
         (loss + TEACHING * taught).backward()

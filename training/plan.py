@@ -26,25 +26,21 @@ class Plan:
         clean_from: the step from which the codec is to be silent where the song is.
         decoder_steps, decoder_rate: of the codec's decoder, after that, alone.
         lm_steps, lm_batch, lm_seconds, lm_rate: of the language model's; a window is `lm_seconds` long.
-        lm_heed: the step from which most of its windows are beginnings, for the prompt's sake.
-        lm_pace: the step from which they are long enough to have a tempo.
     """
 
     folder: Path = Path("build/training")
     seed: int = 1
     songs: int = 6_000
-    codec_steps: int = 8_000
+    codec_steps: int = 4_000
     codec_batch: int = 8
     codec_seconds: float = 0.5
     codec_rate: float = 1e-3
     codec_drums: float = 0.375
-    plain_steps: int = 1_000
-    clean_from: int = 3_500
+    plain_steps: int = 600
+    clean_from: int = 1_800
     decoder_steps: int = 1_200
     decoder_rate: float = 3e-4
-    lm_steps: int = 19_000
-    lm_heed: int = 1_500
-    lm_pace: int = 13_000
+    lm_steps: int = 9_000
     lm_batch: int = 4
     lm_seconds: float = 8.0
     lm_rate: float = 1e-3
