@@ -255,18 +255,8 @@ class Calls:
         Raises:
             Unreachable: it is not whole.
         """
-        from requests import exceptions
-
-        left = int(answer.headers.get("Content-Length", 0))
         with self._failures(), answer:
-            for piece in answer.iter_content(SMALL_PIECE):
-                self._deadline.left()
-                if self._stopped.is_set():
-                    raise cancelled()
-                left -= len(piece)
-                yield piece
-            if left > 0:
-                raise exceptions.ConnectionError
+            yield from self._pieces(answer, SMALL_PIECE)
 
     def _once(self, method: str, path: str, silence: float, rest: Mapping[str, Any]) -> Answer:
         if self._stopped.is_set():
@@ -285,12 +275,20 @@ class Calls:
             raise refusal(answer.status_code, answer.headers, body)
         return Answer(answer.headers, body)
 
-    def _pieces(self, answer: requests.Response) -> Generator[bytes, None, None]:
-        for piece in answer.iter_content(PIECE):
+    def _pieces(self, answer: requests.Response, size: int = PIECE) -> Generator[bytes, None, None]:
+        """A body that comes in pieces, to its end: an older urllib3 takes one that broke off for a whole one."""
+        from requests import exceptions
+
+        encoded = "Content-Encoding" in answer.headers  # by a proxy; the length is not that of the pieces then
+        left = 0 if encoded else int(answer.headers.get("Content-Length", 0))
+        for piece in answer.iter_content(size):
             self._deadline.left()
             if self._stopped.is_set():
                 raise cancelled()
+            left -= len(piece)
             yield piece
+        if left > 0:
+            raise exceptions.ConnectionError
 
     @contextmanager
     def _failures(self) -> Generator[None, None, None]:

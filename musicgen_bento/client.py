@@ -210,7 +210,7 @@ class AsyncMusicGenClient:
         """See MusicGenClient.stream: `async with await client.stream(...) as stream`, `async for piece in stream`."""
         generation, samples = self._client._streamed(prompt, model, format, timeout, options)
         opened = await self._told(generation, partial(generation.stream, samples=samples), progress)
-        return AsyncStream(opened, generation, self._threads)
+        return AsyncStream(opened, generation)
 
     async def _told(
         self,
@@ -256,12 +256,12 @@ class AsyncMusicGenClient:
 class AsyncStream:
     """A Stream for asyncio: `async for` gives its bytes. A task that is cancelled while it reads cancels the clip."""
 
-    def __init__(self, stream: Stream, generation: Generation, threads: ThreadPoolExecutor) -> None:
+    def __init__(self, stream: Stream, generation: Generation) -> None:
         self.seed, self.model, self.duration = stream.seed, stream.model, stream.duration
         self.sample_rate, self.channels = stream.sample_rate, stream.channels
         self._stream = stream
         self._generation = generation
-        self._threads = threads
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="musicgen-stream")  # the client may be closed before
 
     @property
     def position(self) -> float:
@@ -274,7 +274,7 @@ class AsyncStream:
     async def __anext__(self) -> bytes:
         import asyncio
 
-        work = asyncio.get_running_loop().run_in_executor(self._threads, next, self._stream, b"")
+        work = asyncio.get_running_loop().run_in_executor(self._thread, next, self._stream, b"")
         try:
             piece = await asyncio.shield(work)
         except asyncio.CancelledError:
@@ -296,6 +296,7 @@ class AsyncStream:
         import asyncio
 
         await asyncio.to_thread(self._stream.close)
+        self._thread.shutdown(wait=False)
 
 
 def _result(work: asyncio.Future[Result]) -> Result | None:

@@ -35,7 +35,9 @@ class Settings(BaseSettings):
         None, gt=0, description="bytes that models and clips may take, as `6GB` too; 80% of what is free at start"
     )
     max_slots: int | None = Field(None, ge=1, le=256, description="clips made together; 16 on a CPU, 64 on a GPU")
-    max_queue: int = Field(64, ge=0, le=10_000, description="requests that may wait; one more is answered 429")
+    max_queue: int = Field(
+        64, ge=0, le=10_000, description="requests that may wait, for each model; one more is answered 429"
+    )
     max_duration: float = Field(300.0, ge=0.1, le=3600, description="longest clip, in seconds")
     deterministic: bool = Field(
         False, description="same bytes for a seed in any company, in the float precisions too; slower"

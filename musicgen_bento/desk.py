@@ -82,7 +82,7 @@ class Desk:
         yield b""  # starts the answer at once: only a started one notices that its reader has gone
         clip = self._clips.get(ticket)
         if clip is None or clip.collected:
-            yield encode(Failed(Unavailable("The clip is gone: it was cancelled or not collected in time.")))
+            yield encode(Failed(_gone("The clip is gone: it was cancelled or not collected in time.")))
             return
         clip.collected = True
         if clip.expiry:
@@ -104,7 +104,7 @@ class Desk:
         clip = self._clips.get(ticket)
         self._forget(ticket, cancel=True)
         if clip and clip.collected:  # its reader waits for a last word
-            clip.events.put_nowait(Failed(Unavailable("The clip was cancelled.")))
+            clip.events.put_nowait(Failed(_gone("The clip was cancelled.")))
 
     def _forget(self, ticket: str, *, cancel: bool) -> None:
         clip = self._clips.pop(ticket, None)
@@ -124,3 +124,8 @@ def _listener(events: asyncio.Queue[Event]) -> Listener:
             loop.call_soon_threadsafe(events.put_nowait, event)
 
     return listen
+
+
+def _gone(why: str) -> Unavailable:
+    """Not what its client wanted, who is not there to hear it, or meets a process that has begun anew."""
+    return Unavailable(why, hint="Ask again.", retry_after=5)

@@ -6,6 +6,7 @@ MusicGenError                     500 failed
 ├── NotFound                      404 not_found
 │   └── UnknownJob                404 unknown_job
 ├── MethodNotAllowed              405 method_not_allowed
+├── BodyTooSlow                   408 too_slow
 ├── NotReady                      409 not_ready
 ├── BodyTooLarge                  413 too_large
 ├── UnsupportedMediaType          415 unsupported_media_type
@@ -61,6 +62,10 @@ class MusicGenError(Exception):
             error["retry_after"] = self.retry_after
         return {"error": error}
 
+    def bare(self) -> MusicGenError:
+        """The same, to be kept: a traceback would keep all that was on the way, such as the music."""
+        return MusicGenError.from_dict(self.to_dict())
+
     @staticmethod
     def from_dict(body: dict[str, Any]) -> MusicGenError:
         """The error that `to_dict` wrote; a code of a newer version becomes a plain MusicGenError."""
@@ -106,6 +111,12 @@ class MethodNotAllowed(MusicGenError):
     """The address exists, for another method."""
 
     status, code = 405, "method_not_allowed"
+
+
+class BodyTooSlow(MusicGenError):
+    """The request body did not come to its end."""
+
+    status, code = 408, "too_slow"
 
 
 class NotReady(MusicGenError):

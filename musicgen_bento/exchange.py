@@ -58,7 +58,7 @@ def exchange() -> Exchange:
 
 def refuse(error: MusicGenError) -> Response:
     """What an API method returns to say no: the middleware writes the body."""
-    exchange().error = error
+    exchange().error = error.bare()
     return Response(status_code=error.status)
 
 
@@ -107,10 +107,12 @@ class Answer:
         if self.complete:
             return
         if self.started:  # too late for an error: the connection must break
-            self._current.error = error
+            self._current.error = error.bare()
             raise Broken from None
         if isinstance(error, errors.BodyTooLarge):
             await self._write(error, {"connection": "close"}, linger=receive)
+        elif isinstance(error, errors.BodyTooSlow):
+            await self._write(error, {"connection": "close"})
         else:
             await self._write(error, {})
 
@@ -121,7 +123,7 @@ class Answer:
         self._current.status = CLIENT_LEFT
 
     async def _write(self, error: MusicGenError, headers: dict[str, str], linger: Receive | None = None) -> None:
-        self._current.error = error
+        self._current.error = error.bare()
         response = JSONResponse(error.to_dict(), status_code=error.status, headers=headers)
         if error.retry_after is not None:
             response.headers["Retry-After"] = str(max(1, math.ceil(error.retry_after)))

@@ -94,7 +94,7 @@ class Front:
             return Unavailable("The service is starting.", hint="Try again in a moment.", retry_after=2)
         if "error" in state:
             kept_out = MusicGenError.from_dict(state)
-            return Unavailable(kept_out.message, hint=kept_out.hint, retry_after=kept_out.retry_after)
+            return Unavailable(kept_out.message, hint=kept_out.hint, retry_after=kept_out.retry_after or 30)
         if not state["ready"]:
             return Unavailable("The models are loading.", hint="Try again in a moment.", retry_after=2)
         return None

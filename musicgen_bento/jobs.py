@@ -247,7 +247,7 @@ class Jobs:
             try:
                 music = await self._drain.finish(self._maker.make(job.order, job.listen))
             except MusicGenError as error:
-                job.error = error
+                job.error = error.bare()
                 count_error(error.code)
                 self._end(job, "failed")
             else:
@@ -256,6 +256,7 @@ class Jobs:
             finally:
                 code = f" code={job.error.code}" if job.error else ""
                 _log.info(f"id={job.order.id} job seconds={_now() - began:.3f} state={job.state}{code}")
+                job.task = None  # how it ended would keep what was on the way: the music
             if job.music:  # whoever waits for it is about to fetch it
                 with suppress(TimeoutError):
                     await asyncio.wait_for(job.forgotten.wait(), COLLECT_SECONDS)

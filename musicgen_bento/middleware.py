@@ -14,6 +14,7 @@ from pydantic import BaseModel
 from starlette.datastructures import Headers
 from starlette.routing import compile_path
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.websockets import WebSocketClose
 
 from musicgen_bento import errors
 from musicgen_bento.body import MAX_BODY, check_headers, parse
@@ -25,6 +26,7 @@ from musicgen_bento.quiet import where
 
 NAMED = "musicgen.named"
 JOB_PATH = "/jobs/{id}"
+BODY_SECONDS = 30.0
 UNLOGGED = frozenset(("/livez", "/readyz", "/healthz", "/metrics"))
 
 _log = logging.getLogger("bentoml.musicgen")
@@ -34,7 +36,8 @@ class KnownPaths:
     """Stands before everything: a path that is none of ours is known as `/-` from here on.
 
     It holds whatever a client wrote there, and BentoML keeps a set of metrics, on disk, for each it meets. For the
-    same reason a path such as `/jobs/{id}` is known by just that; the id is in the scope, under `NAMED`.
+    same reason a path such as `/jobs/{id}` is known by just that; the id is in the scope, under `NAMED`. There are no
+    WebSockets here: a handshake ends before it is counted.
 
     Args:
         app: what comes after it.
@@ -48,6 +51,9 @@ class KnownPaths:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on; one slash too many at the end is forgiven."""
+        if scope["type"] == "websocket":
+            await WebSocketClose()(scope, receive, send)
+            return
         if scope["type"] == "http" and scope["path"] not in self._paths:
             path, named = self._known(scope["path"].removesuffix("/"))
             query = scope["query_string"] if path != "/-" else b""
@@ -111,7 +117,13 @@ class Middleware:
         if self._drain.begun:
             raise errors.ShuttingDown("The server is shutting down.", hint="Try again later.", retry_after=5)
         check_headers(Headers(scope=scope))
-        body = await _read(receive)
+        try:
+            async with asyncio.timeout(BODY_SECONDS):
+                body = await _read(receive)
+        except TimeoutError:
+            raise errors.BodyTooSlow(
+                "The body did not come.", hint=f"Send all of it within {BODY_SECONDS:g} seconds."
+            ) from None
         if body is None:
             await answer.gone()
             return

@@ -20,6 +20,7 @@ from musicgen_bento.studio import Music
 from musicgen_bento.unread import Unread
 
 STALLED_SECONDS = 300.0  # without taking a byte: nobody is there
+SLOWEST = 4096  # bytes a second, in all: who takes fewer holds memory that others wait for
 
 
 class Streamed(Response):
@@ -77,11 +78,12 @@ class Streamed(Response):
         if scope["method"] == "HEAD":
             await send({"type": "http.response.body", "body": b""})
             return
+        reader = _Reader(send, len(head) + size(started))
         if head:
-            await hand_over(send, head)
+            await reader.take(head)
         async for piece in self._recording.pieces():
-            await hand_over(send, piece)
-        await hand_over(send, b"", last=True)
+            await reader.take(piece)
+        await reader.take(b"", last=True)
 
     def _describe(self, started: Started, length: int) -> list[tuple[bytes, bytes]]:
         kind = f"audio/pcm;rate={started.sample_rate};channels={started.channels}"
@@ -128,25 +130,41 @@ async def send_whole(wav: bytes, headers: list[tuple[bytes, bytes]], receive: Re
     gone = asyncio.ensure_future(until_gone(receive))
     try:
         await send({"type": "http.response.start", "status": 200, "headers": headers})
+        reader = _Reader(send, len(wav))
         for start in range(0, len(wav), PIECE):
-            await hand_over(send, wav[start : start + PIECE])
+            await reader.take(wav[start : start + PIECE])
             if gone.done():
                 return False
-        await hand_over(send, b"", last=True)
+        await reader.take(b"", last=True)
         return not gone.done()
     finally:
         await cancel(gone)
 
 
-async def hand_over(send: Send, piece: bytes, *, last: bool = False) -> None:
-    """Send a piece of an answer, once those before it are on their way.
+class _Reader:
+    """Who takes an answer, and how long they may keep it waiting.
 
-    Raises:
-        Broken: nobody takes it.
+    Args:
+        send: to them.
+        size: bytes of the answer.
     """
-    try:
-        async with asyncio.timeout(STALLED_SECONDS):
-            await send({"type": "http.response.body", "body": piece, "more_body": not last})
-    except TimeoutError:
-        exchange().status = CLIENT_LEFT
-        raise Broken from None
+
+    def __init__(self, send: Send, size: int) -> None:
+        self._send = send
+        self._left = STALLED_SECONDS + size / SLOWEST
+
+    async def take(self, piece: bytes, *, last: bool = False) -> None:
+        """Send a piece, once those before it are on their way.
+
+        Raises:
+            Broken: nobody takes it, or they take it too slowly.
+        """
+        clock = asyncio.get_running_loop().time
+        began = clock()
+        try:
+            async with asyncio.timeout(min(STALLED_SECONDS, self._left)):
+                await self._send({"type": "http.response.body", "body": piece, "more_body": not last})
+        except TimeoutError:
+            exchange().status = CLIENT_LEFT
+            raise Broken from None
+        self._left -= clock() - began

@@ -14,7 +14,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response, Strea
 from starlette.routing import Route
 from starlette.testclient import TestClient
 
-from musicgen_bento import app
+from musicgen_bento import app, middleware
 from musicgen_bento.body import MAX_BODY
 from musicgen_bento.drain import Drain, Work
 from musicgen_bento.errors import QueueFull, Unavailable
@@ -200,6 +200,39 @@ def test_a_body_without_a_length_is_counted_as_it_comes() -> None:
     scope = {"type": "http", "method": "POST", "path": "/generate", "headers": headers, "query_string": b""}
     asyncio.run(stack()(scope, receive, send))
     assert sent == [(413, MAX_BODY // 65536 + 1)]
+
+
+def test_a_body_that_does_not_come_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(middleware, "BODY_SECONDS", 0.05)
+    sent: list[Any] = []
+
+    async def receive() -> Any:
+        if not sent:
+            sent.append("begun")
+            return {"type": "http.request", "body": b"{", "more_body": True}
+        return await asyncio.Event().wait()
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    headers = [(b"content-type", b"application/json"), (b"content-length", b"100")]
+    scope = {"type": "http", "method": "POST", "path": "/generate", "headers": headers, "query_string": b""}
+    asyncio.run(stack()(scope, receive, send))
+    assert sent[1]["status"] == 408
+    assert (b"connection", b"close") in sent[1]["headers"]
+    assert json.loads(sent[2]["body"])["error"]["code"] == "too_slow"
+
+
+def test_a_websocket_is_refused_before_anyone_counts_its_path() -> None:
+    async def app(*_: Any) -> None:
+        raise AssertionError
+
+    async def send(message: Any) -> None:
+        sent.append(message["type"])
+
+    sent: list[str] = []
+    asyncio.run(KnownPaths(app, frozenset())({"type": "websocket", "path": f"/{SECRET}"}, app, send))
+    assert sent == ["websocket.close"]
 
 
 def test_a_body_of_just_the_limit_is_read(client: TestClient) -> None:

@@ -58,7 +58,7 @@ def test_codes_are_unique_and_stable_words() -> None:
 
 @pytest.mark.parametrize("kind", TREE)
 def test_status(kind: type[MusicGenError]) -> None:
-    assert kind.status in {400, 404, 405, 409, 413, 415, 429, 500, 503}
+    assert kind.status in {400, 404, 405, 408, 409, 413, 415, 429, 500, 503}
     parent = kind.__mro__[1]
     if parent not in (MusicGenError, Exception):
         assert kind.status == parent.status  # type: ignore[attr-defined]

@@ -16,7 +16,7 @@ from musicgen_bento.engine.hub import Source
 from musicgen_bento.engine.types import Finished, GenerationParams
 from musicgen_bento.precision import FLOAT32
 from tests.checkpoints import Recipe
-from tests.models import MONO, PREPEND, STEREO, folder, make, params
+from tests.models import MONO, PREPEND, STEREO, Story, folder, make, params
 from tests.seated import COMPANY, assert_same, graphed, plain
 
 
@@ -34,6 +34,42 @@ def test_a_clip_that_went_to_infinity_spoils_none_after_it() -> None:
     model._decoder._slab.cross.fill_(torch.nan)
     requests = {"one": params(duration=0.4, seed=1)}
     assert_same(make(model, requests), make(plain(MONO), requests))
+
+
+def test_a_clip_that_went_to_infinity_spoils_none_that_takes_its_seat() -> None:
+    """Also behind what that one has filled: what is masked is multiplied."""
+    decoder = graphed(MONO)._decoder
+    text = torch.zeros(5, decoder.shape.dim)
+    broken, other = decoder.open(text, True, 30), decoder.open(text, True, 30)
+    broken.cache.advance(20)
+    decoder._slab.own[:, :, 0].fill_(torch.nan)
+    decoder._slab.cross[:, :, 0].fill_(torch.nan)
+    decoder.close(broken)
+    assert decoder._seated == [other]
+    assert decoder._slab.own[:, :, 0].isfinite().all()
+    assert decoder._slab.cross[:, :, 0].isfinite().all()
+
+
+def test_the_top_k_of_one_who_has_left_is_forgotten() -> None:
+    model, stories = graphed(MONO), [Story() for _ in range(4)]
+    for number in range(3):
+        model.submit(str(number), params(duration=0.6, seed=number, top_k=50), stories[number])
+    for _ in range(4):
+        model.step()
+    model.submit("wide", params(duration=0.1, seed=9, top_k=250), stories[3])  # in the last seat
+    while model.step():
+        pass
+    assert all(isinstance(story.end, Finished) for story in stories)
+
+
+def test_who_is_first_has_room_for_one_slab_and_needs_no_more() -> None:
+    decoder = graphed(MONO)._decoder
+    long = Need(2, 30, 80)
+    alone = decoder.bytes([long])
+    sequence = decoder.open(torch.zeros(80, decoder.shape.dim), True, 30)
+    assert alone == decoder.bytes([long]) == _bytes_of(decoder)
+    decoder.close(sequence)
+    assert decoder._slab.seats == SEATS[0]
 
 
 def test_whoever_finds_no_memory_for_a_prompt_has_no_seat(monkeypatch: pytest.MonkeyPatch) -> None:

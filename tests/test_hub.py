@@ -15,6 +15,8 @@ from typing import Any
 
 import pytest
 
+from musicgen_bento.engine.hub import Source
+
 CONTENT = os.urandom(24_000_000)  # the client keeps what it has got in pieces of 10 MB
 DIGEST = hashlib.sha256(CONTENT).hexdigest()
 PROGRAM = """
@@ -80,6 +82,22 @@ def fetch(hub: StandIn, cache: Path) -> subprocess.Popen[str]:
 
 def said(process: subprocess.Popen[str]) -> str:
     return process.communicate(timeout=120)[0].strip()
+
+
+def test_a_folder_is_here_when_what_it_names_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AUDIOCRAFT_CACHE_DIR", str(tmp_path / "cache"))
+    source = Source("mine", tmp_path)
+    assert source.here  # its load fails with no look at the network
+    (tmp_path / "compression_state_dict.bin").write_bytes(b"names another")
+    assert not source.here
+    (tmp_path / "encodec_32khz").mkdir()
+    assert not source.here
+    (tmp_path / "t5").mkdir()
+    assert source.here
+    (tmp_path / "encodec_32khz").rmdir()
+    assert not source.here
+    (tmp_path / "compression_state_dict.bin").write_bytes(bytes(200_000))
+    assert source.here
 
 
 def test_a_download_that_is_cut_goes_on_where_it_was(hub: StandIn, tmp_path: Path) -> None:

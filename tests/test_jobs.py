@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import re
+import weakref
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -389,6 +391,37 @@ def test_a_job_that_fails_keeps_its_error_and_no_memory() -> None:
         assert (view.error.code, view.error.hint) == ("generation_failed", "Try another seed.")
         assert bench.jobs.reserved == SMALLEST
         assert "error" in error(await bench.http.get(f"/jobs/{name}/audio"), 409, "not_ready")["hint"]
+
+    run(test)
+
+
+@pytest.mark.parametrize("failed", [True, False])
+def test_a_job_without_music_holds_on_to_nothing_that_was_on_the_way(failed: bool) -> None:
+    class Clip:
+        """Half of one, say."""
+
+    async def test(bench: Bench) -> None:
+        seen: list[weakref.ref[Clip]] = []
+        make = bench.maker.make
+
+        async def making(order: Order, listen: Listener) -> Music:
+            clip = Clip()
+            seen.append(weakref.ref(clip))
+            return await make(order, listen)
+
+        bench.maker.make = making  # type: ignore[method-assign]
+        name = await bench.submit()
+        await settle()
+        assert seen[0]() is not None
+        if failed:
+            bench.maker.ends[-1].set_exception(GenerationFailed("The model gave NaN."))
+        else:
+            bench.jobs._cancel(bench.jobs.find(name))
+        await settle()
+        bench.maker.ends.clear()  # they hold the exception as well
+        assert bench.jobs.find(name).over
+        gc.collect()
+        assert seen[0]() is None
 
     run(test)
 

@@ -17,6 +17,7 @@ import torch
 from musicgen_bento.catalogue import CATALOGUE, DEMO_FOLDER
 from musicgen_bento.config import Settings
 from musicgen_bento.engine import canary, checkpoint, memory
+from musicgen_bento.engine import pool as pool_module
 from musicgen_bento.engine.conditioning import TextConditioner
 from musicgen_bento.engine.hub import Source
 from musicgen_bento.engine.pool import EnginePool
@@ -185,6 +186,17 @@ def test_the_waiting_room_is_bounded(open_pool: Callable[..., EnginePool], loads
     assert refused.value.retry_after
     loads.go.set()
     until(lambda: not pool._tickets)
+
+
+def test_models_that_are_looked_for_are_bounded(
+    open_pool: Callable[..., EnginePool], loads: Loads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pool_module, "MOST_SOUGHT", 2)
+    pool = open_pool(allow_any_model=True)
+    for name in ("someone/one", "someone/two", "someone/one"):
+        pool.submit(name, params(), Story())
+    with pytest.raises(QueueFull):
+        pool.submit("someone/three", params(), Story())
 
 
 def test_readiness(open_pool: Callable[..., EnginePool], loads: Loads) -> None:

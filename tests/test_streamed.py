@@ -122,6 +122,26 @@ def test_a_reader_that_takes_nothing_is_cut_off(monkeypatch: pytest.MonkeyPatch)
     asyncio.run(test())
 
 
+def test_a_reader_that_takes_too_little_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each piece in time, and all of them not."""
+    monkeypatch.setattr(streamed, "STALLED_SECONDS", 0.2)
+    monkeypatch.setattr(streamed, "SLOWEST", 1e9)
+
+    class Slow(Reader):
+        async def send(self, message: Any) -> None:
+            await asyncio.sleep(0.15)
+            await super().send(message)
+
+    async def test() -> None:
+        reader, making = Slow(), Making()
+        with pytest.raises(Broken):
+            await answer(reader, told(*STORY), making)
+        assert making.cancelled
+        assert 0 < len(reader.body) < 2 * SAMPLES
+
+    asyncio.run(test())
+
+
 def test_a_failure_is_an_answer_before_the_first_byte_and_raised_after_it() -> None:
     async def test() -> None:
         failed = told()

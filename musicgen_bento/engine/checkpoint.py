@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from musicgen_bento.engine.caches import clip_bytes
 from musicgen_bento.engine.compiled import CompiledWeights, compiled
 from musicgen_bento.engine.download import Download
-from musicgen_bento.engine.hub import CODEC_FILES, T5_FILES, Source
+from musicgen_bento.engine.hub import CODEC_FILES, T5_BESIDE, T5_FILES, Source
 from musicgen_bento.engine.released import FRAME_RATE, read_shape, read_weights
 from musicgen_bento.engine.weights import MAX_TOKENS, LMShape, LMWeights
 from musicgen_bento.errors import LoadFailed
@@ -146,7 +146,7 @@ def open_files(source: Source, download: Download | None = None) -> Files:
     state = lm_package["best_state"]
     weights = read_weights(source, shape, state, torch.device("meta"), FLOAT32)
     name = str(config.conditioners.description.t5.name)
-    text_encoder = source.companion(name, T5_FILES, beside="t5", download=download)
+    text_encoder = source.companion(name, T5_FILES, beside=T5_BESIDE, download=download)
     text_numbers = _text_numbers(source, text_encoder, weights)
     codec = _codec(source, config, shape, download)
     return Files(

@@ -198,9 +198,10 @@ class ModelEngine:
     def _admit(self) -> None:
         """Give the free slots to those whose turn it is, as far as there is memory for them.
 
-        One in a step, where others wait for it: a prompt may take T5 longer than they have sound ahead.
+        One in a step, where others wait for it: a prompt may take T5 longer than they have sound ahead. The first of
+        all is never refused: nobody is there whose end would make room.
         """
-        while (slot := self._next()) is not None and self._room(self._remembered(slot)):
+        while (slot := self._next()) is not None and (self._room(self._remembered(slot)) or not self._running):
             with self._lock:
                 gone = slot.cancelled
                 if not gone:
@@ -241,10 +242,10 @@ class ModelEngine:
 
     def _close(self, slot: Slot) -> None:
         """Give back what a clip held while it ran."""
-        if slot.sequence is not None:
-            self._decoder.close(slot.sequence)
-        slot.sequence = slot.sound = None
+        sequence, slot.sequence, slot.sound = slot.sequence, None, None
         slot.known.clear()
+        if sequence is not None:  # last: what fails here does not fail again
+            self._decoder.close(sequence)
 
     def _pieces(self, sequence: Sequence, inputs: Tensor) -> list[Tensor]:
         """Inputs [rows, T, dim] cut so that no piece keeps the others waiting for long."""

@@ -99,11 +99,12 @@ class GraphedDecoder(EagerDecoder):
         self._make_inputs()
 
     def bytes(self, clips: list[Need]) -> int:
-        """See `Decoder.bytes`. Two slabs for as long as one is copied into a larger one."""
+        """See `Decoder.bytes`. Two slabs for as long as what one remembers is copied into a larger one."""
         here = _Slab.bytes(self.weights, self._slab.seats, self._slab.prompt)
         seats, prompt = self._wanted(len(clips), max((need.prompt for need in clips), default=0))
+        wanted = _Slab.bytes(self.weights, seats, prompt)
         larger = (seats, prompt) != (self._slab.seats, self._slab.prompt)
-        return here + (_Slab.bytes(self.weights, seats, prompt) if larger else 0)
+        return here + wanted if larger and self._seated else wanted
 
     def open(self, text: Tensor, guided: bool, positions: int) -> Sequence:
         """See `Decoder.open`."""
@@ -125,6 +126,7 @@ class GraphedDecoder(EagerDecoder):
         """See `Decoder.close`. The last seat's clip moves to the free one; who is alone has no use for a large slab."""
         seat, last = seat_of(sequence, self._seated), self._seated.pop()
         if last is not sequence:
+            self._slab.clean(seat)
             self._slab.take(seat, self._slab, len(self._seated), last.cache.length)
             self._seated[seat] = last
             self._sit(last, seat)
@@ -182,11 +184,13 @@ class GraphedDecoder(EagerDecoder):
 
     def _take_slab(self, seats: int, prompt: int) -> None:
         """Move to a slab of this size. Graphs see addresses, so they are captured anew."""
-        old = self._slab
-        if (seats, prompt) == (old.seats, old.prompt):
+        if (seats, prompt) == (self._slab.seats, self._slab.prompt):
             return
         if self._graphs:
             self._graphs.clear()
+        if not self._seated:  # nothing to move, and perhaps no room for two
+            self._slab = _Slab(self.weights, 0, PROMPT)
+        old = self._slab
         self._slab = _Slab(self.weights, seats, prompt)
         for seat, sequence in enumerate(self._seated):
             self._slab.take(seat, old, seat, sequence.cache.length)
@@ -207,7 +211,8 @@ class GraphedDecoder(EagerDecoder):
         self._parameters = SamplingRows.of([0] * seats, [1.0] * seats, [0] * seats, [0.0] * seats, device)
 
     def _place(self, rows: SamplingRows, seats: list[int], sequences: Row[Sequence], cfg_coef: Tensor) -> None:
-        """The clips' parameters to their seats."""
+        """The clips' parameters to their seats. Who is not asked has no top-k: a graph is for the largest that is."""
+        self._parameters.top_k.zero_()
         self._cfg_coef[seats] = cfg_coef
         self._guided[seats] = torch.tensor([sequence.rows == 2 for sequence in sequences], device=cfg_coef.device)
         for name in ("seeds", "temperature", "top_k", "top_p"):

@@ -30,11 +30,12 @@ RETRY_AFTER = 30.0
 MODEL_FILES = ("state_dict.bin", "compression_state_dict.bin")
 # What every released MusicGen hears its prompt through. The first two must be there, and some of the tokenizer's.
 T5 = "t5-base"
+T5_BESIDE = "t5"  # the folder beside a model's files that may hold one
 T5_FILES = ("config.json", "model.safetensors", "tokenizer*.json", "spiece.model", "special_tokens_map.json")
 # What a codec file of a few bytes only names.
 CODEC = "facebook/encodec_32khz"
 CODEC_FILES = ("config.json", "model.safetensors")
-NAMES_ONLY = 1_000_000
+NAMES_ONLY = 100_000
 
 disable_progress_bars()  # download.py tells how far it is
 
@@ -73,10 +74,16 @@ class Source:
     def here(self) -> bool:
         """Whether all it takes is on this machine, as far as can be said with no look at the network or into files."""
         if isinstance(self.place, Path):
-            return True
-        if not is_cached(self.place, *MODEL_FILES) or not is_cached(T5, *T5_FILES[:2]):
+            codec = self.place / MODEL_FILES[1]
+            if not codec.is_file():  # which is found out with no look at the network either
+                return True
+            text = (self.place / T5_BESIDE).is_dir()
+            whole = codec.stat().st_size > NAMES_ONLY or (self.place / CODEC.rpartition("/")[2]).is_dir()
+        elif is_cached(self.place, *MODEL_FILES):
+            text, whole = False, _size(self.place, MODEL_FILES[1]) > NAMES_ONLY
+        else:
             return False
-        return _size(self.place, MODEL_FILES[1]) > NAMES_ONLY or is_cached(CODEC, *CODEC_FILES)
+        return (text or is_cached(T5, *T5_FILES[:2])) and (whole or is_cached(CODEC, *CODEC_FILES))
 
     @property
     def state(self) -> str:

@@ -91,7 +91,10 @@ class Loader:
         """What is not used any more, to the system: torch and the C library both keep it for a next time."""
         gc.collect()
         if self.device.type == "cuda":
-            torch.cuda.empty_cache()
+            try:
+                torch.cuda.empty_cache()
+            except RuntimeError as error:  # a device that is broken; whoever waits is to be told all the same
+                _log.error("memory is not given back: %s", where(error))
         else:
             _trim(0)
 
@@ -99,7 +102,7 @@ class Loader:
 def plain(name: str, error: Exception) -> MusicGenError:
     """What went wrong with a model, as an error that holds on to nothing: a traceback would keep half a model."""
     if isinstance(error, MusicGenError):
-        return MusicGenError.from_dict(error.to_dict())
+        return error.bare()
     _log.error("%s: %s", name, where(error))
     if isinstance(error, MemoryError | torch.cuda.OutOfMemoryError):
         return LoadFailed(f"{name} does not fit into memory.", hint="Take a smaller model.", field="model")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Collection
 from functools import partial
 from typing import Protocol
@@ -23,7 +24,7 @@ from musicgen_bento.machine import fit
 
 _log = logging.getLogger("bentoml.musicgen")  # below BentoML's, which has a handler
 
-NETWORK_SECONDS = 5.0  # how long one is waited for that may be waiting for the hub
+NETWORK_SECONDS = 5.0  # how long those are waited for that may be waiting for the hub
 
 
 class Owner(Protocol):
@@ -61,7 +62,7 @@ class Memory:
         self._changed = threading.Condition(lock)
         self._budget: Budget[Resident] = Budget(loader.budget)
         self._closed = False
-        self._at_work: dict[threading.Thread, float | None] = {}  # and how long each is waited for
+        self._at_work: dict[threading.Thread, bool] = {}  # and whether it may be waiting for the hub
         self.residents: dict[object, Resident] = {}  # by the place of their files
         self._work(self._keep, "musicgen-keeper")
 
@@ -75,8 +76,7 @@ class Memory:
         found = self.residents.get(source.place)
         if found is None:
             found = self.residents[source.place] = Resident(source, kept)
-            patience = None if source.here else NETWORK_SECONDS
-            self._work(partial(self._find, found), f"find {source.name}", patience)
+            self._work(partial(self._find, found), f"find {source.name}", fetches=not source.here)
         return found
 
     def line(self) -> list[Resident]:
@@ -125,12 +125,13 @@ class Memory:
 
         A load is waited for to its end: an interpreter that goes while torch or ONNX Runtime is at work crashes.
         """
-        for thread, patience in list(self._at_work.items()):
-            thread.join(patience)
+        deadline = time.monotonic() + NETWORK_SECONDS
+        for thread, fetches in list(self._at_work.items()):
+            thread.join(max(0.0, deadline - time.monotonic()) if fetches else None)
 
     # ---- the threads, without the lock
 
-    def _work(self, what: Callable[[], None], name: str, patience: float | None = None) -> None:
+    def _work(self, what: Callable[[], None], name: str, *, fetches: bool = False) -> None:
         def work() -> None:
             try:
                 what()
@@ -138,7 +139,7 @@ class Memory:
                 del self._at_work[threading.current_thread()]
 
         thread = threading.Thread(target=work, name=name, daemon=True)
-        self._at_work[thread] = patience
+        self._at_work[thread] = fetches
         thread.start()
 
     def _find(self, resident: Resident) -> None:
@@ -149,9 +150,10 @@ class Memory:
                 resident.files, resident.finding = files, False
                 resident.bytes, resident.clip = self._loader.sizes(files)
                 self._fit_together(resident)
-                if resident.unbegun or resident.kept or resident.bytes <= self._budget.free:
+                room = resident.bytes <= self._budget.free and not self._budget.line()
+                if resident.unbegun or resident.kept or room:
                     self.want(resident)
-                else:  # nobody waits any more, and others would have to go
+                else:  # nobody waits any more, and others would have to go, or to wait
                     self.forget(resident)
         except Exception as error:
             self._failed(resident, plain(resident.source.name, error))
@@ -189,7 +191,8 @@ class Memory:
             self._owner.begin(resident)
         elif not resident.building:
             resident.building = True
-            self._work(partial(self._build, resident), f"load {resident.source.name}")
+            fetches = not resident.source.here  # a file may have gone from the cache since
+            self._work(partial(self._build, resident), f"load {resident.source.name}", fetches=fetches)
 
     def _build(self, resident: Resident) -> None:
         """Read a model into memory, and let it begin."""

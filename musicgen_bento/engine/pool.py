@@ -25,6 +25,7 @@ from musicgen_bento.machine import max_slots
 _log = logging.getLogger("bentoml.musicgen")  # below BentoML's, which has a handler
 
 RETRY_AFTER = 30.0
+MOST_SOUGHT = 16  # models whose files are looked for at a time: each has a thread, and a queue
 
 
 class EnginePool:
@@ -83,6 +84,11 @@ class EnginePool:
         with self._lock:
             if self._closing:
                 raise ShuttingDown("The server is shutting down.", hint="Ask again in a moment.", retry_after=5.0)
+            sought = sum(each.finding for each in self._memory.residents.values())
+            if source.place not in self._memory.residents and sought >= MOST_SOUGHT:
+                raise QueueFull(
+                    "Too many models are being fetched already.", hint="Ask again later.", retry_after=RETRY_AFTER
+                )
             resident = self._resident(source)
             self._tickets[ticket] = resident
             try:
@@ -110,6 +116,8 @@ class EnginePool:
         if self._misconfigured is not None:
             raise self._misconfigured
         with self._lock:
+            if self._closing:
+                return False
             for source in self._preloaded - self._were_ready:
                 failed_at, error = self._failures.get(source, (0.0, None))
                 lasting = error is not None and (error.retry_after or math.inf) > time.monotonic() - failed_at
@@ -213,7 +221,8 @@ class EnginePool:
         if resident.engine is not None and not closed:
             self._hand_over(resident, request)
             return
-        if len(resident.unbegun) >= max_slots(self.device, self._settings) + self._settings.max_queue:
+        places = max_slots(self.device, self._settings) + self._settings.max_queue
+        if len(resident.unbegun) + len(resident.using) >= places:  # a closed one may still be at those that it has
             raise QueueFull(
                 f"{resident.source.name} is still loading and its queue is full.",
                 hint="Ask again later.",
