@@ -38,6 +38,7 @@ def plan(tmp_path_factory: pytest.TempPathFactory) -> Plan:
         lm_steps=3,
         lm_batch=2,
         lm_seconds=2.0,
+        temperature=0.5,
         filters=4,
         latent=16,
         dim=32,
@@ -84,7 +85,7 @@ def test_what_was_trained_is_what_the_engine_plays(plan: Plan, made: tuple[Path,
         hidden = loaded.text_encoder(input_ids=hears.tokenize("a slow waltz, 🎹")).last_hidden_state
         mask = torch.ones(hidden.shape[:2], dtype=torch.bool)
         heard, deaf = (network(read, hidden, mask, torch.tensor([h]))[0] for h in (1.0, 0.0))
-    torch.testing.assert_close(stepped, deaf + 2.0 * (heard - deaf), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(plan.temperature * stepped, deaf + 2.0 * (heard - deaf), atol=1e-4, rtol=1e-4)
 
 
 def test_padding_of_a_shorter_caption_changes_nothing(plan: Plan, made: tuple[Path, Network]) -> None:

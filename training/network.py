@@ -103,10 +103,13 @@ class Network(nn.Module):
         x = self.out_norm(self.transformer(x, self.output_proj(text), mask, hears))
         return torch.stack([head(x) for head in self.linears], dim=1)
 
-    def released(self) -> dict[str, Tensor]:
-        """The tensors by the names that AudioCraft gives them."""
+    def released(self, temperature: float) -> dict[str, Tensor]:
+        """The tensors by the names that AudioCraft gives them, the heads for what is to be a temperature of 1."""
         prefix = "condition_provider.conditioners.description."
-        return {(prefix if name.startswith("output_proj") else "") + name: t for name, t in self.state_dict().items()}
+        tensors = {
+            (prefix if name.startswith("output_proj") else "") + name: t for name, t in self.state_dict().items()
+        }
+        return tensors | {name: t / temperature for name, t in tensors.items() if name.startswith("linears.")}
 
 
 def _positions(count: int, dim: int) -> Tensor:

@@ -26,12 +26,13 @@ class Plan:
         clean_from: the step from which the codec is to be silent where the song is.
         decoder_steps, decoder_rate: of the codec's decoder, after that, alone.
         lm_steps, lm_batch, lm_seconds, lm_rate: of the language model's; a window is `lm_seconds` long.
+        temperature: at which the language model is best heard; a request's temperature of 1 is this.
     """
 
     folder: Path = Path("build/training")
     seed: int = 1
     songs: int = 6_000
-    codec_steps: int = 4_000
+    codec_steps: int = 3_400
     codec_batch: int = 8
     codec_seconds: float = 0.5
     codec_rate: float = 1e-3
@@ -40,10 +41,11 @@ class Plan:
     clean_from: int = 1_800
     decoder_steps: int = 1_200
     decoder_rate: float = 3e-4
-    lm_steps: int = 9_000
+    lm_steps: int = 7_000
     lm_batch: int = 4
     lm_seconds: float = 8.0
     lm_rate: float = 1e-3
+    temperature: float = 0.9
 
     # Sizes, in AudioCraft's terms.
     filters: int = 16
