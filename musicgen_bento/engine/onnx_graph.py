@@ -124,6 +124,7 @@ class Graph:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.enable_cpu_mem_arena = False  # it keeps what the longest prompt took
+        options.add_session_config_entry("session.force_spinning_stop", "1")  # between runs the cores are the codec's
         options.log_severity_level = 3
         if profile_to is not None:
             options.enable_profiling, options.profile_file_prefix = True, str(profile_to / "step")
