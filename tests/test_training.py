@@ -152,12 +152,27 @@ def test_the_same_seed_is_the_same_codec_batch(plan: Plan, songs: dataset.Datase
 def test_the_decoder_learns_on_alone(plan: Plan, songs: dataset.Dataset, made: tuple[Path, Network]) -> None:
     trained = codec.train(plan, songs, Clock(10))  # it is there already
     before = {name: tensor.clone() for name, tensor in trained.state_dict().items()}
-    said = codec.tokens(trained, songs, 0)
+    said = codec.tokens(trained, songs, [0])
     after = codec.finish(plan, trained, songs, Clock(10)).state_dict()
     changed = {name.split(".")[0] for name, tensor in after.items() if not torch.equal(tensor, before[name])}
     assert changed == {"decoder"}
-    assert torch.equal(codec.tokens(trained, songs, 0), said)
+    assert torch.equal(codec.tokens(trained, songs, [0]), said)
     assert not any(p.requires_grad for p in trained.parameters())
+
+
+def test_a_codec_that_was_kept_is_the_one_that_was_trained(
+    plan: Plan, songs: dataset.Dataset, made: tuple[Path, Network], tmp_path: Path
+) -> None:
+    assert codec.kept(plan, tmp_path) is None
+    trained = codec.finish(plan, codec.train(plan, songs, Clock(10)), songs, Clock(10))
+    codec.keep(plan, trained, tmp_path)
+    again = codec.kept(plan, tmp_path)
+    assert again is not None
+    assert {name: t.half().float().tolist() for name, t in trained.state_dict().items()} == {
+        name: t.float().tolist() for name, t in again.state_dict().items()
+    }
+    assert not again.training
+    assert (tmp_path / "codec.jsonl").read_text() == (plan.folder / "codec.jsonl").read_text()
 
 
 def test_hiss_is_what_the_song_has_not() -> None:

@@ -42,13 +42,29 @@ def make(plan: Plan, clock: Clock) -> None:
     """Train, export into `plan.folder / demo`, evaluate; the last step is to look, and to copy."""
     dataset.write(plan.folder / "songs", plan.songs, plan.seed)
     songs = dataset.Dataset(plan.folder / "songs")
-    trained = codec.train(plan, songs, clock)
+    trained = codec.kept(plan) or codec.finish(plan, codec.train(plan, songs, clock), songs, clock)
     tokens = language_model.encode(plan, trained, songs)
-    trained = codec.finish(plan, trained, songs, clock)
     network, encoder, tokenizer = language_model.train(plan, tokens, songs, clock)
     done = plan.folder / "demo"
     size = export.write(plan, trained, network, encoder, tokenizer, done)
     click.echo(f"{done} holds the model, {size / 1e6:.1f} MB. `python -m training evaluate --model {done}` judges it.")
+
+
+@main.command(name="codec")
+@click.option("--keep", is_flag=True, help="It has passed: put it where the next run begins with it.")
+@click.pass_obj
+def codec_(plan: Plan, keep: bool) -> None:
+    """Measure the codec that was trained, alone."""
+    songs = dataset.Dataset(plan.folder / "songs")
+    try:
+        trained = codec.finish(plan, codec.train(plan, songs, Clock(0)), songs, Clock(0))
+    except OutOfTime:
+        raise click.ClickException("The codec is not trained yet: python -m training") from None
+    result = evaluate.Result()
+    evaluate.judge_codec(result, evaluate.held_out(evaluate.CLIPS), trained)
+    click.echo(card.codec_table(result))
+    if keep:
+        codec.keep(plan, trained)
 
 
 @main.command(name="evaluate")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from training.codec import KEPT
 from training.evaluate import QUESTIONS, Result, Tally
 from training.plan import CARD, CODEBOOKS, Plan
 
@@ -22,17 +23,7 @@ def table(result: Result) -> str:
             for where in (result.obeyed, result.loosely, result.meters, result.codec_agrees)
         ]
         lines.append(f"| {question.name} | {aim}{question.bar:.0%} | " + " | ".join(cells) + " |")
-    agrees = Tally(
-        sum(t.right for t in result.codec_agrees.values()), sum(t.asked for t in result.codec_agrees.values())
-    )
-    lines += [
-        "",
-        "| figure | bar | measured |",
-        "| --- | --- | --- |",
-        f"| codec: the meters read the same before and after | 93% | {_percent(agrees)} |",
-        f"| codec: SI-SDR on held-out audio, mean | 5 dB | {result.si_sdr:.2f} dB |",
-        f"| codec: distance of log-mel bands, mean | | {result.log_mel:.2f} dB |",
-    ]
+    lines += ["", *_codec_figures(result)]
     lines += [f"| clips {fault} | 0 | {count} of {result.clips} |" for fault, count in result.broken.items()]
     lines += [
         f"| largest spectral flatness | {result.flatness_bar:.3f}, the renderer's | {result.flattest:.3f} |",
@@ -41,18 +32,42 @@ def table(result: Result) -> str:
     return "\n".join(lines)
 
 
+def codec_table(result: Result) -> str:
+    """What is known of the codec alone, in Markdown."""
+    lines = ["| what is heard | meter right on songs | same after codec |", "| --- | --- | --- |"]
+    for question in QUESTIONS:
+        cells = [_percent(where[question.name]) for where in (result.meters, result.codec_agrees)]
+        lines.append(f"| {question.name} | " + " | ".join(cells) + " |")
+    return "\n".join([*lines, "", *_codec_figures(result)])
+
+
+def _codec_figures(result: Result) -> list[str]:
+    agrees = Tally(
+        sum(t.right for t in result.codec_agrees.values()), sum(t.asked for t in result.codec_agrees.values())
+    )
+    return [
+        "| figure | bar | measured |",
+        "| --- | --- | --- |",
+        f"| codec: the meters read the same before and after | 93% | {_percent(agrees)} |",
+        f"| codec: SI-SDR on held-out audio, mean | 5 dB | {result.si_sdr:.2f} dB |",
+        f"| codec: distance of log-mel bands, mean | | {result.log_mel:.2f} dB |",
+    ]
+
+
 def _percent(tally: Tally) -> str:
     return f"{tally.share:.1%} of {tally.asked}" if tally.asked else "none asked"
 
 
-def curves(path: Path) -> list[dict[str, float]]:
-    """A run's curve, one dictionary every 20 steps."""
+def curves(plan: Plan, name: str) -> list[dict[str, float]]:
+    """A run's curve, one dictionary every 20 steps; a codec's that was kept, where there is one."""
+    kept = KEPT / f"{name}.jsonl"
+    path = kept if kept.exists() else plan.folder / kept.name
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def write(plan: Plan, result: Result, parameters: int, size: int, place: Path) -> None:
     """Write the card."""
-    codec, decoder, lm = (curves(plan.folder / f"{name}.jsonl") for name in ("codec", "decoder", "language_model"))
+    codec, decoder, lm = (curves(plan, name) for name in ("codec", "decoder", "language_model"))
     place.write_text(
         f"""# demo
 
@@ -107,7 +122,7 @@ def draw(plan: Plan, place: Path) -> None:
     for column, (name, key) in enumerate(
         (("codec", "sdr"), ("codec", "spectral"), ("language_model", "held_out"), ("language_model", "heeded"))
     ):
-        points = [(line["step"], line[key]) for line in curves(plan.folder / f"{name}.jsonl") if key in line]
+        points = [(line["step"], line[key]) for line in curves(plan, name) if key in line]
         low, high = min(y for _, y in points), max(y for _, y in points)
         left, last = 20 + 240 * column, points[-1][0]
         line = " ".join(

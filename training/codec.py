@@ -17,8 +17,11 @@ the encoder says by then, and follows it as a moving average. Once the tokens ar
 from __future__ import annotations
 
 import logging
+import shutil
 import warnings
+from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,7 +33,7 @@ from training.dataset import SECONDS, Dataset
 from training.loop import Clock, cosine, steps
 from training.losses import INAUDIBLE, Reconstruction, mel_bands, power
 from training.plan import CARD, CODEBOOKS, FRAME_RATE, HOP, SAMPLE_RATE, Plan
-from training.released import configuration
+from training.released import configuration, pack
 from training.render import render
 from training.songs import Song
 
@@ -39,6 +42,9 @@ COMMITMENT = 0.25
 LESSON_BANDS = 8
 KMEANS_WINDOWS, KMEANS_ROUNDS = 512, 15
 HISS_SHARE = 1.0  # of the gradient, once the decoder learns alone
+KEPT = Path(__file__).parent / "passed"  # a codec that is good enough, and its curves
+WEIGHTS = "compression_state_dict.bin"
+CURVES = ("codec.jsonl", "decoder.jsonl")
 
 
 def build(plan: Plan) -> Any:
@@ -49,6 +55,24 @@ def build(plan: Plan) -> Any:
 
     torch.manual_seed(plan.seed)
     return builders.get_compression_model(configuration(plan))
+
+
+def keep(plan: Plan, codec: Any, folder: Path = KEPT) -> None:
+    """Put a codec that has passed where the next run finds it: nobody has to make it again."""
+    folder.mkdir(exist_ok=True)
+    pack(codec.state_dict(), configuration(plan), folder / WEIGHTS)
+    for name in CURVES:
+        shutil.copyfile(plan.folder / name, folder / name)
+
+
+def kept(plan: Plan, folder: Path = KEPT) -> Any | None:
+    """The codec that has passed, if there is one, in eval mode."""
+    if not (folder / WEIGHTS).exists():
+        return None
+    codec = build(plan)
+    codec.load_state_dict(torch.load(folder / WEIGHTS, weights_only=True)["best_state"])
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return codec.to(device).eval().requires_grad_(False)
 
 
 def train(plan: Plan, songs: Dataset, clock: Clock) -> Any:
@@ -197,10 +221,10 @@ def kmeans(points: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def tokens(codec: Any, songs: Dataset, number: int) -> Tensor:
-    """A song's tokens [K, frames]."""
+def tokens(codec: Any, songs: Dataset, numbers: Sequence[int]) -> Tensor:
+    """The tokens of songs, [N, K, frames]."""
     device = next(codec.parameters()).device
-    wav = torch.from_numpy(songs.window(number, 0, int(SECONDS * SAMPLE_RATE))).to(device)
-    codes: Tensor = codec.encode(wav[None, None])[0][0]
-    assert codes.shape[0] == CODEBOOKS
+    wavs = np.stack([songs.window(number, 0, int(SECONDS * SAMPLE_RATE)) for number in numbers])
+    codes: Tensor = codec.encode(torch.from_numpy(wavs)[:, None].to(device))[0]
+    assert codes.shape[1] == CODEBOOKS
     return codes.to(torch.int16).cpu()

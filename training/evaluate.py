@@ -146,7 +146,7 @@ def evaluate(model: Path | str, codec: Any, clips: int = CLIPS) -> Result:
         clips: how many to make at each guidance.
     """
     result, songs = Result(clips=clips), held_out(clips)
-    _judge_meters_and_codec(result, songs, codec)
+    judge_codec(result, songs, codec)
     with musicgen_bento.pipeline(str(model)) as pipe:
         _judge_music(result, songs, pipe)
         pipe("piano", duration=2.0)  # warm
@@ -156,7 +156,8 @@ def evaluate(model: Path | str, codec: Any, clips: int = CLIPS) -> Result:
     return result
 
 
-def _judge_meters_and_codec(result: Result, songs: Sequence[tuple[Song, Caption, Samples]], codec: Any) -> None:
+def judge_codec(result: Result, songs: Sequence[tuple[Song, Caption, Samples]], codec: Any) -> None:
+    """Fill in what the meters read of the songs, before and after the codec, and how near those are."""
     ratios, distances = [], []
     for song, _, wav in tqdm(songs, desc="meters and codec", disable=None):
         after = through(codec, wav)

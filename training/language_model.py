@@ -33,6 +33,7 @@ WINDOWS = ((0.125, 0.3), (0.5, 0.3), (1.0, 0.4))
 # Most begin where the song does, as a clip does: then a position and a tempo say whether there is a beat. The others
 # are for clips that go on beyond a window.
 FROM_THE_START = 0.75
+AT_ONCE = 10  # songs that are encoded together
 HELD_OUT = 40  # of so many songs one, the last ones, for the curves' second line
 LOOK = 100  # steps between two points of it
 HEEDING = re.compile(r"cross|output_proj")
@@ -80,8 +81,9 @@ def encode(plan: Plan, codec: Any, songs: Dataset) -> Tensor:
     """All songs' tokens [N, K, frames], once."""
     place = plan.folder / "tokens.pt"
     if not place.exists():
-        bar = tqdm(range(len(songs)), desc="encoding", disable=None)
-        torch.save(torch.stack([codecs.tokens(codec, songs, number) for number in bar]), f"{place}.part")
+        bar = tqdm(range(0, len(songs), AT_ONCE), desc="encoding", disable=None)
+        some = [codecs.tokens(codec, songs, range(begin, min(begin + AT_ONCE, len(songs)))) for begin in bar]
+        torch.save(torch.cat(some), f"{place}.part")
         os.replace(f"{place}.part", place)
     tokens: Tensor = torch.load(place, weights_only=True)
     return tokens

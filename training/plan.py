@@ -32,7 +32,7 @@ class Plan:
     folder: Path = Path("build/training")
     seed: int = 1
     songs: int = 6_000
-    codec_steps: int = 3_400
+    codec_steps: int = 7_000
     codec_batch: int = 8
     codec_seconds: float = 0.5
     codec_rate: float = 1e-3
