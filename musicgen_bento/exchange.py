@@ -109,12 +109,9 @@ class Answer:
         if self.started:  # too late for an error: the connection must break
             self._current.error = error.bare()
             raise Broken from None
-        if isinstance(error, errors.BodyTooLarge):
-            await self._write(error, {"connection": "close"}, linger=receive)
-        elif isinstance(error, errors.BodyTooSlow):
-            await self._write(error, {"connection": "close"})
-        else:
-            await self._write(error, {})
+        unread = isinstance(error, errors.BodyTooLarge | errors.BodyTooSlow)
+        linger = receive if isinstance(error, errors.BodyTooLarge) else None
+        await self._write(error, {"connection": "close"} if unread else {}, linger)
 
     async def gone(self) -> None:
         """The client has left; something has to be said all the same, or BentoML waits for it."""
