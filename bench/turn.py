@@ -53,7 +53,7 @@ def _cache_bytes(name: str, model: Model, cell: Cell) -> float:
     """About what a contestant takes for a cell; the peers hold a part of the cache twice while it grows."""
     shape = model.shape
     numbers = 2 * cell.batch * (cell.position + 50) * 2 * shape.layers * shape.dim
-    on_cpu = {"ours float16": 1, "ours int8": 4} if device().type == "cpu" else {}  # not as the matrices
+    on_cpu = {"ours float16": 1, "ours int8": 1} if device().type == "cpu" else {}  # not as the matrices
     return 1.25 * numbers * on_cpu.get(name, _itemsize(name))
 
 

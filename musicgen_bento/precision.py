@@ -74,8 +74,8 @@ FLOAT16 = Precision("float16", torch.float16, torch.float16, torch.float16, 2)
 # On a CPU float16 is a way to keep numbers, not to compute: products are summed in float32. Of the cache in 8 bits 64
 # numbers have scale and minimum, and the last positions are there in float32 too: 1.2 bytes in a window of 30 s.
 FLOAT16_KEPT = Precision("float16", torch.float16, torch.float32, torch.uint8, 1.25)
-# 32 numbers share a scale, and their sum is kept; as measured.
-INT8 = Precision("int8", torch.int8, torch.float32, torch.float32, 4, scales=0.34, compiled=True)
+# A matrix's row has a scale, and ONNX Runtime keeps the sum of its numbers.
+INT8 = Precision("int8", torch.int8, torch.float32, torch.int8, 1, scales=0.01, compiled=True)
 
 
 def on(device: torch.device) -> dict[str, Precision]:

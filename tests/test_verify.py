@@ -6,7 +6,7 @@ import pytest
 from click.testing import CliRunner
 
 from musicgen_bento.cli import PROGRAM
-from musicgen_bento.engine import checkpoint, onnx_graph, verify
+from musicgen_bento.engine import checkpoint, integers, verify
 from musicgen_bento.engine.hub import Source
 from musicgen_bento.precision import FLOAT16_KEPT, FLOAT32_COMPILED, INT8
 from tests.checkpoints import Recipe
@@ -30,8 +30,8 @@ def test_float32_is_no_distance_from_itself_and_fewer_bits_are_further(recipe: R
 
 def test_a_precision_that_computes_wrongly_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     files = checkpoint.open_files(Source("tiny", folder(MONO)))
-    pack = onnx_graph.pack
-    monkeypatch.setattr(onnx_graph, "pack", lambda matrix: pack(matrix.flip(0)))
+    pack = integers.pack
+    monkeypatch.setattr(integers, "pack", lambda matrix, **how: pack(matrix.flip(0), **how))
     assert not any(each.near for each in verify.distances(files, [INT8], seconds=0.2))
 
 

@@ -32,6 +32,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from musicgen_bento.engine.caches import clip_bytes
+from musicgen_bento.engine.calibration import calibrated
 from musicgen_bento.engine.compiled import CompiledWeights, compiled
 from musicgen_bento.engine.download import Download
 from musicgen_bento.engine.hub import CODEC_FILES, T5_BESIDE, T5_FILES, Source
@@ -199,7 +200,7 @@ def load_weights(
     weights = read_weights(files.source, files.shape, files.state, device, precision)
     if not precision.compiled:
         return weights
-    return compiled(weights, files.shape.cores(threads), profile_to)
+    return calibrated(compiled(weights, files.shape.cores(threads), profile_to))
 
 
 def check(files: Files) -> None:

@@ -14,7 +14,7 @@ from mmap import PAGESIZE
 import torch
 from torch import Tensor
 
-from musicgen_bento.engine.compiled import CompiledWeights, own_names, prompt_names
+from musicgen_bento.engine.compiled import CompiledWeights, own_names, prompt_names, scale_name
 from musicgen_bento.engine.decoder import Decoder, Need, Sequence
 from musicgen_bento.engine.kv_cache import KVCache
 from musicgen_bento.engine.onnx_graph import Run
@@ -23,7 +23,6 @@ from musicgen_bento.engine.seats import seat_of, up
 from musicgen_bento.engine.weights import MAX_TOKENS
 
 PROMPT = 16  # T5 tokens: prompts side by side are as long as the longest, in steps of this
-POSITIONS = 64  # a row's room is a multiple of this, so that it begins with a page
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,10 +31,10 @@ class _Company:
 
     Attributes:
         run: of the program.
-        x: [R, T, dim].
+        x: [R, T, 1, dim].
         last: [R].
         total: [].
-        logits: [R, T, K * card].
+        logits: [R, T, 1, K * card].
     """
 
     run: Run
@@ -57,8 +56,10 @@ class CompiledDecoder(Decoder):
         super().__init__(weights.shape, weights.precision, weights.embeddings)
         self._weights, self._seats, shape = weights, seats, weights.shape
         prefix = MAX_TOKENS if shape.text == "prepend" else 0
-        positions = up(prefix + shape.pattern.last_position(shape.window) + 1, POSITIONS)
-        self._pages = Pages(shape.layers, 2, 2 * seats, shape.heads, positions, shape.head_dim)
+        dtype = weights.precision.cache
+        page = max(1, PAGESIZE // (shape.head_dim * dtype.itemsize))  # positions; each head of a row begins with one
+        positions = up(prefix + shape.pattern.last_position(shape.window) + 1, page)
+        self._pages = Pages(shape.layers, 2, 2 * seats, shape.heads, positions, shape.head_dim, dtype=dtype)
         self._own = self._pages.tensor
         self._seated: list[Sequence] = []
         self._companies: dict[tuple[int, int], _Company] = {}
@@ -115,8 +116,8 @@ class CompiledDecoder(Decoder):
         if self._weights.prompt is None:
             return []
         shape, text = self.shape, text.contiguous()
-        made = {f"keys_values_{i}": text.new_empty(len(text), 2 * shape.dim) for i in range(shape.layers)}
-        self._weights.prompt.bind({"text": text}, made)()
+        made = {f"keys_values_{i}": text.new_empty(len(text), 1, 2 * shape.dim) for i in range(shape.layers)}
+        self._weights.prompt.bind({"text": text[:, None]}, made)()
         both = [each.view(1, len(text), 2, shape.heads, shape.head_dim).transpose(1, 3) for each in made.values()]
         return [(each[:, :, 0].contiguous(), each[:, :, 1].contiguous()) for each in both]  # [1, H, L, D]
 
@@ -130,7 +131,7 @@ class CompiledDecoder(Decoder):
         for row in range(sequence.rows):
             hearing = [sequence if row == 0 else None]
             company = self._bind(2 * seat_of(sequence, self._seated) + row, 1, count, hearing, [0])
-            company.x.copy_(x[row])
+            company.x.copy_(x[row, :, None])
             company.last.fill_(begin + count - 1)
             company.total.fill_(begin + count)
             company.run()
@@ -179,15 +180,18 @@ class CompiledDecoder(Decoder):
             hears: the rows that hear them, counted from the first.
         """
         shape = self.shape
-        x = torch.zeros(rows, positions, shape.dim)
+        x = torch.zeros(rows, positions, 1, shape.dim)
         last, total = torch.zeros(rows, dtype=torch.int32), torch.zeros([], dtype=torch.int32)
-        logits = torch.empty(rows, positions, shape.codebooks * shape.card)
+        logits = torch.empty(rows, positions, 1, shape.codebooks * shape.card)
         caches = {
             name: cache
             for names, both in zip(own_names(shape.layers), self._own[:, :, row : row + rows], strict=True)
             for name, cache in zip(names, both, strict=True)
         }
         inputs = {"x": x, "last": last, "total": total, **caches}
+        if self._weights.scales is not None:
+            for names, both in zip(own_names(shape.layers), self._weights.scales, strict=True):
+                inputs |= {scale_name(name): scales for name, scales in zip(names, both, strict=True)}
         if self._weights.prompt is not None:
             inputs |= self._heard(hearing, positions) | {"hears": torch.tensor(list(hears))}
         run = self._weights.step.bind(inputs, {"logits": logits, **caches})

@@ -1,7 +1,7 @@
 """ONNX graphs written operator by operator, and run by ONNX Runtime over torch's memory.
 
-ONNX Runtime has what a CPU's step is made of as single operators: products with matrices in 8 bits, attention over a
-cache that grows in place. A step is then one call, in place of a thousand of torch's operators.
+ONNX Runtime has what a CPU's step is made of as single operators, such as attention over a cache that grows in place. A
+step is then one call, in place of a thousand of torch's operators.
 """
 
 from __future__ import annotations
@@ -21,10 +21,11 @@ from torch import Tensor
 from musicgen_bento.engine.weights import Norm
 
 CONTRIB = "com.microsoft"  # ONNX Runtime's own operators
-BLOCK = 32  # numbers of a matrix's row, and of what it is multiplied with, that share a scale
 SMALL = 64  # numbers; a constant smaller than this is a part of the graph
 _KINDS: dict[torch.dtype, tuple[int, type]] = {
     torch.float32: (TensorProto.FLOAT, np.float32),
+    torch.int8: (TensorProto.INT8, np.int8),
+    torch.uint8: (TensorProto.UINT8, np.uint8),
     torch.int32: (TensorProto.INT32, np.int32),
     torch.int64: (TensorProto.INT64, np.int64),
 }
@@ -48,9 +49,9 @@ class Graph:
         self._inputs.append(helper.make_tensor_value_info(name, _KINDS[dtype][0], size))
         return name
 
-    def output(self, name: str, value: str, size: Dims) -> None:
-        """What a run gives, float32, under a name."""
-        self._outputs.append(helper.make_tensor_value_info(value, TensorProto.FLOAT, size))
+    def output(self, name: str, value: str, size: Dims, dtype: torch.dtype = torch.float32) -> None:
+        """What a run gives, under a name."""
+        self._outputs.append(helper.make_tensor_value_info(value, _KINDS[dtype][0], size))
         self._given[name] = value
 
     def constant(self, value: Tensor) -> str:
@@ -61,6 +62,10 @@ class Graph:
         else:
             self._constants[name] = onnxruntime.OrtValue.ortvalue_from_numpy(array)
         return name
+
+    def number(self, value: float) -> str:
+        """A float32 that stays as it is."""
+        return self.constant(torch.tensor(value))
 
     def node(self, kind: str, inputs: Sequence[str], outputs: int, domain: str = "", **settings: Any) -> list[str]:
         """An operator and its outputs; empty names are inputs left out."""
@@ -76,38 +81,6 @@ class Graph:
         """A layer norm over the last dimension."""
         weight, bias = self.constant(norm.weight), self.constant(norm.bias)
         return self.op("LayerNormalization", x, weight, bias, axis=-1, epsilon=1e-5)
-
-    def times(self, x: str, matrix: Tensor, *, int8: bool, fine: bool = False) -> str:
-        """Rows [..., in] with a matrix [out, in].
-
-        Args:
-            x: the rows, float32.
-            matrix: in any dtype.
-            int8: hold it in 8 bits, a scale for each BLOCK of a row; rows are rounded likewise, so that each row's
-                result is its own affair.
-            fine: in int8, multiply what the rounding of the rows leaves over too, where a row is whole blocks.
-        """
-        if not int8:
-            return self.op("MatMul", x, self.constant(matrix.float().T))
-        if not fine or matrix.shape[1] % BLOCK:
-            return self._times_int8(x, matrix)
-        shape = self.constant(torch.tensor([0, 0, -1, BLOCK]))
-        blocks = self.op("Reshape", x, shape)
-        peak = self.op("ReduceMax", self.op("Abs", blocks), self.constant(torch.tensor([-1])), keepdims=1)
-        level = self.op("Max", self.op("Mul", peak, self.constant(torch.tensor(1 / 127))), self.constant(_TINY))
-        coarse = self.op("Mul", self.op("Round", self.op("Div", blocks, level)), level)
-        left = self.op("Sub", blocks, coarse)
-        rows = self.op("Reshape", self.op("Concat", coarse, left, axis=1), self.constant(torch.tensor([0, 0, -1])))
-        both = self._times_int8(rows, matrix)
-        return self.op("Add", *self.node("Split", [both], 2, axis=1, num_outputs=2))
-
-    def _times_int8(self, x: str, matrix: Tensor) -> str:
-        outputs, inputs = matrix.shape
-        packed, scales = pack(matrix)
-        sizes = {"N": outputs, "K": inputs, "bits": 8, "block_size": BLOCK}
-        # accuracy_level 4: rows are rounded to 8 bits and products summed as whole numbers
-        constants = self.constant(packed), self.constant(scales.flatten())
-        return self.op("MatMulNBits", x, *constants, domain=CONTRIB, accuracy_level=4, **sizes)
 
     def program(self, threads: int, profile_to: Path | None = None) -> Program:
         """What runs it.
@@ -125,6 +98,7 @@ class Graph:
         options.intra_op_num_threads = threads
         options.enable_cpu_mem_arena = False  # it keeps what the longest prompt took
         options.add_session_config_entry("session.force_spinning_stop", "1")  # between runs the cores are the codec's
+        options.add_session_config_entry("session.disable_quant_qdq", "1")  # what is rounded is meant to be
         options.log_severity_level = 3
         if profile_to is not None:
             options.enable_profiling, options.profile_file_prefix = True, str(profile_to / "step")
@@ -135,9 +109,6 @@ class Graph:
     def _fresh(self) -> str:
         self._named += 1
         return f"value_{self._named}"
-
-
-_TINY = torch.tensor(1e-30)
 
 
 class Program:
@@ -183,14 +154,6 @@ class Run:
 def _place(tensor: Tensor) -> tuple[str, int, type, list[int], int]:
     """Device, its number, dtype, size and address."""
     return "cpu", 0, _KINDS[tensor.dtype][1], list(tensor.shape), tensor.data_ptr()
-
-
-def pack(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """A matrix [out, in] in 8 bits: bytes [out, blocks, BLOCK] around 128, and scales [out, blocks]."""
-    short = -matrix.shape[1] % BLOCK
-    blocks = torch.nn.functional.pad(matrix.float(), (0, short)).view(len(matrix), -1, BLOCK)
-    scales = (blocks.abs().amax(dim=2) / 127).clamp(min=1e-12)
-    return (blocks / scales[:, :, None]).round_().add_(128).to(torch.uint8), scales
 
 
 def _elsewhere(name: str, value: Any) -> Any:

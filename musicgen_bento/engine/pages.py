@@ -13,19 +13,19 @@ _UNRESERVED = getattr(mmap, "MAP_NORESERVE", 0x4000)
 
 
 class Pages:
-    """A tensor of zeros, float32, most of which may never be touched.
+    """A tensor of zeros most of which may never be touched.
 
     Attributes:
         tensor: of the size asked for.
     """
 
-    def __init__(self, *size: int) -> None:
+    def __init__(self, *size: int, dtype: torch.dtype = torch.float32) -> None:
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _UNRESERVED
-        self._map = mmap.mmap(-1, max(1, 4 * prod(size)), flags=flags)
+        self._map = mmap.mmap(-1, max(1, dtype.itemsize * prod(size)), flags=flags)
         if hasattr(mmap, "MADV_NOHUGEPAGE"):
             with suppress(OSError):  # a kernel that has no huge pages
                 self._map.madvise(mmap.MADV_NOHUGEPAGE)  # one of them would be a third of a clip
-        self.tensor = torch.frombuffer(self._map, dtype=torch.float32, count=prod(size)).view(size)
+        self.tensor = torch.frombuffer(self._map, dtype=dtype, count=prod(size)).view(size)
 
     def forget(self, part: Tensor) -> None:
         """Give a part back to the system, to be zeros again; what shares a page with others stays.
