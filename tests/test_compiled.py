@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -13,7 +14,7 @@ from musicgen_bento.engine.compiled_decoder import CompiledDecoder
 from musicgen_bento.engine.conditioning import TextConditioner
 from musicgen_bento.engine.decoder import EagerDecoder, Need
 from musicgen_bento.engine.decoders import decoder_of
-from musicgen_bento.engine.pages import Pages
+from musicgen_bento.engine.pages import Pages, forget_file
 from musicgen_bento.engine.types import GenerationParams
 from musicgen_bento.precision import FLOAT32, FLOAT32_COMPILED
 from tests.checkpoints import Recipe
@@ -154,3 +155,17 @@ def test_what_shares_a_page_with_others_is_left() -> None:
     pages.forget(pages.tensor[10 : 3 * quarter - 10])
     kept = [float(part.sum()) for part in pages.tensor.split(quarter)]
     assert kept == [quarter, 0, quarter, quarter]
+
+
+def test_a_file_that_was_read_is_forgotten_and_read_again(tmp_path: Path) -> None:
+    wanted = {"a": torch.randn(3, 2**20), "b": torch.arange(2**20)}
+    torch.save(wanted, tmp_path / "file")
+    mapped = torch.load(tmp_path / "file", mmap=True)
+    for name, tensor in wanted.items():
+        assert torch.equal(mapped[name], tensor)
+    process = psutil.Process()
+    before = process.memory_info().rss
+    forget_file(mapped.values())
+    assert process.memory_info().rss < before - 0.9 * sum(tensor.nbytes for tensor in wanted.values())
+    for name, tensor in wanted.items():
+        assert torch.equal(mapped[name], tensor)

@@ -22,6 +22,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -36,6 +37,7 @@ from musicgen_bento.engine.calibration import calibrated
 from musicgen_bento.engine.compiled import CompiledWeights, compiled
 from musicgen_bento.engine.download import Download
 from musicgen_bento.engine.hub import CODEC_FILES, T5_BESIDE, T5_FILES, Source
+from musicgen_bento.engine.pages import forget_file
 from musicgen_bento.engine.released import FRAME_RATE, read_shape, read_weights
 from musicgen_bento.engine.weights import MAX_TOKENS, LMShape, LMWeights
 from musicgen_bento.errors import LoadFailed
@@ -200,7 +202,8 @@ def load_weights(
     weights = read_weights(files.source, files.shape, files.state, device, precision)
     if not precision.compiled:
         return weights
-    return calibrated(compiled(weights, files.shape.cores(threads), profile_to))
+    read = partial(forget_file, list(files.state.values()))
+    return calibrated(compiled(weights, files.shape.cores(threads), read, profile_to))
 
 
 def check(files: Files) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,12 +44,15 @@ class CompiledWeights:
         return self.embeddings.device
 
 
-def compiled(weights: LMWeights, threads: int, profile_to: Path | None = None) -> CompiledWeights:
+def compiled(
+    weights: LMWeights, threads: int, read: Callable[[], None] = lambda: None, profile_to: Path | None = None
+) -> CompiledWeights:
     """Programs of a model, in its precision.
 
     Args:
         weights: with matrices as the file has them.
         threads: how many cores a run may use.
+        read: called again and again, when what was read of the file is not wanted any more.
         profile_to: a folder for the profile of the steps, see `Program.operators`.
     """
     int8 = weights.precision.matrices == torch.int8
@@ -63,7 +66,7 @@ def compiled(weights: LMWeights, threads: int, profile_to: Path | None = None) -
         text_bias=weights.text_bias,
         prompt=_prompt(weights.shape, crosses, int8).program(threads) if crosses else None,
         scales=_wide_scales(weights) if weights.precision.cache == torch.int8 else None,
-        step=_step(weights, int8).program(threads, profile_to),
+        step=_step(weights, int8, read).program(threads, profile_to),
     )
 
 
@@ -100,7 +103,7 @@ def _prompt(shape: LMShape, crosses: list[CrossAttention], int8: bool) -> Graph:
     return graph
 
 
-def _step(weights: LMWeights, int8: bool) -> Graph:
+def _step(weights: LMWeights, int8: bool, read: Callable[[], None]) -> Graph:
     """The next T positions of R rows, [R, T, 1, dim] → logits [R, T, 1, K * card].
 
     Its inputs are `x`, with the positions' embeddings; `last` [R], each row's last position; `total`, the positions of
@@ -124,6 +127,7 @@ def _step(weights: LMWeights, int8: bool) -> Graph:
             x = _heard(graph, shape, layer.cross, x, hears, prompt, int8)
         wide = graph.op("Gelu", _times(graph, x, layer.linear1, layer.norm2, int8=int8), domain=CONTRIB)
         x = graph.op("Add", x, _times(graph, wide, layer.linear2, int8=int8))
+        read()
     logits = _times(graph, graph.norm(x, weights.out_norm), weights.heads, int8=int8)
     graph.output("logits", logits, ["R", "T", 1, shape.codebooks * shape.card])
     return graph

@@ -19,6 +19,7 @@ LEVELS = 127
 
 FINER = 2 * LEVELS  # as many levels of the second part make one of the first
 MIDDLE = 128  # what stands for 0 where there are no signs
+AT_ONCE = 2**17  # numbers
 NOTHING = 1e-12  # of a row's mean square: less is a row of zeros
 
 
@@ -63,11 +64,18 @@ def pack(matrix: Tensor, *, signed: bool = True) -> tuple[Tensor, Tensor]:
         matrix: in any dtype.
         signed: around 0, or around MIDDLE.
     """
-    matrix = matrix.float()
-    scales = (matrix.abs().amax(dim=1) / LEVELS).clamp(min=1e-12)
-    whole = (matrix / scales[:, None]).round_()
-    packed = whole.to(torch.int8) if signed else whole.add_(MIDDLE).to(torch.uint8)
-    return packed.T.contiguous(), scales
+    outputs, inputs = matrix.shape
+    packed = torch.empty(inputs, outputs, dtype=torch.int8 if signed else torch.uint8)
+    scales = torch.empty(outputs)
+    # a few rows at a time: what the C library gets back of larger tensors lies between those that stay
+    step = max(1, AT_ONCE // inputs)
+    for begin in range(0, outputs, step):
+        rows = slice(begin, begin + step)
+        whole = matrix[rows].float()
+        scales[rows] = (whole.abs().amax(dim=1) / LEVELS).clamp(min=1e-12)
+        whole = (whole / scales[rows, None]).round_()
+        packed[:, rows] = (whole if signed else whole.add_(MIDDLE)).to(packed.dtype).T
+    return packed, scales
 
 
 @cache

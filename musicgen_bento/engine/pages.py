@@ -1,10 +1,13 @@
-"""Memory that the system gives page by page as it is written, and takes back on demand. On Linux."""
+"""Memory that the system gives page by page as it is written or read, and takes back on demand. On Linux."""
 
 from __future__ import annotations
 
+import ctypes
 import mmap
+from collections.abc import Iterable
 from contextlib import suppress
 from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -38,3 +41,21 @@ class Pages:
         last = (begin + part.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
         if last > first:
             self._map.madvise(mmap.MADV_DONTNEED, first, last - first)
+
+
+def forget_file(tensors: Iterable[Tensor]) -> None:
+    """Take pages of a mapped file out of this process's memory; those that are wanted again are read again.
+
+    Args:
+        tensors: views of the file. Memory of any other kind would be zeros after this.
+    """
+    if _madvise is None:
+        return
+    for tensor in tensors:
+        begin = tensor.data_ptr()
+        first = begin // mmap.PAGESIZE * mmap.PAGESIZE  # what comes before is of the file too
+        _madvise(ctypes.c_void_p(first), ctypes.c_size_t(begin + tensor.nbytes - first), _DONT_NEED)
+
+
+_DONT_NEED = getattr(mmap, "MADV_DONTNEED", None)
+_madvise: Any = None if _DONT_NEED is None else getattr(ctypes.CDLL(None), "madvise", None)
