@@ -251,7 +251,7 @@ def test_the_sizes_of_the_document() -> None:
     for name, (layers, width) in shapes.items():
         card = find(name)
         assert card is not None
-        clip = layers * 2 * 2 * 1503 * width * 4, layers * 2 * 2 * 1503 * width * 2
+        clip = layers * 2 * 2 * 1503 * width, layers * 2 * 2 * 1503 * width * 2
         figures = [
             INT8.estimate(card.parameters, layers, width) / 1e9,
             clip[0] / 1e9,
