@@ -68,7 +68,7 @@ def _compiled_operators(files: Files, precision: Precision, device: torch.device
         steps = len(measure(ours(weights), 1, position)) + WARM
         found = [
             {"name": kind, "calls": calls / steps, "ms": spent / steps}
-            for kind, calls, spent in weights.step.operators()
+            for kind, calls, spent in weights.step.operators(steps)
         ]
     return _costliest(found)
 

@@ -47,6 +47,19 @@ def test_hardly_anything_is_cut_off_and_the_range_is_used(recipe: Recipe) -> Non
     assert kept.amax(dim=(2, 4)).median() > 48  # of each channel
 
 
+def test_late_positions_are_within_range_too() -> None:
+    """Where a model's keys say where they are more than what they are of."""
+    weights = weights_of(MONO)
+    quiet = CompiledDecoder(replace(weights, embeddings=0.1 * weights.embeddings), 1)
+    scales = calibrated(replace(weights, embeddings=0.1 * weights.embeddings)).scales
+    assert scales is not None
+    quiet._weights = replace(quiet._weights, scales=scales)
+    sequence = quiet.open(torch.zeros(3, weights.shape.dim), True, 1500)
+    quiet.prefill(sequence, 0.1 * torch.randn(2, 1400, weights.shape.dim))
+    kept = sequence.cache.both[..., :1400, :].float().abs()
+    assert (kept >= 127).float().mean() < 1e-3
+
+
 @pytest.mark.parametrize("recipe", [MONO, STEREO, PREPEND])
 def test_8_bits_are_near_to_floats(recipe: Recipe) -> None:
     kept, floats = played(recipe)[0], played(recipe, FLOATS)[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ from musicgen_bento.engine.conditioning import TextConditioner
 from musicgen_bento.engine.decoder import EagerDecoder, Need
 from musicgen_bento.engine.decoders import decoder_of
 from musicgen_bento.engine.pages import Pages, forget_file
+from musicgen_bento.engine.sampling import SamplingRows
 from musicgen_bento.engine.types import GenerationParams
-from musicgen_bento.precision import FLOAT32, FLOAT32_COMPILED
+from musicgen_bento.precision import FLOAT32, FLOAT32_COMPILED, INT8, Precision
 from tests.checkpoints import Recipe
 from tests.models import MONO, PREPEND, STEREO, Story, engine, load, make, params
 from tests.seated import COMPANY, assert_same, plain
@@ -90,6 +92,26 @@ def test_a_clip_that_went_to_infinity_spoils_none_beside_it() -> None:
     assert_same(make(model, {"one": request}), wanted)
 
 
+@pytest.mark.parametrize("how", [FLOAT32_COMPILED, INT8])
+def test_what_is_not_a_number_is_seen(how: Precision) -> None:
+    """Wherever it begins, it is told to whoever waits for the clip."""
+    model = load(MONO, how)
+    decoder = CompiledDecoder(model.weights, 2)
+    pair = [decoder.open(torch.zeros(3, decoder.shape.dim), True, 30) for _ in range(2)]
+    rows = SamplingRows.of([0, 0], [1.0, 1.0], [250, 250], [0.0, 0.0], torch.device("cpu"))
+    decoder._embeddings = decoder._embeddings.clone()
+    decoder._embeddings[0, 7] = torch.nan
+    tokens = torch.tensor([[7, 1, 1, 1], [1, 1, 1, 1]])
+    drawn = decoder.draw(pair, tokens, torch.tensor([3.0, 3.0]), rows, torch.tensor([1, 1]))
+    assert (drawn[0] == -1).all()
+    assert (drawn[1] >= 0).all()
+
+
+def test_heads_of_any_width_begin_with_a_page() -> None:
+    decoder = CompiledDecoder(load(replace(MONO, dim=96, heads=2), INT8).weights, 2)  # heads are 48 wide
+    assert decoder._own[0, 0, 0, 0].nbytes % mmap.PAGESIZE == 0
+
+
 def test_what_it_remembers_is_counted_with_the_longest_prompt() -> None:
     decoder = decoder_of(load(MONO).weights, 4)
     one = decoder.bytes([Need(2, 30, 5)])
@@ -158,7 +180,12 @@ def test_what_shares_a_page_with_others_is_left() -> None:
 
 
 def test_a_file_that_was_read_is_forgotten_and_read_again(tmp_path: Path) -> None:
-    wanted = {"a": torch.randn(3, 2**20), "b": torch.arange(2**20)}
+    wanted = {
+        "a": torch.randn(3, 2**20),
+        "b": torch.arange(2**20),
+        "strided": torch.randn(2**16, 8)[:, 0],
+        "repeated": torch.randn(1).expand(1024, 2**16),  # larger than the file
+    }
     torch.save(wanted, tmp_path / "file")
     mapped = torch.load(tmp_path / "file", mmap=True)
     for name, tensor in wanted.items():
@@ -166,6 +193,6 @@ def test_a_file_that_was_read_is_forgotten_and_read_again(tmp_path: Path) -> Non
     process = psutil.Process()
     before = process.memory_info().rss
     forget_file(mapped.values())
-    assert process.memory_info().rss < before - 0.9 * sum(tensor.nbytes for tensor in wanted.values())
+    assert process.memory_info().rss < before - 0.9 * (tmp_path / "file").stat().st_size
     for name, tensor in wanted.items():
         assert torch.equal(mapped[name], tensor)

@@ -97,5 +97,9 @@ def test_any_width_will_do() -> None:
     assert ((times(rows, weight) - wanted).norm() / wanted.norm()) < 0.02
 
 
-def test_this_processor_is_asked_once_whether_signs_are_exact() -> None:
-    assert integers._signed_sums_are_exact() in (True, False)
+def test_the_largest_bytes_beside_each_other() -> None:
+    """A row whose two parts are as large as parts can be, all of one sign."""
+    level = 1 / integers.LEVELS
+    row = torch.full((2, 64), 1 + level * 0.49)
+    made = times(row, torch.full((16, 64), 0.5), within=1.0)
+    assert torch.allclose(made, row.sum(dim=1)[:, None] * 0.5, rtol=1e-4)

@@ -340,7 +340,7 @@ def test_what_a_card_says_of_memory_is_what_the_files_say() -> None:
 
 @pytest.mark.parametrize("size", ["small", "medium", "large"])
 def test_a_card_does_not_promise_too_small_a_clip(size: str) -> None:
-    """In int8 the last positions and the scales are extra; the card counts with a round number for all of it."""
+    """With the longest prompt, for which the card counts in round numbers."""
     card = next(card for card in CATALOGUE if card.id == f"facebook/musicgen-{size}")
     shape = LMShape(
         card.dim, 4 * card.dim, card.dim // 64, card.layers, 2048, DelayPattern((0, 1, 2, 3)), 1500, "cross"

@@ -20,7 +20,7 @@ from musicgen_bento.engine.kv_cache import KVCache
 HEARD = 32  # positions
 PROMPT, LOUD = 16, 0.2  # T5 tokens, and their standard deviation
 MARGIN = 1.75
-# A scale is the next of four to an octave, so that what two machines round differently makes no difference.
+# A scale is the next of four to an octave, so that what two machines round differently hardly ever makes a difference.
 OCTAVE = 4
 
 
@@ -30,13 +30,18 @@ def calibrated(weights: CompiledWeights) -> CompiledWeights:
     if weights.scales is None:
         return weights
     shape, dice = weights.shape, torch.Generator().manual_seed(0)
+    last = shape.pattern.last_position(shape.window)
+    heard = min(HEARD, last)
     decoder = CompiledDecoder(weights, seats=1)
     states = LOUD * torch.randn(PROMPT, weights.text_weight.shape[1], generator=dice)
-    sequence = decoder.open(F.linear(states, weights.text_weight, weights.text_bias), guided=True, positions=HEARD)
+    sequence = decoder.open(F.linear(states, weights.text_weight, weights.text_bias), guided=True, positions=heard)
     if (prefix := decoder.prefix(sequence)).shape[1]:
         decoder.prefill(sequence, prefix)
-    tokens = torch.randint(shape.card, (shape.codebooks, HEARD), generator=dice)
-    decoder.prefill(sequence, decoder.embed(tokens).expand(sequence.rows, -1, -1))
+    begin = sequence.cache.length
+    x = decoder.embed(torch.randint(shape.card, (shape.codebooks, heard), generator=dice))
+    # as if they were all over the window: keys know where they are
+    x += decoder.sinusoids(torch.linspace(begin, begin + last, heard)) - decoder.sinusoids(begin + torch.arange(heard))
+    decoder.prefill(sequence, x.expand(sequence.rows, -1, -1))
     assert isinstance(sequence.cache, KVCache)
     remembered = sequence.cache.both[..., : sequence.cache.length, :]
     farthest = remembered.float().abs().amax(dim=(2, 4))[:, :, None, :, None].clamp(min=1) * weights.scales

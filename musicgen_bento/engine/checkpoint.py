@@ -202,8 +202,8 @@ def load_weights(
     weights = read_weights(files.source, files.shape, files.state, device, precision)
     if not precision.compiled:
         return weights
-    read = partial(forget_file, list(files.state.values()))
-    return calibrated(compiled(weights, files.shape.cores(threads), read, profile_to))
+    forget = partial(forget_file, list(files.state.values()))
+    return calibrated(compiled(weights, files.shape.cores(threads), forget, profile_to))
 
 
 def check(files: Files) -> None:

@@ -45,18 +45,21 @@ class CompiledWeights:
 
 
 def compiled(
-    weights: LMWeights, threads: int, read: Callable[[], None] = lambda: None, profile_to: Path | None = None
+    weights: LMWeights, threads: int, forget: Callable[[], None] = lambda: None, profile_to: Path | None = None
 ) -> CompiledWeights:
     """Programs of a model, in its precision.
 
     Args:
         weights: with matrices as the file has them.
         threads: how many cores a run may use.
-        read: called again and again, when what was read of the file is not wanted any more.
+        forget: called again and again, when what was read of the file is not wanted any more.
         profile_to: a folder for the profile of the steps, see `Program.operators`.
     """
     int8 = weights.precision.matrices == torch.int8
     crosses = [layer.cross for layer in weights.layers if layer.cross is not None]
+    prompt = _prompt(weights.shape, crosses, int8).program(threads) if crosses else None
+    forget()
+    scales = _wide_scales(weights) if weights.precision.cache == torch.int8 else None
     return CompiledWeights(
         shape=weights.shape,
         precision=weights.precision,
@@ -64,9 +67,9 @@ def compiled(
         embeddings=weights.embeddings,
         text_weight=weights.text_weight,
         text_bias=weights.text_bias,
-        prompt=_prompt(weights.shape, crosses, int8).program(threads) if crosses else None,
-        scales=_wide_scales(weights) if weights.precision.cache == torch.int8 else None,
-        step=_step(weights, int8, read).program(threads, profile_to),
+        prompt=prompt,
+        scales=scales,
+        step=_step(weights, int8, forget).program(threads, profile_to),
     )
 
 
@@ -103,7 +106,7 @@ def _prompt(shape: LMShape, crosses: list[CrossAttention], int8: bool) -> Graph:
     return graph
 
 
-def _step(weights: LMWeights, int8: bool, read: Callable[[], None]) -> Graph:
+def _step(weights: LMWeights, int8: bool, forget: Callable[[], None]) -> Graph:
     """The next T positions of R rows, [R, T, 1, dim] → logits [R, T, 1, K * card].
 
     Its inputs are `x`, with the positions' embeddings; `last` [R], each row's last position; `total`, the positions of
@@ -127,7 +130,8 @@ def _step(weights: LMWeights, int8: bool, read: Callable[[], None]) -> Graph:
             x = _heard(graph, shape, layer.cross, x, hears, prompt, int8)
         wide = graph.op("Gelu", _times(graph, x, layer.linear1, layer.norm2, int8=int8), domain=CONTRIB)
         x = graph.op("Add", x, _times(graph, wide, layer.linear2, int8=int8))
-        read()
+        forget()
+    # not as a bounded row: what is not a number, anywhere in the model, is to be seen in the logits
     logits = _times(graph, graph.norm(x, weights.out_norm), weights.heads, int8=int8)
     graph.output("logits", logits, ["R", "T", 1, shape.codebooks * shape.card])
     return graph

@@ -8,7 +8,8 @@ step. As in `decoder.py` attention sees just what a row has filled, and no row s
 from __future__ import annotations
 
 from collections.abc import Sequence as Row
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import gcd
 from mmap import PAGESIZE
 
 import torch
@@ -57,20 +58,22 @@ class CompiledDecoder(Decoder):
         self._weights, self._seats, shape = weights, seats, weights.shape
         prefix = MAX_TOKENS if shape.text == "prepend" else 0
         dtype = weights.precision.cache
-        page = max(1, PAGESIZE // (shape.head_dim * dtype.itemsize))  # positions; each head of a row begins with one
-        positions = up(prefix + shape.pattern.last_position(shape.window) + 1, page)
+        # each head of a row begins with a page
+        self._page = PAGESIZE // gcd(PAGESIZE, shape.head_dim * dtype.itemsize)
+        positions = up(prefix + shape.pattern.last_position(shape.window) + 1, self._page)
         self._pages = Pages(shape.layers, 2, 2 * seats, shape.heads, positions, shape.head_dim, dtype=dtype)
         self._own = self._pages.tensor
         self._seated: list[Sequence] = []
         self._companies: dict[tuple[int, int], _Company] = {}
 
     def bytes(self, clips: list[Need]) -> int:
-        """See `Decoder.bytes`. Prompts side by side are as long as the longest."""
+        """See `Decoder.bytes`. Prompts side by side are as long as the longest, and memory is taken by the page."""
         longest = up(max((need.prompt for need in clips), default=0), PROMPT)
         short = sum(longest - need.prompt for need in clips) if self.shape.text == "cross" else 0
         # the second row of a clip without guidance: a page of each head's
         unheard = sum(2 * self.shape.layers * self.shape.heads * PAGESIZE for need in clips if need.rows == 1)
-        return super().bytes(clips) + 2 * self.shape.layers * self.shape.dim * short * 4 + unheard
+        whole = [replace(need, positions=up(need.positions, self._page)) for need in clips]
+        return super().bytes(whole) + 2 * self.shape.layers * self.shape.dim * short * 4 + unheard
 
     # ---- seats
 
@@ -127,7 +130,7 @@ class CompiledDecoder(Decoder):
     def prefill(self, sequence: Sequence, inputs: Tensor) -> None:
         """See `Decoder.prefill`."""
         begin, count = sequence.cache.length, inputs.shape[1]
-        x = inputs + self._sinusoids(torch.arange(begin, begin + count))
+        x = inputs + self.sinusoids(torch.arange(begin, begin + count))
         for row in range(sequence.rows):
             hearing = [sequence if row == 0 else None]
             company = self._bind(2 * seat_of(sequence, self._seated) + row, 1, count, hearing, [0])
@@ -147,7 +150,7 @@ class CompiledDecoder(Decoder):
         lengths = torch.tensor([seated.cache.length for seated in self._seated[first:end]])
         guided = torch.tensor([seated.rows == 2 for seated in self._seated[first:end]])
         asked = torch.tensor(seats) - first
-        x = self._sinusoids(lengths)
+        x = self.sinusoids(lengths)
         x[asked] += self.embed(tokens.T)
         company.x.view(end - first, 2, -1).copy_(x[:, None])
         company.last.view(-1, 2).copy_(torch.stack([lengths, lengths * guided], dim=1))

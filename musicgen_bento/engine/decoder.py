@@ -149,7 +149,7 @@ class Decoder(ABC):
         logits = self.step(sequences, tokens.to(self._device), cfg_coef)
         return finite(logits, sample(logits, rows, keys.to(self._device))).cpu()
 
-    def _sinusoids(self, positions: Tensor) -> Tensor:
+    def sinusoids(self, positions: Tensor) -> Tensor:
         """Embeddings [N, dim] of positions [N]."""
         phase = positions[:, None].float() / self._periods
         return torch.cat([phase.cos(), phase.sin()], dim=-1)
@@ -213,7 +213,7 @@ class EagerDecoder(Decoder):
         for span in spans:
             begin = span.sequence.cache.length
             at += list(range(begin, begin + span.positions)) * span.sequence.rows
-        return self._sinusoids(torch.tensor(at, device=self._periods.device))
+        return self.sinusoids(torch.tensor(at, device=self._periods.device))
 
     def _self_attention(self, index: int, layer: Layer, x: Tensor, spans: list[_Span]) -> Tensor:
         """What rows [R, dim] find in their own past, [R, dim]."""

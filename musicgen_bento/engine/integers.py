@@ -20,7 +20,7 @@ LEVELS = 127
 FINER = 2 * LEVELS  # as many levels of the second part make one of the first
 MIDDLE = 128  # what stands for 0 where there are no signs
 AT_ONCE = 2**17  # numbers
-NOTHING = 1e-12  # of a row's mean square: less is a row of zeros
+NOTHING = 1e-12  # beside a row's mean square, so that a row of zeros has a length
 
 
 def times(graph: Graph, x: str, matrix: Tensor, within: float | None = None) -> str:
@@ -30,8 +30,8 @@ def times(graph: Graph, x: str, matrix: Tensor, within: float | None = None) -> 
         graph: to add it to.
         x: the rows, float32.
         matrix: in any dtype.
-        within: what no number of a row exceeds. None: each row's own length says so, and a row that is not a number
-            stays so.
+        within: what no number of a row exceeds; a row that is not a number gives numbers all the same. None: each
+            row's own length says so, and a row that is not a number stays so.
     """
     if within is not None:
         return _times(graph, x, matrix, within)

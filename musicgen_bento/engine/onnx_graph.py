@@ -129,14 +129,17 @@ class Program:
             binding.bind_output(self._given[name], *_place(tensor))
         return Run(self._session, binding, (dict(inputs), dict(outputs)))
 
-    def operators(self) -> list[tuple[str, int, float]]:
-        """Each kind, its calls and its milliseconds in all runs so far. Of a program that profiles; once."""
+    def operators(self, runs: int) -> list[tuple[str, int, float]]:
+        """Each kind, its calls and its milliseconds in the last runs. Of a program that profiles; once."""
         events = json.loads(Path(self._session.end_profiling()).read_text(encoding="utf-8"))
-        found: dict[str, tuple[int, float]] = {}
+        spent: dict[tuple[str, str], list[float]] = {}
         for event in events:
             if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
-                calls, spent = found.get(kind := event["args"]["op_name"], (0, 0.0))
-                found[kind] = calls + 1, spent + event["dur"] / 1000
+                spent.setdefault((event["args"]["op_name"], event["name"]), []).append(event["dur"] / 1000)
+        found: dict[str, tuple[int, float]] = {}
+        for (kind, _), each in spent.items():
+            calls, ms = found.get(kind, (0, 0.0))
+            found[kind] = calls + len(each[-runs:]), ms + sum(each[-runs:])
         return [(kind, *both) for kind, both in found.items()]
 
 

@@ -47,14 +47,15 @@ def forget_file(tensors: Iterable[Tensor]) -> None:
     """Take pages of a mapped file out of this process's memory; those that are wanted again are read again.
 
     Args:
-        tensors: views of the file. Memory of any other kind would be zeros after this.
+        tensors: as `torch.load` maps them, each with a storage that is a part of the file. Memory of any other kind
+            would be zeros after this.
     """
     if _madvise is None:
         return
-    for tensor in tensors:
-        begin = tensor.data_ptr()
+    storages = (tensor.untyped_storage() for tensor in tensors)  # a tensor of its own may be larger than the file
+    for begin, size in {(storage.data_ptr(), storage.nbytes()) for storage in storages}:
         first = begin // mmap.PAGESIZE * mmap.PAGESIZE  # what comes before is of the file too
-        _madvise(ctypes.c_void_p(first), ctypes.c_size_t(begin + tensor.nbytes - first), _DONT_NEED)
+        _madvise(ctypes.c_void_p(first), ctypes.c_size_t(begin + size - first), _DONT_NEED)
 
 
 _DONT_NEED = getattr(mmap, "MADV_DONTNEED", None)

@@ -18,7 +18,7 @@ from musicgen_bento.precision import FLOAT32_COMPILED, INT8, Precision
 from tests.checkpoints import Recipe
 from tests.models import MONO, PREPEND, STEREO, Story, engine, make_one, params
 
-SHORT_WINDOW = replace(MONO, window=2, seed=5)  # 100 frames: int8's cache has a block that is full and one that is not
+SHORT_WINDOW = replace(MONO, window=2, seed=5)  # so short that clips leave it
 EXACT = pytest.mark.parametrize("how", [FLOAT32_COMPILED, INT8], ids=lambda how: how.name)
 
 
