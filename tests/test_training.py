@@ -84,7 +84,7 @@ def test_what_was_trained_is_what_the_engine_plays(plan: Plan, made: tuple[Path,
     with torch.no_grad():
         hidden = loaded.text_encoder(input_ids=hears.tokenize("a slow waltz, 🎹")).last_hidden_state
         mask = torch.ones(hidden.shape[:2], dtype=torch.bool)
-        heard, deaf = (network(read, hidden, mask, torch.tensor([h]))[0] for h in (1.0, 0.0))
+        heard, deaf = (network(read, hidden, mask, torch.tensor([h]))[0][0] for h in (1.0, 0.0))
     torch.testing.assert_close(plan.temperature * stepped, deaf + 2.0 * (heard - deaf), atol=1e-4, rtol=1e-4)
 
 
@@ -97,7 +97,7 @@ def test_padding_of_a_shorter_caption_changes_nothing(plan: Plan, made: tuple[Pa
         batch = tokenizer(prompts, return_tensors="pt", padding=True)
         hidden = encoder(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).last_hidden_state
         ones = torch.ones(len(prompts))
-        out: torch.Tensor = network(read.expand(len(prompts), -1, -1), hidden, batch["attention_mask"].bool(), ones)
+        out: torch.Tensor = network(read.expand(len(prompts), -1, -1), hidden, batch["attention_mask"].bool(), ones)[0]
         return out
 
     with torch.no_grad():

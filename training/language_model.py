@@ -23,7 +23,8 @@ from training.network import Network, delayed
 from training.plan import Plan
 from training.songs import STYLES, Song
 
-TEACHING = 0.3  # the weight of the text encoder's own lesson
+TEACHING = 0.3  # the weight of the lessons
+FIRST = 10  # positions
 DEAF = 0.15  # of the clips, that guidance's second row is learnt from
 EAGER = 8.0  # how much faster the embeddings learn: each is seen in few steps, and they are large beside a step
 HEEDFUL = 3.0  # and what brings the prompt in
@@ -40,21 +41,23 @@ HEEDING = re.compile(r"cross|output_proj")
 
 
 class Lesson(nn.Module):
-    """What the text encoder learns at once, where the music would take hours to teach it: what a caption says.
+    """What is learnt at once so, where the music would take hours to teach it: what a caption says.
 
-    Left out of the model when it is done.
+    The text encoder learns it, and the language model, of the first positions, which know the song by its caption
+    alone. Left out of the model when it is done.
     """
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, width: int, seed: int) -> None:
         super().__init__()
-        torch.manual_seed(plan.seed)
-        self.heads = nn.ModuleList(nn.Linear(plan.text_dim, count) for count in CLASSES)
+        torch.manual_seed(seed)
+        self.heads = nn.ModuleList(nn.Linear(width, count) for count in CLASSES)
 
     def forward(self, hidden: Tensor, mask: Tensor, songs: Sequence[Song]) -> Tensor:
-        """How wrongly a song's classes are read off the mean of its caption's encoding [B, L, text_dim]."""
+        """How wrongly a song's classes are read off the mean of what is known of it, [B, L, width] where mask is."""
         weights = mask.to(hidden.dtype)[:, :, None]
-        mean = (hidden * weights).sum(dim=1) / weights.sum(dim=1)
-        wanted = torch.tensor([classes(song) for song in songs], device=hidden.device)
+        there = mask.any(dim=1)
+        mean = ((hidden * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1))[there]
+        wanted = torch.tensor([classes(song) for song in songs], device=hidden.device)[there]
         parts = [F.cross_entropy(head(mean), wanted[:, i]) for i, head in enumerate(self.heads)]
         return torch.stack(parts).mean()
 
@@ -99,8 +102,9 @@ def train(plan: Plan, tokens: Tensor, songs: Dataset, clock: Clock) -> tuple[Net
     tokenizer = text.tokenizer(plan)
     encoder = text.encoder(plan, len(tokenizer)).to(device).train()
     network = Network(plan).to(device).train()
-    lesson = Lesson(plan).to(device)
-    parameters = [*network.parameters(), *encoder.parameters(), *lesson.parameters()]
+    lesson, heard = Lesson(plan.text_dim, plan.seed).to(device), Lesson(plan.dim, plan.seed).to(device)
+    lessons = [*lesson.parameters(), *heard.parameters()]
+    parameters = [*network.parameters(), *encoder.parameters(), *lessons]
     tables = [*network.emb.parameters()]
     heeding = [*encoder.parameters(), *(p for name, p in network.named_parameters() if HEEDING.search(name))]
     others = {id(p) for p in (*tables, *heeding)}
@@ -121,8 +125,12 @@ def train(plan: Plan, tokens: Tensor, songs: Dataset, clock: Clock) -> tuple[Net
         batch = tokenizer(said, return_tensors="pt", padding=True).to(device)
         hidden = encoder(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).last_hidden_state
         hears = torch.from_numpy((rng.random(batch_size) >= DEAF).astype(np.float32)).to(device)
-        logits = network(read, hidden, batch["attention_mask"].bool(), hears)
-        taught = lesson(hidden, batch["attention_mask"], [songs.songs[n] for n in chosen])
+        logits, known = network(read, hidden, batch["attention_mask"].bool(), hears)
+        described = [songs.songs[n] for n in chosen]
+        taught = lesson(hidden, batch["attention_mask"], described)
+        if hears.any():
+            first = known[:, :FIRST]
+            taught = taught + heard(first, hears[:, None].expand(first.shape[:2]), described)
         return F.cross_entropy(logits.flatten(0, 2), say.flatten()), taught
 
     learnt = len(songs) - len(songs) // HELD_OUT
@@ -154,7 +162,7 @@ def train(plan: Plan, tokens: Tensor, songs: Dataset, clock: Clock) -> tuple[Net
         "language_model",
         plan.folder,
         plan.lm_steps,
-        {"network": network, "encoder": encoder, "lesson": lesson, "optimizer": optimizer},
+        {"network": network, "encoder": encoder, "lesson": lesson, "heard": heard, "optimizer": optimizer},
         step,
         clock,
     )

@@ -89,8 +89,8 @@ class Network(nn.Module):
             for weight in self.emb.parameters():
                 weight.normal_(std=0.5)  # beside positions of 0.7; AudioCraft's dim**-0.5 is drowned for hours
 
-    def forward(self, tokens: Tensor, text: Tensor, mask: Tensor, hears: Tensor) -> Tensor:
-        """Logits [B, K, S, card].
+    def forward(self, tokens: Tensor, text: Tensor, mask: Tensor, hears: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits [B, K, S, card], and what they are read off, [B, S, dim].
 
         Args:
             tokens: [B, K, S], delayed.
@@ -101,7 +101,7 @@ class Network(nn.Module):
         x = torch.stack([embed(tokens[:, k]) for k, embed in enumerate(self.emb)]).sum(dim=0)
         x = x + self.positions[: x.shape[1]]
         x = self.out_norm(self.transformer(x, self.output_proj(text), mask, hears))
-        return torch.stack([head(x) for head in self.linears], dim=1)
+        return torch.stack([head(x) for head in self.linears], dim=1), x
 
     def released(self, temperature: float) -> dict[str, Tensor]:
         """The tensors by the names that AudioCraft gives them, the heads for what is to be a temperature of 1."""

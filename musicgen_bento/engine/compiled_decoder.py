@@ -63,6 +63,7 @@ class CompiledDecoder(Decoder):
         positions = up(prefix + shape.pattern.last_position(shape.window) + 1, self._page)
         self._pages = Pages(shape.layers, 2, 2 * seats, shape.heads, positions, shape.head_dim, dtype=dtype)
         self._own = self._pages.tensor
+        self._places = self.sinusoids(torch.arange(positions))
         self._seated: list[Sequence] = []
         self._companies: dict[tuple[int, int], _Company] = {}
 
@@ -130,7 +131,7 @@ class CompiledDecoder(Decoder):
     def prefill(self, sequence: Sequence, inputs: Tensor) -> None:
         """See `Decoder.prefill`."""
         begin, count = sequence.cache.length, inputs.shape[1]
-        x = inputs + self.sinusoids(torch.arange(begin, begin + count))
+        x = inputs + self._places[begin : begin + count]
         for row in range(sequence.rows):
             hearing = [sequence if row == 0 else None]
             company = self._bind(2 * seat_of(sequence, self._seated) + row, 1, count, hearing, [0])
@@ -150,7 +151,7 @@ class CompiledDecoder(Decoder):
         lengths = torch.tensor([seated.cache.length for seated in self._seated[first:end]])
         guided = torch.tensor([seated.rows == 2 for seated in self._seated[first:end]])
         asked = torch.tensor(seats) - first
-        x = self.sinusoids(lengths)
+        x = self._places[lengths]
         x[asked] += self.embed(tokens.T)
         company.x.view(end - first, 2, -1).copy_(x[:, None])
         company.last.view(-1, 2).copy_(torch.stack([lengths, lengths * guided], dim=1))

@@ -79,6 +79,7 @@ class Decoder(ABC):
     def __init__(self, shape: LMShape, precision: Precision, embeddings: Tensor) -> None:
         self.shape, self.precision = shape, precision
         self._embeddings, self._device = embeddings, embeddings.device
+        self._offsets = torch.arange(shape.codebooks, device=self._device)[:, None] * (shape.card + 1)
         half = shape.dim // 2
         exponent = torch.arange(half, dtype=torch.float32, device=self._device) / (half - 1)
         self._periods = torch.full([], 10_000.0, device=self._device) ** exponent
@@ -127,8 +128,7 @@ class Decoder(ABC):
 
     def embed(self, tokens: Tensor) -> Tensor:
         """Tokens [K, T] → [T, dim]: the sum of the codebooks' embeddings."""
-        parts = [self._embeddings[k, tokens[k]] for k in range(self.shape.codebooks)]
-        return torch.stack(parts).sum(dim=0) if len(parts) > 1 else parts[0]
+        return self._embeddings.flatten(0, 1)[tokens + self._offsets].sum(dim=0)
 
     @torch.inference_mode()
     def draw(
@@ -150,7 +150,7 @@ class Decoder(ABC):
         return finite(logits, sample(logits, rows, keys.to(self._device))).cpu()
 
     def sinusoids(self, positions: Tensor) -> Tensor:
-        """Embeddings [N, dim] of positions [N]."""
+        """Embeddings [N, dim] of positions [N] (Vaswani et al. 2017), cosines first, as AudioCraft has them."""
         phase = positions[:, None].float() / self._periods
         return torch.cat([phase.cos(), phase.sin()], dim=-1)
 
@@ -208,7 +208,7 @@ class EagerDecoder(Decoder):
         return x
 
     def _positions(self, spans: list[_Span]) -> Tensor:
-        """Sinusoidal embeddings [R, dim] (Vaswani et al. 2017) of rows, cosines first, as AudioCraft has them."""
+        """Embeddings [R, dim] of the rows' positions."""
         at: list[int] = []
         for span in spans:
             begin = span.sequence.cache.length
