@@ -66,7 +66,7 @@ class Run:
     def __init__(self, model: Model, plan: Plan, folder: Path, say: Callable[[str], None]) -> None:
         self._model, self._plan, self._folder, self._say = model, plan, folder, say
         automatic = Settings(precision=Settings.model_fields["precision"].default)
-        default = precision(device(), automatic, model.numbers).name
+        default = precision(device(), automatic).name
         self.result = Result(model.size, model.id, machine.describe(), plan.quick, plan.seconds, default)
 
     def __call__(self) -> None:

@@ -28,8 +28,7 @@ class Settings(BaseSettings):
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N")
     precision: Precision = Field(
         "auto",
-        description="auto (float16 on a GPU; on a CPU int8 above 100 M parameters, else float32), float32, bfloat16, "
-        "float16 (GPU, x86) or int8 (CPU)",
+        description="auto (float16 on a GPU, int8 on a CPU), float32, bfloat16, float16 (GPU, x86) or int8 (CPU)",
     )
     memory_budget: ByteSize | None = Field(
         None, gt=0, description="bytes that models and clips may take, as `6GB` too; 80% of what is free at start"

@@ -15,7 +15,6 @@ from musicgen_bento.precision import Precision, best, on
 
 SLOTS = {"cpu": 16, "cuda": 64}
 FREE_SHARE = 0.8
-RELEASED = 420_000_000  # numbers of the smallest released model
 
 # A container's limit and what it has taken of it, where the kernel says so: control groups 2 and 1.
 CGROUPS = (
@@ -33,19 +32,14 @@ def max_slots(device: torch.device, settings: Settings) -> int:
     return settings.max_slots or SLOTS[device.type]
 
 
-def precision(device: torch.device, settings: Settings, numbers: int) -> Precision:
-    """What a language model's numbers are held in.
-
-    Args:
-        device: where it will be.
-        settings: the operator's.
-        numbers: how many it has.
+def precision(device: torch.device, settings: Settings) -> Precision:
+    """What language models' numbers are held in.
 
     Raises:
         LoadFailed: this device has no such precision.
     """
     if settings.precision == "auto":
-        return best(device, numbers)
+        return best(device)
     try:
         return on(device)[settings.precision]
     except KeyError:
@@ -109,10 +103,7 @@ def fit_preloaded(settings: Settings) -> None:
     cards = {card.id: card for name in settings.preload if (card := find(name))}
     device = choose(settings.device)
     if budget := memory_budget(device, settings):
-        size = sum(
-            card.memory_bytes(precision(device, settings, card.parameters), settings.max_duration)
-            for card in cards.values()
-        )
+        size = sum(card.memory_bytes(precision(device, settings), settings.max_duration) for card in cards.values())
         fit(f"MUSICGEN_PRELOAD ({', '.join(cards)})", size, budget)
 
 
@@ -123,8 +114,7 @@ def gigabytes(size: int) -> str:
 
 def describe(device: torch.device, settings: Settings) -> str:
     """One line for the log: the device, its name and memory, and how it will be used."""
-    card = find(settings.default_model)
-    how = precision(device, settings, card.parameters if card else RELEASED).name
+    how = precision(device, settings).name
     return f"running on {device} ({_about(device)}), {how}, {max_slots(device, settings)} slots"
 
 

@@ -13,8 +13,6 @@ import torch
 
 from musicgen_bento import fbgemm
 
-SMALL = 100_000_000  # numbers; every released model has more
-
 
 @dataclass(frozen=True, slots=True)
 class Size:
@@ -86,13 +84,6 @@ def on(device: torch.device) -> dict[str, Precision]:
     return {"float32": FLOAT32_COMPILED, "bfloat16": BFLOAT16, "int8": INT8} | kept
 
 
-def best(device: torch.device, numbers: int) -> Precision:
-    """What `auto` is there, of those that `musicgen-bento verify` found as good as float32 (docs/performance.md).
-
-    Args:
-        device: where the model will be.
-        numbers: of the language model; a small one's matrices stay in the processor's cache.
-    """
-    if device.type != "cpu":
-        return FLOAT16
-    return INT8 if numbers > SMALL else FLOAT32_COMPILED
+def best(device: torch.device) -> Precision:
+    """What `auto` is there, of those that `musicgen-bento verify` found as good as float32 (docs/performance.md)."""
+    return INT8 if device.type == "cpu" else FLOAT16

@@ -128,7 +128,7 @@ def test_the_plots_are_drawn() -> None:
 def test_a_run_knows_the_default_precision_of_its_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     run = Run(known_model("demo"), Plan(quick=True, seconds=1.0, rounds=1, began=0.0), tmp_path, print)
-    assert run.result.default == "float32"
+    assert run.result.default == "int8"
 
 
 # ---- the limit

@@ -13,12 +13,11 @@ from musicgen_bento.engine.hub import Source
 from musicgen_bento.engine.types import Finished
 from musicgen_bento.errors import LoadFailed
 from musicgen_bento.machine import precision
-from musicgen_bento.precision import BFLOAT16, FLOAT16, FLOAT16_KEPT, FLOAT32, FLOAT32_COMPILED, INT8, Precision, on
+from musicgen_bento.precision import BFLOAT16, FLOAT16, FLOAT16_KEPT, FLOAT32, INT8, Precision, on
 from tests.checkpoints import Recipe
 from tests.models import MONO, PREPEND, STEREO, engine, folder, make, make_one, params
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
-LARGE = 420_000_000
 
 
 def loaded(recipe: Recipe, device: torch.device, how: Precision) -> ModelEngine:
@@ -37,22 +36,21 @@ def test_on_a_cpu(recipe: Recipe, how: Precision) -> None:
 
 
 def test_what_a_device_has() -> None:
-    assert precision(CPU, Settings(precision="int8"), LARGE) == INT8
-    assert precision(CPU, Settings(precision="float16"), LARGE) == FLOAT16_KEPT
-    assert precision(CUDA, Settings(precision="float16"), LARGE) == precision(CUDA, Settings(), LARGE) == FLOAT16
-    assert precision(CPU, Settings(), LARGE) == INT8
-    assert precision(CPU, Settings(), 7_000_000) == FLOAT32_COMPILED
+    assert precision(CPU, Settings(precision="int8")) == INT8
+    assert precision(CPU, Settings(precision="float16")) == FLOAT16_KEPT
+    assert precision(CUDA, Settings(precision="float16")) == precision(CUDA, Settings()) == FLOAT16
+    assert precision(CPU, Settings()) == INT8
     assert on(CUDA)["bfloat16"] == on(CPU)["bfloat16"] == BFLOAT16
     with pytest.raises(LoadFailed, match="int8 is for a CPU"):
-        precision(CUDA, Settings(precision="int8"), LARGE)
+        precision(CUDA, Settings(precision="int8"))
 
 
 def test_a_cpu_without_packed_products_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(type(torch.backends.quantized), "supported_engines", property(lambda _: ["qnnpack"]))
     assert set(on(CPU)) == {"float32", "bfloat16", "int8"}
-    assert precision(CPU, Settings(), LARGE) == INT8
+    assert precision(CPU, Settings()) == INT8
     with pytest.raises(LoadFailed, match="x86 CPU"):
-        precision(CPU, Settings(precision="float16"), LARGE)
+        precision(CPU, Settings(precision="float16"))
 
 
 @pytest.mark.gpu

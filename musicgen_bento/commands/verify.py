@@ -44,7 +44,7 @@ def verify(model: str, precision: tuple[str, ...], seconds: float) -> None:
     from musicgen_bento.engine.verify import CPU, LEAST_AGREEMENT, MOST_KL, distances
     from musicgen_bento.precision import on
 
-    chosen = [machine.precision(CPU, Settings(precision=name), machine.RELEASED) for name in precision]
+    chosen = [machine.precision(CPU, Settings(precision=name)) for name in precision]
     source = resolve(model, any_model=True, folders=True)
     files = checkpoint.open_files(source)
     compared = chosen or [each for each in on(CPU).values() if each.name != "float32"]

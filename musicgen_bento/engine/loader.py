@@ -19,7 +19,6 @@ from musicgen_bento.engine.engine import ModelEngine
 from musicgen_bento.engine.hub import Source
 from musicgen_bento.errors import LoadFailed, MusicGenError
 from musicgen_bento.machine import choose, fit, max_slots, memory_budget, precision
-from musicgen_bento.precision import Precision
 from musicgen_bento.quiet import briefly, where
 
 _log = logging.getLogger("bentoml.musicgen")  # below BentoML's, which has a handler
@@ -28,20 +27,24 @@ _log = logging.getLogger("bentoml.musicgen")  # below BentoML's, which has a han
 class Loader:
     """For one device, as the settings have it.
 
+    Attributes:
+        device: where models will be.
+        precision: what their language models' numbers are held in.
+        budget: bytes that models and clips may take together.
+
     Args:
         settings: the operator's.
+
+    Raises:
+        LoadFailed: the device has no such precision.
     """
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self.device = choose(settings.device)
-        self.precision(0)  # what this device has not is told now
+        self.precision = precision(self.device, settings)
         self.budget = memory_budget(self.device, settings)
         self._threads = torch.get_num_threads()
-
-    def precision(self, numbers: int) -> Precision:
-        """What a language model of so many numbers is held in."""
-        return precision(self.device, self._settings, numbers)
 
     def find(self, source: Source, download: Download) -> Files:
         """A model's files, fetched where they are not here. A model that cannot fit is not fetched.
@@ -56,17 +59,15 @@ class Loader:
             )
         card = find(source.name)
         if card is not None:
-            how = self.precision(card.parameters)
-            fit(source.name, card.memory_bytes(how, self._settings.max_duration), self.budget)
+            fit(source.name, card.memory_bytes(self.precision, self._settings.max_duration), self.budget)
         files = checkpoint.open_files(source, download)
         fit(source.name, self.sizes(files)[0], self.budget)
         return files
 
     def sizes(self, files: Files) -> tuple[int, int]:
         """Bytes of the model in memory with the largest clip that may be asked of it, and of that clip."""
-        how = self.precision(files.size.numbers)
-        clip = files.clip_bytes(how, self._settings.max_duration)
-        return files.bytes(how) + clip, clip
+        clip = files.clip_bytes(self.precision, self._settings.max_duration)
+        return files.bytes(self.precision) + clip, clip
 
     def make(self, files: Files, *, wake: Callable[[], None], room: Callable[[int], bool]) -> ModelEngine:
         """The engine of a model, in memory. The built-in one has been heard by then.
@@ -75,7 +76,7 @@ class Loader:
             MusicGenError: as `checkpoint.build`.
         """
         engine = ModelEngine(
-            checkpoint.build(files, self.device, self.precision(files.size.numbers), self._threads),
+            checkpoint.build(files, self.device, self.precision, self._threads),
             max_slots=max_slots(self.device, self._settings),
             max_queue=self._settings.max_queue,
             deterministic=self._settings.deterministic,

@@ -182,7 +182,7 @@ class EnginePool:
         card = find(name)
         if card is None:
             return None
-        return card.memory_bytes(self._loader.precision(card.parameters), self._settings.max_duration)
+        return card.memory_bytes(self._loader.precision, self._settings.max_duration)
 
     def begin(self, resident: Resident) -> None:
         """See `memory.Owner.begin`."""
