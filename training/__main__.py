@@ -42,7 +42,7 @@ def make(plan: Plan, clock: Clock) -> None:
     """Train, export into `plan.folder / demo`, evaluate; the last step is to look, and to copy."""
     dataset.write(plan.folder / "songs", plan.songs, plan.seed)
     songs = dataset.Dataset(plan.folder / "songs")
-    trained = codec.kept(plan) or codec.finish(plan, codec.train(plan, songs, clock), songs, clock)
+    trained = codec.finish(plan, codec.kept(plan) or codec.train(plan, songs, clock), songs, clock)
     tokens = language_model.encode(plan, trained, songs)
     network, encoder, tokenizer = language_model.train(plan, tokens, songs, clock)
     done = plan.folder / "demo"
@@ -57,7 +57,7 @@ def codec_(plan: Plan, keep: bool) -> None:
     """Measure the codec that was trained, alone."""
     songs = dataset.Dataset(plan.folder / "songs")
     try:
-        trained = codec.finish(plan, codec.train(plan, songs, Clock(0)), songs, Clock(0))
+        trained = codec.finish(plan, codec.kept(plan) or codec.train(plan, songs, Clock(0)), songs, Clock(0))
     except OutOfTime:
         raise click.ClickException("The codec is not trained yet: python -m training") from None
     result = evaluate.Result()
