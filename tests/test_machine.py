@@ -13,7 +13,7 @@ from musicgen_bento.machine import describe
 
 def test_a_cpu() -> None:
     threads = torch.get_num_threads()
-    assert describe(torch.device("cpu"), Settings()) == f"running on cpu ({threads} threads), float32, 16 slots"
+    assert describe(torch.device("cpu"), Settings()) == f"running on cpu ({threads} threads), int8, 16 slots"
     assert ", int8, " in describe(torch.device("cpu"), Settings(default_model="small"))
 
 
