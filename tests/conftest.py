@@ -7,8 +7,10 @@ import signal
 from collections.abc import Iterator
 
 import pytest
+import torch
 from hypothesis import settings
 
+from tests.matrices import a_weight, some_rows
 from tests.server import Server
 
 WITH_HUB = os.environ.get("MUSICGEN_TEST_HUB") == "1"
@@ -42,7 +44,17 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         yield running
 
 
-def _has_gpu() -> bool:
-    import torch
+@pytest.fixture
+def weight() -> torch.Tensor:
+    """A matrix to be multiplied with."""
+    return a_weight()
 
+
+@pytest.fixture
+def rows() -> torch.Tensor:
+    """What is multiplied with it."""
+    return some_rows()
+
+
+def _has_gpu() -> bool:
     return torch.cuda.is_available()

@@ -7,19 +7,8 @@ import torch
 
 from musicgen_bento.engine import integers
 from musicgen_bento.engine.onnx_graph import Graph
-from tests.matrices import a_weight, some_rows
 
 WITHIN = 1e4  # more than the largest number of `some_rows`
-
-
-@pytest.fixture
-def weight() -> torch.Tensor:
-    return a_weight()
-
-
-@pytest.fixture
-def rows() -> torch.Tensor:
-    return some_rows()
 
 
 @pytest.fixture(params=[True, False], ids=["signed", "unsigned"], autouse=True)

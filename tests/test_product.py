@@ -7,17 +7,7 @@ import torch
 
 from musicgen_bento.engine.product import LARGE, Dense, Half, product, times
 from musicgen_bento.precision import BFLOAT16, FLOAT16_KEPT, FLOAT32, Precision
-from tests.matrices import IN, OUT, a_weight, some_rows
-
-
-@pytest.fixture
-def weight() -> torch.Tensor:
-    return a_weight()
-
-
-@pytest.fixture
-def rows() -> torch.Tensor:
-    return some_rows()
+from tests.matrices import IN, OUT
 
 
 @pytest.mark.parametrize(
