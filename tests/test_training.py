@@ -21,7 +21,7 @@ from training.losses import hiss
 from training.network import Network, delayed
 from training.plan import CARD, CODEBOOKS, SAMPLE_RATE, Plan
 from training.render import render
-from training.songs import Song, compose, draw_song, near
+from training.songs import Song, compose, draw_song, near, surprises
 
 SONG = Song("rock", 120, "major", 0, "organ", "lead", drums=True, bass=True, register="middle", brightness=0.5)
 
@@ -258,6 +258,24 @@ def test_captions_say_what_is_true_and_what_they_say_is_told() -> None:
         if colour(song) == "dark":
             assert "crisp" not in words
             assert "sparkling" not in words
+
+
+@pytest.mark.parametrize(
+    ("song", "expected"),
+    [
+        ({"style": "techno", "tempo": 125, "drums": True}, set()),
+        ({"style": "techno", "tempo": 125, "drums": False}, {"drums"}),
+        ({"style": "ambient", "tempo": 71, "drums": False}, set()),
+        ({"style": "ambient", "tempo": 150, "drums": True}, {"drums", "tempo"}),
+        ({"style": "jazz", "tempo": 100, "drums": True}, set()),
+        ({"style": "jazz", "tempo": 100, "drums": False}, set()),
+    ],
+)
+def test_what_a_style_would_not_make_one_expect_is_always_said(song: dict[str, object], expected: set[str]) -> None:
+    drawn = replace(SONG, **song)
+    assert surprises(drawn) == expected
+    rng = np.random.default_rng(0)
+    assert all(expected <= caption(drawn, rng, surprises(drawn)).says for _ in range(50))
 
 
 def test_the_tokenizer_spells_any_word(plan: Plan) -> None:

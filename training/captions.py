@@ -122,8 +122,8 @@ class Caption:
     bpm: int | None = None
 
 
-def caption(song: Song, rng: np.random.Generator) -> Caption:
-    """A prompt for the song: some of what is true of it, in words and an order that `rng` decides."""
+def caption(song: Song, rng: np.random.Generator, surely: frozenset[str] = frozenset()) -> Caption:
+    """A prompt for the song: some of what is true of it, `surely` of that, in words and an order that `rng` decides."""
 
     def one(words: tuple[str, ...]) -> str:
         return str(rng.choice(words)) if words else ""
@@ -140,7 +140,7 @@ def caption(song: Song, rng: np.random.Generator) -> Caption:
         "chords": one(INSTRUMENTS[song.chords]),
         "melody": one(INSTRUMENTS[song.melody]),
     }
-    said = {key: words for key, words in parts.items() if words and rng.random() < CHANCES[key]}
+    said = {key: words for key, words in parts.items() if words and (rng.random() < CHANCES[key] or key in surely)}
     said = said or {"genre": parts["genre"]}
     text = _in_case(_with_strangers(_put(said, rng), rng), rng)
     if "tempo" in said and numbered:

@@ -203,6 +203,16 @@ def near(tempo: int) -> int:
     return min(TEMPOS, key=lambda other: abs(other - tempo))
 
 
+def surprises(song: Song) -> frozenset[str]:
+    """What its style would not make one expect: `drums`, or the lack of them, and `tempo`."""
+    style, found = STYLES[song.style], set()
+    if style.drums < 0.25 if song.drums else style.drums > 0.75:
+        found.add("drums")
+    if not near(style.tempo[0]) <= song.tempo <= near(style.tempo[1]):
+        found.add("tempo")
+    return frozenset(found)
+
+
 def compose(song: Song, seconds: float, rng: np.random.Generator) -> list[Note]:
     """The notes of a song. Slow ones have long notes, fast ones short ones: that is what makes them so."""
     style = STYLES[song.style]
