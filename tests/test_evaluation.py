@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from training import evaluate, meters
 from training.captions import Caption
-from training.card import table
+from training.card import END, MEASURED, measured, table
 from training.evaluate import QUESTIONS, Result, Tally
-from training.plan import SAMPLE_RATE
+from training.plan import SAMPLE_RATE, Plan
 from training.render import render
 from training.songs import Song
 
@@ -45,7 +46,8 @@ def test_the_longest_silence_is_found() -> None:
 
 def test_a_clip_is_asked_only_what_its_caption_says() -> None:
     tallies = {question.name: Tally() for question in QUESTIONS}
-    evaluate._ask(tallies, SONG, Caption("fast rock with drums", frozenset({"tempo", "drums"})), render(SONG, 8.0, 1))
+    reading = meters.read(render(SONG, 8.0, 1))
+    evaluate._ask(tallies, SONG, Caption("fast rock with drums", frozenset({"tempo", "drums"})), reading)
     assert {name: (t.right, t.asked) for name, t in tallies.items() if t.asked} == {
         "drums or none": (1, 1),
         "slow or fast": (1, 1),
@@ -54,7 +56,8 @@ def test_a_clip_is_asked_only_what_its_caption_says() -> None:
 
 def test_the_wrong_music_is_counted_as_wrong() -> None:
     tallies = {question.name: Tally() for question in QUESTIONS}
-    evaluate._ask(tallies, SONG, Caption("bright, bass, drums", frozenset({"colour", "register", "drums"})), TONE)
+    said = Caption("bright, bass, drums", frozenset({"colour", "register", "drums"}))
+    evaluate._ask(tallies, SONG, said, meters.read(TONE))
     assert tallies["drums or none"].right == 0
     assert tallies["dark or bright"].right == 0
 
@@ -63,7 +66,7 @@ def test_the_wrong_music_is_counted_as_wrong() -> None:
     ("wav", "fault"),
     [
         (np.full(SAMPLE_RATE, np.nan, np.float32), "not a number"),
-        (3 * TONE, "clipped"),
+        (TONE / np.abs(TONE).max(), "louder than full scale"),
         (1e-3 * TONE, "RMS outside -32 to -10 dBFS"),
         (np.concatenate([0.3 * TONE, np.zeros(2 * SAMPLE_RATE, np.float32)]), "silent for over a second"),
         (0.1 * NOISE, "flatter than the renderer's noisiest"),
@@ -82,15 +85,35 @@ def test_held_out_songs_are_none_of_those_learnt_from() -> None:
     assert wav.shape == (8 * SAMPLE_RATE,)
     assert said.text
     assert meters.read(wav).tempo > 0
-    assert evaluate.SEED != 1
+    assert Plan().seed != evaluate.SEED
     assert song.tempo >= 60
 
 
+RESULT = Result(
+    clips=3,
+    broken={"louder than full scale": 0, "not a number": 1},
+    si_sdr=5.5,
+    log_mel=3.0,
+    real_time=8.0,
+    obeyed={question.name: Tally(19, 20) for question in QUESTIONS},
+)
+
+
 def test_the_table_has_a_row_for_every_question_and_fault() -> None:
-    result = Result(clips=3, broken={"clipped": 0, "not a number": 1}, si_sdr=5.5, log_mel=3.0, real_time=8.0)
-    result.obeyed["drums or none"] = Tally(19, 20)
-    text = table(result)
+    text = table(RESULT)
     assert all(question.name in text for question in QUESTIONS)
     assert "95.0% of 20" in text
     assert "not a number | 0 | 1 of 3" in text
     assert "5.50 dB" in text
+
+
+def test_figures_come_in_the_place_of_those_that_were_there(tmp_path: Path) -> None:
+    card = tmp_path / "README.md"
+    card.write_text(f"# demo\n\n{MEASURED}\n\nold\n\n{END}\n\n## Limits\n")
+    for _ in range(2):
+        measured(RESULT, card)
+    assert card.read_text() == f"# demo\n\n{MEASURED}\n\n{table(RESULT)}\n\n{END}\n\n## Limits\n"
+    card.write_text("# demo\n")
+    with pytest.raises(ValueError, match="no place"):
+        measured(RESULT, card)
+    assert card.read_text() == "# demo\n"

@@ -15,8 +15,9 @@ from musicgen_bento.engine.decoder import EagerDecoder
 from musicgen_bento.engine.hub import Source
 from musicgen_bento.precision import FLOAT32
 from training import codec, dataset, export, language_model, meters, text
+from training.__main__ import make
 from training.captions import CHANCES, caption, colour, speed
-from training.loop import Clock, OutOfTime, steps
+from training.loop import Busy, Clock, OutOfTime, alone, steps
 from training.losses import hiss
 from training.network import Network, delayed
 from training.plan import CARD, CODEBOOKS, SAMPLE_RATE, Plan
@@ -28,9 +29,12 @@ SONG = Song("rock", 120, "major", 0, "organ", "lead", drums=True, bass=True, reg
 
 @pytest.fixture(scope="module")
 def plan(tmp_path_factory: pytest.TempPathFactory) -> Plan:
+    folder = tmp_path_factory.mktemp("training")
     return Plan(
-        folder=tmp_path_factory.mktemp("training"),
+        folder=folder,
+        kept=folder / "kept",
         songs=100,
+        lm_songs=100,
         codec_steps=4,
         plain_steps=2,
         decoder_steps=2,
@@ -62,8 +66,8 @@ def songs(plan: Plan) -> dataset.Dataset:
 def made(plan: Plan, songs: dataset.Dataset) -> tuple[Path, Network]:
     """A model trained for a moment, in the released format."""
     trained = codec.train(plan, songs, Clock(10))
-    tokens = language_model.encode(plan, trained, songs)
-    network, encoder, tokenizer = language_model.train(plan, tokens, songs, Clock(10))
+    tokens, described = language_model.encode(plan, trained, Clock(10))
+    network, encoder, tokenizer = language_model.train(plan, tokens, described, Clock(10))
     folder = plan.folder / "model"
     export.write(plan, trained, network, encoder, tokenizer, folder)
     return folder, network
@@ -143,6 +147,35 @@ def test_training_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
     assert torch.equal(whole, in_parts)
 
 
+def test_two_runs_do_not_share_a_folder(tmp_path: Path) -> None:
+    with alone(tmp_path / "run"):
+        with pytest.raises(Busy), alone(tmp_path / "run"):
+            pass
+        with alone(tmp_path / "other"):
+            pass
+    with alone(tmp_path / "run"):
+        pass
+
+
+def test_a_run_in_parts_ends_with_a_model_and_its_card(
+    plan: Plan, songs: dataset.Dataset, made: tuple[Path, Network], tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "songs").symlink_to(plan.folder / "songs")
+    again = replace(plan, folder=folder)
+    with pytest.raises(OutOfTime):
+        make(again, Clock(0))
+    assert not (folder / "demo").exists()
+    make(again, Clock(10))
+    card = (folder / "demo" / "README.md").read_text()
+    assert f"| language model | {plan.lm_steps} |" in card
+    assert (folder / "demo" / "curves.svg").read_text().count("<polyline") == 4
+    whole = torch.load(made[0] / "state_dict.bin", weights_only=True)["best_state"]
+    in_parts = torch.load(folder / "demo" / "state_dict.bin", weights_only=True)["best_state"]
+    assert all(torch.equal(tensor, in_parts[name]) for name, tensor in whole.items())
+
+
 def test_the_same_seed_is_the_same_codec_batch(plan: Plan, songs: dataset.Dataset) -> None:
     one, again, other = (codec.windows(plan, songs, number) for number in (3, 3, 4))
     assert (one == again).all()
@@ -152,27 +185,34 @@ def test_the_same_seed_is_the_same_codec_batch(plan: Plan, songs: dataset.Datase
 def test_the_decoder_learns_on_alone(plan: Plan, songs: dataset.Dataset, made: tuple[Path, Network]) -> None:
     trained = codec.train(plan, songs, Clock(10))  # it is there already
     before = {name: tensor.clone() for name, tensor in trained.state_dict().items()}
-    said = codec.tokens(trained, songs, [0])
+    samples = np.round(32_767 * songs.window(0, 0, SAMPLE_RATE)[None]).astype(np.int16)
+    said = codec.tokens(trained, samples)
     after = codec.finish(plan, trained, songs, Clock(10)).state_dict()
     changed = {name.split(".")[0] for name, tensor in after.items() if not torch.equal(tensor, before[name])}
     assert changed == {"decoder"}
-    assert torch.equal(codec.tokens(trained, songs, [0]), said)
+    assert torch.equal(codec.tokens(trained, samples), said)
     assert not any(p.requires_grad for p in trained.parameters())
 
 
 def test_a_codec_that_was_kept_is_the_one_that_was_trained(
-    plan: Plan, songs: dataset.Dataset, made: tuple[Path, Network], tmp_path: Path
+    plan: Plan, songs: dataset.Dataset, made: tuple[Path, Network]
 ) -> None:
-    assert codec.kept(plan, tmp_path) is None
-    trained = codec.finish(plan, codec.train(plan, songs, Clock(10)), songs, Clock(10))
-    codec.keep(plan, trained, tmp_path)
-    again = codec.kept(plan, tmp_path)
+    assert codec.kept(plan) is None
+    trained = codec.train(plan, songs, Clock(10)).state_dict()
+    again = codec.kept(replace(plan, kept=made[0]))
     assert again is not None
-    assert {name: t.half().float().tolist() for name, t in trained.state_dict().items()} == {
-        name: t.float().tolist() for name, t in again.state_dict().items()
-    }
     assert not again.training
-    assert (tmp_path / "codec.jsonl").read_text() == (plan.folder / "codec.jsonl").read_text()
+    assert all(
+        torch.equal(tensor.half().float(), trained[name].half().float()) for name, tensor in again.state_dict().items()
+    )
+
+
+def test_what_is_misread_was_read_by_another(plan: Plan) -> None:
+    read = torch.arange(4)[:, None, None].expand(4, CODEBOOKS, 500)
+    wrong = language_model.misread(read, 0.1, np.random.default_rng(0)) != read
+    assert 0.05 < wrong.float().mean() < 0.15
+    assert (language_model.misread(read, 1.0, np.random.default_rng(0)) == (read - 1) % 4).all()
+    assert (language_model.misread(read, 0.0, np.random.default_rng(0)) == read).all()
 
 
 def test_hiss_is_what_the_song_has_not() -> None:

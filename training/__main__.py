@@ -1,4 +1,4 @@
-"""Makes the built-in model: songs, codec, language model, evaluation, card.
+"""Makes the built-in model: songs, codec, language model, card.
 
 `python -m training` does what is not done yet, for 90 minutes at most; run it again until it says that it is done.
 `python -m training evaluate` measures the model that is there.
@@ -6,9 +6,7 @@
 
 from __future__ import annotations
 
-import json
 import sys
-from dataclasses import asdict
 from pathlib import Path
 
 import click
@@ -16,7 +14,7 @@ import click
 from musicgen_bento.engine import checkpoint
 from musicgen_bento.engine.hub import Source
 from training import card, codec, dataset, evaluate, export, language_model
-from training.loop import Clock, OutOfTime
+from training.loop import Busy, Clock, OutOfTime, alone
 from training.plan import Plan
 
 DEMO = Path(__file__).parent.parent / "musicgen_bento" / "demo"
@@ -32,56 +30,44 @@ def main(context: click.Context, minutes: float, folder: Path) -> None:
     if context.invoked_subcommand is not None:
         return
     try:
-        make(plan, Clock(minutes))
+        with alone(folder):
+            make(plan, Clock(minutes))
+    except Busy:
+        raise click.ClickException(f"Another run is at work in {folder}.") from None
     except OutOfTime:
         click.echo("Time is over and all is saved. The same command goes on.", err=True)
         sys.exit(75)  # EX_TEMPFAIL: again, please
 
 
 def make(plan: Plan, clock: Clock) -> None:
-    """Train, export into `plan.folder / demo`, evaluate; the last step is to look, and to copy."""
-    dataset.write(plan.folder / "songs", plan.songs, plan.seed)
+    """Train, and export into `plan.folder / demo`; to evaluate, to look and to copy is left.
+
+    Raises:
+        OutOfTime: the clock ran out; call again.
+    """
+    dataset.write(plan.folder / "songs", plan.songs, plan.seed, clock)
     songs = dataset.Dataset(plan.folder / "songs")
-    trained = codec.finish(plan, codec.kept(plan) or codec.train(plan, songs, clock), songs, clock)
-    tokens = language_model.encode(plan, trained, songs)
-    network, encoder, tokenizer = language_model.train(plan, tokens, songs, clock)
+    trained = codec.kept(plan) or codec.finish(plan, codec.train(plan, songs, clock), songs, clock)
+    tokens, described = language_model.encode(plan, trained, clock)
+    network, encoder, tokenizer = language_model.train(plan, tokens, described, clock)
     done = plan.folder / "demo"
     size = export.write(plan, trained, network, encoder, tokenizer, done)
+    card.write(plan, sum(tensor.numel() for tensor in network.state_dict().values()), size, done)
     click.echo(f"{done} holds the model, {size / 1e6:.1f} MB. `python -m training evaluate --model {done}` judges it.")
-
-
-@main.command(name="codec")
-@click.option("--keep", is_flag=True, help="It has passed: put it where the next run begins with it.")
-@click.pass_obj
-def codec_(plan: Plan, keep: bool) -> None:
-    """Measure the codec that was trained, alone."""
-    songs = dataset.Dataset(plan.folder / "songs")
-    try:
-        trained = codec.finish(plan, codec.kept(plan) or codec.train(plan, songs, Clock(0)), songs, Clock(0))
-    except OutOfTime:
-        raise click.ClickException("The codec is not trained yet: python -m training") from None
-    result = evaluate.Result()
-    evaluate.judge_codec(result, evaluate.held_out(evaluate.CLIPS), trained)
-    click.echo(card.codec_table(result))
-    if keep:
-        codec.keep(plan, trained)
 
 
 @main.command(name="evaluate")
 @click.option("--model", default=DEMO, show_default="the built-in one", type=click.Path(path_type=Path, exists=True))
 @click.option("--clips", default=evaluate.CLIPS, show_default=True)
-@click.option("--write", is_flag=True, help="Write the card beside the model, and the curves.")
-@click.pass_obj
-def evaluate_(plan: Plan, model: Path, clips: int, write: bool) -> None:
+@click.option("--seed", default=evaluate.SEED, show_default=True, help="Another one to try things with.")
+@click.option("--write", is_flag=True, help="Put the table into the model's card.")
+def evaluate_(model: Path, clips: int, seed: int, write: bool) -> None:
     """Measure a model and print the table."""
     files = checkpoint.open_files(Source(str(model), model))
-    result = evaluate.evaluate(model, files.codec, clips)
+    result = evaluate.evaluate(model, files.codec, clips, seed)
     click.echo(card.table(result))
     if write:
-        size = sum(f.stat().st_size for f in model.rglob("*") if f.suffix in (".bin", ".safetensors", ".json"))
-        card.write(plan, result, files.size.numbers, size, model / "README.md")
-        card.draw(plan, Path(__file__).parent / "curves.svg")
-        (Path(__file__).parent / "figures.json").write_text(json.dumps(asdict(result), indent=1) + "\n")
+        card.measured(result, model / "README.md")
 
 
 if __name__ == "__main__":

@@ -1,29 +1,41 @@
-"""The model card, from the figures of a run."""
+"""The model card: what a run was, and, between marks, what `evaluate` measures of its model, now or later."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
 
-from training.codec import KEPT
 from training.evaluate import QUESTIONS, Result, Tally
 from training.plan import CARD, CODEBOOKS, Plan
+from training.songs import TEMPOS
+
+MEASURED = "<!-- measured -->"
+END = "<!-- end of measured -->"
 
 
 def table(result: Result) -> str:
     """The evaluation in Markdown."""
     lines = [
-        "| what is asked for | bar | obeyed, cfg_coef 3 | cfg_coef 1 | meter right on songs | same after codec |",
-        "| --- | --- | --- | --- | --- | --- |",
+        "| what is asked for | bar | obeyed, cfg_coef 3 | cfg_coef 1 | by chance | meter right on songs "
+        "| same after codec |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
     ]
+    columns = result.obeyed, result.loosely, result.chance, result.meters, result.codec_agrees
     for question in QUESTIONS:
-        aim = "aim " if question.name in ("major or minor", "tempo in bpm") else ""
-        cells = [
-            _percent(where[question.name])
-            for where in (result.obeyed, result.loosely, result.meters, result.codec_agrees)
-        ]
+        aim = "" if question.must else "aim "
+        cells = [_percent(column[question.name]) for column in columns]
         lines.append(f"| {question.name} | {aim}{question.bar:.0%} | " + " | ".join(cells) + " |")
-    lines += ["", *_codec_figures(result)]
+    agrees = Tally(
+        sum(t.right for t in result.codec_agrees.values()), sum(t.asked for t in result.codec_agrees.values())
+    )
+    lines += [
+        "",
+        "| figure | bar | measured |",
+        "| --- | --- | --- |",
+        f"| codec: the meters read the same before and after | 93% | {_percent(agrees)} |",
+        f"| codec: SI-SDR on held-out audio, mean | 5 dB | {result.si_sdr:.2f} dB |",
+        f"| codec: distance of log-mel bands, mean | | {result.log_mel:.2f} dB |",
+    ]
     lines += [f"| clips {fault} | 0 | {count} of {result.clips} |" for fault, count in result.broken.items()]
     lines += [
         f"| largest spectral flatness | {result.flatness_bar:.3f}, the renderer's | {result.flattest:.3f} |",
@@ -32,42 +44,21 @@ def table(result: Result) -> str:
     return "\n".join(lines)
 
 
-def codec_table(result: Result) -> str:
-    """What is known of the codec alone, in Markdown."""
-    lines = ["| what is heard | meter right on songs | same after codec |", "| --- | --- | --- |"]
-    for question in QUESTIONS:
-        cells = [_percent(where[question.name]) for where in (result.meters, result.codec_agrees)]
-        lines.append(f"| {question.name} | " + " | ".join(cells) + " |")
-    return "\n".join([*lines, "", *_codec_figures(result)])
-
-
-def _codec_figures(result: Result) -> list[str]:
-    agrees = Tally(
-        sum(t.right for t in result.codec_agrees.values()), sum(t.asked for t in result.codec_agrees.values())
-    )
-    return [
-        "| figure | bar | measured |",
-        "| --- | --- | --- |",
-        f"| codec: the meters read the same before and after | 93% | {_percent(agrees)} |",
-        f"| codec: SI-SDR on held-out audio, mean | 5 dB | {result.si_sdr:.2f} dB |",
-        f"| codec: distance of log-mel bands, mean | | {result.log_mel:.2f} dB |",
-    ]
-
-
 def _percent(tally: Tally) -> str:
     return f"{tally.share:.1%} of {tally.asked}" if tally.asked else "none asked"
 
 
 def curves(plan: Plan, name: str) -> list[dict[str, float]]:
     """A run's curve, one dictionary every 20 steps; a codec's that was kept, where there is one."""
-    kept = KEPT / f"{name}.jsonl"
+    kept = plan.kept / f"{name}.jsonl"
     path = kept if kept.exists() else plan.folder / kept.name
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def write(plan: Plan, result: Result, parameters: int, size: int, place: Path) -> None:
-    """Write the card."""
+def write(plan: Plan, parameters: int, size: int, folder: Path) -> None:
+    """The card of the model in `folder`, README.md, not measured yet, and its curves, curves.svg."""
     codec, decoder, lm = (curves(plan, name) for name in ("codec", "decoder", "language_model"))
+    place = folder / "README.md"
     place.write_text(
         f"""# demo
 
@@ -83,27 +74,37 @@ released models, by its name in the same request.
 | text encoder | T5 of {plan.text_layers} layers, {plan.text_dim} wide, own tokenizer, learnt with the language model |
 | codec | EnCodec, {plan.filters} filters, latent {plan.latent} |
 | files | {size / 1e6:.1f} MB, half precision |
+| temperature | a request's 1 is {plan.temperature:g} of what was trained |
 
 ## Data
 
-{plan.songs:,} songs of 10 s, made by the project's own renderer (`training/`): eleven instruments and four drums, all
-synthesised, twelve genres, major and minor, 60 to 180 beats a minute, and captions from a grammar. No recording and no
-work of anyone else is in it. It knows English words of its grammar; others do not disturb it.
+{plan.lm_songs:,} songs of 10 s, the codec's {plan.songs:,} among them, made by the project's own renderer
+(`training/`): eleven instruments and four drums, all synthesised, twelve genres, major and minor, {TEMPOS[0]} to
+{TEMPOS[-1]} beats a minute, and captions from a grammar. No recording and no work of anyone else is in it. It knows
+the English words of its grammar; captions had others in between, so that it reads past them.
 
 ## Training
 
-`python -m training`, seed {plan.seed}: the codec in {codec[-1]["step"]:,.0f} steps
-({codec[-1]["seconds"] / 60:.0f} minutes), its decoder alone in {decoder[-1]["step"]:,.0f} more
-({decoder[-1]["seconds"] / 60:.0f} minutes), the language model in {lm[-1]["step"]:,.0f} ({lm[-1]["seconds"] / 60:.0f}
-minutes), on a part of two CPU cores. Last losses: codec {codec[-1]["spectral"]:.2f} spectral and {codec[-1]["sdr"]:.1f}
-dB of waveform, language model {lm[-1]["loss"]:.2f}, and {lm[-1]["held_out"]:.2f} on songs held out. The curves are in
-[training/curves.svg](../../training/curves.svg).
+`python -m training`, seed {plan.seed}:
+
+| | steps | minutes by the clock | at the end |
+| --- | ---: | ---: | --- |
+| codec | {codec[-1]["step"]:,.0f} | {_minutes(codec)} | {codec[-1]["sdr"]:.1f} dB of waveform |
+| its decoder alone | {decoder[-1]["step"]:,.0f} | {_minutes(decoder)} | spectral loss {decoder[-1]["spectral"]:.2f} |
+| language model | {lm[-1]["step"]:,.0f} | {_minutes(lm)} | {lm[-1]["held_out"]:.2f} nats a token on songs held out |
+
+Their [curves](curves.svg), and how the plan came about: [training/README.md](../../training/README.md).
 
 ## Measured
 
-`python -m training evaluate`, {result.clips} captions, songs and seeds that training never saw, clips of 8 s.
+`python -m training evaluate`: captions and songs drawn with a seed of their own, used for nothing else, clips of 8 s.
+"By chance" is each clip held against another one's caption.
 
-{table(result)}
+{MEASURED}
+
+Nothing yet.
+
+{END}
 
 ## Limits
 
@@ -114,15 +115,34 @@ says is how well it hears the prompt.
         encoding="utf-8",
     )
     place.chmod(0o644)
+    draw(plan, folder / "curves.svg")
+
+
+def _minutes(curve: list[dict[str, float]]) -> str:
+    return f"{curve[-1]['seconds'] / 60:.0f}"
+
+
+def measured(result: Result, place: Path) -> None:
+    """Put the figures into a card, in the place of those that are there.
+
+    Raises:
+        ValueError: it has no marks.
+    """
+    before, _, rest = place.read_text(encoding="utf-8").partition(MEASURED)
+    _, end, after = rest.partition(END)
+    if not end:
+        raise ValueError(f"{place} has no place for the figures, between {MEASURED} and {END}.")
+    place.write_text(f"{before}{MEASURED}\n\n{table(result)}\n\n{END}{after}", encoding="utf-8")
 
 
 def draw(plan: Plan, place: Path) -> None:
-    """Both curves as a picture."""
+    """The curves as a picture."""
     panels = []
     for column, (name, key) in enumerate(
-        (("codec", "sdr"), ("codec", "spectral"), ("language_model", "held_out"), ("language_model", "heeded"))
+        (("codec", "sdr"), ("decoder", "spectral"), ("language_model", "held_out"), ("language_model", "heeded"))
     ):
-        points = [(line["step"], line[key]) for line in curves(plan, name) if key in line]
+        every = curves(plan, name)[:: max(1, len(curves(plan, name)) // 200)]
+        points = [(line["step"], line[key]) for line in every if key in line]
         low, high = min(y for _, y in points), max(y for _, y in points)
         left, last = 20 + 240 * column, points[-1][0]
         line = " ".join(

@@ -17,15 +17,13 @@ the encoder says by then, and follows it as a moving average. Once the tokens ar
 from __future__ import annotations
 
 import logging
-import shutil
 import warnings
-from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -33,7 +31,7 @@ from training.dataset import SECONDS, Dataset
 from training.loop import Clock, cosine, steps
 from training.losses import INAUDIBLE, Reconstruction, mel_bands, power
 from training.plan import CARD, CODEBOOKS, FRAME_RATE, HOP, SAMPLE_RATE, Plan
-from training.released import configuration, pack
+from training.released import configuration
 from training.render import render
 from training.songs import Song
 
@@ -42,9 +40,6 @@ COMMITMENT = 0.25
 LESSON_BANDS = 8
 KMEANS_WINDOWS, KMEANS_ROUNDS = 512, 15
 HISS_SHARE = 1.0  # of the gradient, once the decoder learns alone
-KEPT = Path(__file__).parent / "passed"  # a codec that is good enough, and its curves
-WEIGHTS = "compression_state_dict.bin"
-CURVES = ("codec.jsonl", "decoder.jsonl")
 
 
 def build(plan: Plan) -> Any:
@@ -57,20 +52,13 @@ def build(plan: Plan) -> Any:
     return builders.get_compression_model(configuration(plan))
 
 
-def keep(plan: Plan, codec: Any, folder: Path = KEPT) -> None:
-    """Put a codec that has passed where the next run finds it: nobody has to make it again."""
-    folder.mkdir(exist_ok=True)
-    pack(codec.state_dict(), configuration(plan), folder / WEIGHTS)
-    for name in CURVES:
-        shutil.copyfile(plan.folder / name, folder / name)
-
-
-def kept(plan: Plan, folder: Path = KEPT) -> Any | None:
-    """The codec that has passed, if there is one, in eval mode."""
-    if not (folder / WEIGHTS).exists():
+def kept(plan: Plan) -> Any | None:
+    """A codec that has passed, so that nobody has to make it again, in eval mode; None if there is none."""
+    place = plan.kept / "compression_state_dict.bin"
+    if not place.exists():
         return None
     codec = build(plan)
-    codec.load_state_dict(torch.load(folder / WEIGHTS, weights_only=True)["best_state"])
+    codec.load_state_dict(torch.load(place, map_location="cpu", weights_only=True)["best_state"])
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return codec.to(device).eval().requires_grad_(False)
 
@@ -221,10 +209,11 @@ def kmeans(points: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def tokens(codec: Any, songs: Dataset, numbers: Sequence[int]) -> Tensor:
-    """The tokens of songs, [N, K, frames]."""
+def tokens(codec: Any, samples: NDArray[np.int16]) -> Tensor:
+    """The tokens of songs [N, T], [N, K, frames]."""
     device = next(codec.parameters()).device
-    wavs = np.stack([songs.window(number, 0, int(SECONDS * SAMPLE_RATE)) for number in numbers])
-    codes: Tensor = codec.encode(torch.from_numpy(wavs)[:, None].to(device))[0]
+    wavs = torch.from_numpy(samples.astype(np.float32) / 32_767)[:, None]
+    # one by one: ten at once take twice as long, as what lies between two layers leaves the processor's cache
+    codes = torch.cat([codec.encode(wav.to(device))[0] for wav in wavs.split(1)])
     assert codes.shape[1] == CODEBOOKS
     return codes.to(torch.int16).cpu()

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from training.loop import Clock, OutOfTime
 from training.render import render
 from training.songs import Song, draw_song
 
@@ -29,13 +30,18 @@ def one(seed: int, number: int, seconds: float = SECONDS) -> tuple[Song, NDArray
     return song, render(song, seconds, int(rng.integers(2**31)))
 
 
-def _write_shard(folder: Path, seed: int, shard: int) -> None:
-    clips = [one(seed, number) for number in range(shard * SHARD, (shard + 1) * SHARD)]
-    samples = np.stack([np.round(wav * 32_767).astype(np.int16) for _, wav in clips])
-    place = folder / f"songs-{shard:03}.npy"
+def shard(seed: int, number: int) -> tuple[list[Song], NDArray[np.int16]]:
+    """The songs of a shard and their samples [SHARD, T]."""
+    clips = [one(seed, song) for song in range(number * SHARD, (number + 1) * SHARD)]
+    return [song for song, _ in clips], np.stack([np.round(wav * 32_767).astype(np.int16) for _, wav in clips])
+
+
+def _write_shard(folder: Path, seed: int, number: int) -> None:
+    songs, samples = shard(seed, number)
+    place = folder / f"songs-{number:03}.npy"
     with open(f"{place}.part", "wb") as file:
         np.save(file, samples)
-    describe(place.with_suffix(".json"), [song for song, _ in clips])
+    describe(place.with_suffix(".json"), songs)
     os.replace(f"{place}.part", place)  # last: a shard that is there is whole
 
 
@@ -44,14 +50,28 @@ def describe(place: Path, songs: list[Song]) -> None:
     place.write_text(json.dumps([asdict(song) for song in songs]), encoding="utf-8")
 
 
-def write(folder: Path, songs: int, seed: int) -> None:
-    """Render what is not there yet."""
+def described(place: Path) -> list[Song]:
+    """Read it."""
+    return [Song(**song) for song in json.loads(place.read_text(encoding="utf-8"))]
+
+
+def write(folder: Path, songs: int, seed: int, clock: Clock) -> None:
+    """Render what is not there yet.
+
+    Raises:
+        OutOfTime: the clock ran out; call again.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     missing = [n for n in range(songs // SHARD) if not (folder / f"songs-{n:03}.npy").exists()]
     with ProcessPoolExecutor() as pool:
         work = [pool.submit(_write_shard, folder, seed, shard) for shard in missing]
-        for job in tqdm(work, desc=f"rendering, {SHARD} songs each", disable=None):
-            job.result()
+        try:
+            for job in tqdm(work, desc=f"rendering, {SHARD} songs each", disable=None):
+                job.result()
+                clock.check()
+        except OutOfTime:
+            pool.shutdown(cancel_futures=True)
+            raise
 
 
 class Dataset:
@@ -63,7 +83,7 @@ class Dataset:
     def __init__(self, folder: Path) -> None:
         places = sorted(folder.glob("songs-*.npy"))
         self._shards = [np.load(place, mmap_mode="r") for place in places]
-        self.songs = [Song(**song) for place in places for song in json.loads(place.with_suffix(".json").read_text())]
+        self.songs = [song for place in places for song in described(place.with_suffix(".json"))]
 
     def __len__(self) -> int:
         return len(self.songs)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from tqdm import tqdm
 from training import codec as codecs
 from training import text
 from training.captions import caption, speed
-from training.dataset import Dataset
+from training.dataset import SHARD, describe, described, shard
 from training.instruments import PITCHED
 from training.loop import Clock, cosine, steps
 from training.network import Network, delayed
@@ -26,7 +27,6 @@ from training.songs import STYLES, Song, surprises
 
 TEACHING = 0.3  # the weight of the lessons
 FIRST = 10  # positions
-DEAF = 0.15  # of the clips, that guidance's second row is learnt from
 EAGER = 8.0  # how much faster the embeddings learn: each is seen in few steps, and they are large beside a step
 HEEDFUL = 3.0  # and what brings the prompt in
 # A prompt decides how a clip begins, a few nats of the thousands that a long window has; what follows, the beginning
@@ -38,17 +38,16 @@ FROM_THE_START = 0.75
 # A song that is not what its style makes one expect is drawn so many times as often, and its caption says so: else a
 # techno without drums is too rare for the word to be learnt beside the genre, and a prompt that asks for it gets drums.
 SURPRISING = {"drums": 3.0, "tempo": 2.0}
-AT_ONCE = 10  # songs that are encoded together
 HELD_OUT = 40  # of so many songs one, the last ones, for the curves' second line
 LOOK = 100  # steps between two points of it
 HEEDING = re.compile(r"cross|output_proj")
 
 
 class Lesson(nn.Module):
-    """What is learnt at once so, where the music would take hours to teach it: what a caption says.
+    """Extra labels that teach at once what would take the music's loss hours: what a caption says.
 
-    The text encoder learns it, and the language model, of the first positions, which know the song by its caption
-    alone. Left out of the model when it is done.
+    They are read off the text encoder, and off the language model's first positions, which know little of the song
+    but its caption. Left out of the model when it is done.
     """
 
     def __init__(self, width: int, seed: int) -> None:
@@ -84,16 +83,41 @@ def classes(song: Song) -> list[int]:
 CLASSES = (len(STYLES), len(PITCHED) + 1, len(PITCHED) + 1, 3, 3, 2, 2, 12, 3)
 
 
-def encode(plan: Plan, codec: Any, songs: Dataset) -> Tensor:
-    """All songs' tokens [N, K, frames], once."""
-    place = plan.folder / "tokens.pt"
-    if not place.exists():
-        bar = tqdm(range(0, len(songs), AT_ONCE), desc="encoding", disable=None)
-        some = [codecs.tokens(codec, songs, range(begin, min(begin + AT_ONCE, len(songs)))) for begin in bar]
-        torch.save(torch.cat(some), f"{place}.part")
-        os.replace(f"{place}.part", place)
-    tokens: Tensor = torch.load(place, weights_only=True)
-    return tokens
+def encode(plan: Plan, codec: Any, clock: Clock) -> tuple[Tensor, list[Song]]:
+    """All songs' tokens [N, K, frames] and what they are; songs that are not here yet are rendered, and not kept.
+
+    Raises:
+        OutOfTime: the clock ran out; call again.
+    """
+    folder = plan.folder / "tokens"
+    folder.mkdir(exist_ok=True)
+    places = [folder / f"tokens-{number:03}.pt" for number in range(plan.lm_songs // SHARD)]
+    missing = [number for number, place in enumerate(places) if not place.exists()]
+    bar = tqdm(missing, "encoding", disable=None)
+    with ProcessPoolExecutor(1) as pool:
+        for number, ahead in zip(bar, _rendered(pool, plan.seed, missing), strict=True):
+            songs, samples = ahead.result()
+            describe(places[number].with_suffix(".json"), songs)
+            torch.save(codecs.tokens(codec, samples), f"{places[number]}.part")
+            os.replace(f"{places[number]}.part", places[number])
+            clock.check()
+    tokens = torch.cat([torch.load(place, weights_only=True) for place in places])
+    return tokens, [song for place in places for song in described(place.with_suffix(".json"))]
+
+
+def _rendered(pool: Executor, seed: int, shards: Sequence[int]) -> Iterator[Future[tuple[list[Song], Any]]]:
+    """Shards, the next one at work while one is taken."""
+    work = [pool.submit(shard, seed, number) for number in shards[:1]]
+    for number in shards[1:]:
+        work.append(pool.submit(shard, seed, number))
+        yield work.pop(0)
+    yield from work
+
+
+def misread(read: Tensor, share: float, rng: np.random.Generator) -> Tensor:
+    """What is read [B, K, S], a share of it taken from another clip: after a token chosen badly music goes on too."""
+    wrong = torch.from_numpy(rng.random(read.shape) < share).to(read.device)
+    return torch.where(wrong, read.roll(1, dims=0), read)
 
 
 def weight(song: Song) -> float:
@@ -101,7 +125,7 @@ def weight(song: Song) -> float:
     return math.prod(SURPRISING[key] for key in surprises(song))
 
 
-def train(plan: Plan, tokens: Tensor, songs: Dataset, clock: Clock) -> tuple[Network, Any, Any]:
+def train(plan: Plan, tokens: Tensor, songs: Sequence[Song], clock: Clock) -> tuple[Network, Any, Any]:
     """Train the language model and the text encoder, or go on; gives them with the tokenizer, in eval mode.
 
     Raises:
@@ -121,38 +145,44 @@ def train(plan: Plan, tokens: Tensor, songs: Dataset, clock: Clock) -> tuple[Net
     groups = [{"params": rest}, {"params": heeding}, {"params": tables, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=plan.lm_rate, betas=(0.9, 0.95), weight_decay=0.05, fused=True)
 
-    weights = np.array([weight(song) for song in songs.songs])
-    surprising = [surprises(song) for song in songs.songs]
+    learnt = len(songs) - len(songs) // HELD_OUT
+    weights = np.array([weight(song) for song in songs[:learnt]])
+    chances = weights / weights.sum()
 
     def losses(
-        rng: np.random.Generator, candidates: range, part: float = 1.0, exchanged: bool = False
+        rng: np.random.Generator, part: float, *, learning: bool, exchanged: bool = False
     ) -> tuple[Tensor, Tensor]:
+        """Of the music and of the lessons; of songs held out, as they come, if it is not for learning."""
         length, batch_size = round(part * plan.window), round(plan.lm_batch / part)
-        chances = weights[candidates] / weights[candidates].sum()
-        chosen = rng.choice(candidates, batch_size, replace=batch_size > len(candidates), p=chances)
+        candidates = range(learnt) if learning else range(learnt, len(songs))
+        many = batch_size > len(candidates)
+        chosen = rng.choice(candidates, batch_size, replace=many, p=chances if learning else None)
         later = rng.random(batch_size) >= FROM_THE_START
         begin = later * rng.integers(0, tokens.shape[-1] - length + 1, batch_size)
         codes = torch.stack([tokens[n, :, b : b + length] for n, b in zip(chosen, begin, strict=True)])
         read, say = delayed(codes.long().to(device))
+        if learning:
+            read = misread(read, plan.noise, rng)
         told = np.roll(chosen, 1) if exchanged else chosen
-        said = [caption(songs.songs[n], rng, surprising[n]).text for n in told]
+        surely = [surprises(songs[n]) if learning else frozenset() for n in told]
+        said = [caption(songs[n], rng, keys).text for n, keys in zip(told, surely, strict=True)]
         batch = tokenizer(said, return_tensors="pt", padding=True).to(device)
         hidden = encoder(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).last_hidden_state
-        hears = torch.from_numpy((rng.random(batch_size) >= DEAF).astype(np.float32)).to(device)
+        hears = torch.from_numpy((rng.random(batch_size) >= (plan.deaf if learning else 0)).astype(np.float32)).to(
+            device
+        )
         logits, known = network(read, hidden, batch["attention_mask"].bool(), hears)
-        described = [songs.songs[n] for n in chosen]
+        described = [songs[n] for n in chosen]
         taught = lesson(hidden, batch["attention_mask"], described)
         if hears.any():
             first = known[:, :FIRST]
             taught = taught + heard(first, hears[:, None].expand(first.shape[:2]), described)
         return F.cross_entropy(logits.flatten(0, 2), say.flatten()), taught
 
-    learnt = len(songs) - len(songs) // HELD_OUT
-
     def look(number: int, part: float, exchanged: bool = False) -> float:
-        """A loss on songs held out."""
+        """The music's loss on songs held out, with their captions or with each other's."""
         rng = np.random.default_rng([plan.seed, 31, number])
-        return float(losses(rng, range(learnt, len(songs)), part, exchanged)[0])
+        return float(losses(rng, part, learning=False, exchanged=exchanged)[0])
 
     seen: dict[str, float] = {}
 
@@ -161,7 +191,7 @@ def train(plan: Plan, tokens: Tensor, songs: Dataset, clock: Clock) -> tuple[Net
         for group, pace in zip(optimizer.param_groups, (1.0, HEEDFUL, EAGER), strict=True):
             group["lr"] = pace * plan.lm_rate * cosine(number, plan.lm_steps)
         part = float(rng.choice([p for p, _ in WINDOWS], p=[chance for _, chance in WINDOWS]))
-        loss, taught = losses(rng, range(learnt), part)
+        loss, taught = losses(rng, part, learning=True)
         optimizer.zero_grad(set_to_none=True)
         (loss + TEACHING * taught).backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import math
 import os
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,26 @@ SAVE_EVERY = 120.0  # seconds
 
 class OutOfTime(Exception):
     """The time for this part is over; what was reached is saved."""
+
+
+class Busy(Exception):
+    """Another process is at it."""
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Keep other processes out of a folder.
+
+    Raises:
+        Busy: one is in it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Busy from None
+        yield
 
 
 class Clock:
@@ -83,7 +105,7 @@ def steps(
 def _restore(place: Path, state: dict[str, Any]) -> tuple[int, float]:
     if not place.exists():
         return 0, 0.0
-    package = torch.load(place, weights_only=True)
+    package = torch.load(place, map_location="cpu", weights_only=True)
     for key, thing in state.items():
         thing.load_state_dict(package[key])
     return package["done"], package["seconds"]
@@ -93,7 +115,9 @@ def _forget_after(curves: Path, step: int) -> None:
     """Points of a curve that were drawn and not saved come again."""
     if curves.exists():
         lines = [line for line in curves.read_text().splitlines(keepends=True) if json.loads(line)["step"] <= step]
-        curves.write_text("".join(lines))
+        part = curves.with_suffix(".part")
+        part.write_text("".join(lines))
+        os.replace(part, curves)
 
 
 def _progress(name: str, first: int, count: int) -> Iterator[int]:

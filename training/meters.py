@@ -15,7 +15,7 @@ from training.plan import SAMPLE_RATE
 
 Samples = NDArray[np.float32]
 HOP = 512
-# Where the sides meet, halfway between the renderer's clips.
+# Where the sides meet: halfway between the renderer's clips, but for drums.
 DRUMS = -30.0  # where the codec's clips part; the renderer's have nothing from -66 to -29
 FAST = 2.1
 HIGH = 9.5

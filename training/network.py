@@ -39,17 +39,18 @@ class Attention(nn.Module):
 class Layer(nn.Module):
     """Pre-norm: self-attention, cross-attention to the prompt, feed-forward."""
 
-    def __init__(self, dim: int, heads: int) -> None:
+    def __init__(self, dim: int, heads: int, dropout: float) -> None:
         super().__init__()
+        self.dropout = nn.Dropout(dropout)
         self.norm1, self.norm_cross, self.norm2 = (nn.LayerNorm(dim) for _ in range(3))
         self.self_attn, self.cross_attention = Attention(dim, heads), Attention(dim, heads)
         self.linear1, self.linear2 = nn.Linear(dim, 4 * dim, bias=False), nn.Linear(4 * dim, dim, bias=False)
 
     def forward(self, x: Tensor, text: Tensor, mask: Tensor, hears: Tensor) -> Tensor:
         """Rows x [B, S, dim]; those where `hears` [B] is 0 go without the prompt, as the deaf row of guidance does."""
-        x = x + self.self_attn(self.norm1(x))
-        x = x + hears[:, None, None] * self.cross_attention(self.norm_cross(x), text, mask)
-        out: Tensor = x + self.linear2(F.gelu(self.linear1(self.norm2(x))))
+        x = x + self.dropout(self.self_attn(self.norm1(x)))
+        x = x + hears[:, None, None] * self.dropout(self.cross_attention(self.norm_cross(x), text, mask))
+        out: Tensor = x + self.dropout(self.linear2(self.dropout(F.gelu(self.linear1(self.norm2(x))))))
         return out
 
 
@@ -58,7 +59,7 @@ class Transformer(nn.Module):
 
     def __init__(self, plan: Plan) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(Layer(plan.dim, plan.heads) for _ in range(plan.layers))
+        self.layers = nn.ModuleList(Layer(plan.dim, plan.heads, plan.dropout) for _ in range(plan.layers))
         with torch.no_grad():
             for layer in self.layers:  # residual branches begin small, the deeper the smaller
                 for name in ("self_attn.out_proj", "cross_attention.out_proj", "linear2"):

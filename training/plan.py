@@ -18,18 +18,24 @@ class Plan:
 
     Attributes:
         folder: where everything goes that is not the result.
+        kept: where a codec is that has passed, as it is exported, and its curves; a run begins with it.
         seed: of songs, weights, batches.
-        songs: how many are rendered.
+        songs: how many the codec learns from.
         codec_steps, codec_batch, codec_seconds, codec_rate: of the codec's training; the rate is AdamW's highest.
         codec_drums: the share of its windows that are drums alone.
         plain_steps: the codec's first steps, without quantisation; its codebooks are then found by k-means.
         clean_from: the step from which the codec is to be silent where the song is.
         decoder_steps, decoder_rate: of the codec's decoder, after that, alone.
+        lm_songs: how many the language model learns from, the codec's among them; only their tokens are kept.
         lm_steps, lm_batch, lm_seconds, lm_rate: of the language model's; a window is `lm_seconds` long.
+        dropout: of the language model's training.
+        noise: the share of tokens that it reads wrongly in training, as it does after a token that it chose badly.
+        deaf: the share of clips that the language model learns without their captions, for guidance's second row.
         temperature: at which the language model is best heard; a request's temperature of 1 is this.
     """
 
     folder: Path = Path("build/training")
+    kept: Path = Path(__file__).parent / "passed"
     seed: int = 1
     songs: int = 6_000
     codec_steps: int = 7_000
@@ -41,10 +47,14 @@ class Plan:
     clean_from: int = 1_800
     decoder_steps: int = 4_000
     decoder_rate: float = 3e-4
-    lm_steps: int = 18_000
+    lm_songs: int = 24_000
+    lm_steps: int = 40_000
     lm_batch: int = 4
     lm_seconds: float = 8.0
     lm_rate: float = 1e-3
+    dropout: float = 0.1
+    noise: float = 0.05
+    deaf: float = 0.15
     temperature: float = 0.9
 
     # Sizes, in AudioCraft's terms.

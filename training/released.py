@@ -45,7 +45,7 @@ def configuration(plan: Plan) -> Any:
                 "delay": {"delays": list(range(CODEBOOKS)), "flatten_first": 0, "empty_initial": 0},
             },
             "transformer_lm": lm,
-            "classifier_free_guidance": {"training_dropout": 0.2, "inference_coef": 3.0},
+            "classifier_free_guidance": {"training_dropout": plan.deaf, "inference_coef": 3.0},
             "attribute_dropout": {},
             "fuser": {
                 **dict(cross_attention_pos_emb=False, cross_attention_pos_emb_scale=1),
@@ -73,6 +73,7 @@ def pack(state: dict[str, torch.Tensor], config: Any, place: Path, *, half: bool
     """Write one checkpoint file."""
     if half:
         state = {key: value.half() if value.is_floating_point() else value for key, value in state.items()}
+    state = {key: value.cpu() for key, value in state.items()}
     package = {"best_state": state, "xp.cfg": OmegaConf.to_yaml(config), "version": "1.3.0", "exported": True}
     torch.save(package, place)
     place.chmod(0o644)

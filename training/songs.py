@@ -144,10 +144,10 @@ STYLES: dict[str, Style] = {
 
 @dataclass(frozen=True, slots=True)
 class Song:
-    """One clip to be rendered. What is None is left to the style.
+    """One clip to be rendered.
 
     Attributes:
-        chords, melody: instruments; one of both may be missing, ``.
+        chords, melody: the instruments; at most one of them is empty, and that part is missing.
         register: `low`, `high` or `middle`.
         brightness: 0 dark to 1 bright.
     """
