@@ -50,8 +50,6 @@ def serve(host: str, port: int) -> NoReturn:
     root = Path(__file__).resolve().parent.parent
     environment = {**os.environ, "BENTOML_DO_NOT_TRACK": "True", "HF_HUB_DISABLE_TELEMETRY": "1"}
     environment.setdefault("BENTOML_HOME", str(_home(port)))
-    # glibc gives large pieces back at once; left alone it comes to call only 32 MB large, and a runner keeps 60 MB more
-    environment.setdefault("MALLOC_MMAP_THRESHOLD_", str(2**20))
     if (root / "configuration.yaml").is_file():
         environment.setdefault("BENTOML_CONFIG", str(root / "configuration.yaml"))
     paths = [str(root), environment.get("PYTHONPATH", "")]
