@@ -47,8 +47,8 @@ class Plan:
     clean_from: int = 1_800
     decoder_steps: int = 4_000
     decoder_rate: float = 3e-4
-    lm_songs: int = 24_000
-    lm_steps: int = 40_000
+    lm_songs: int = 18_000
+    lm_steps: int = 36_000
     lm_batch: int = 4
     lm_seconds: float = 8.0
     lm_rate: float = 1e-3
