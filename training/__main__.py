@@ -45,9 +45,11 @@ def make(plan: Plan, clock: Clock) -> None:
     Raises:
         OutOfTime: the clock ran out; call again.
     """
-    dataset.write(plan.folder / "songs", plan.songs, plan.seed, clock)
-    songs = dataset.Dataset(plan.folder / "songs")
-    trained = codec.kept(plan) or codec.finish(plan, codec.train(plan, songs, clock), songs, clock)
+    trained = codec.kept(plan)
+    if trained is None:
+        dataset.write(plan.folder / "songs", plan.songs, plan.seed, clock)
+        songs = dataset.Dataset(plan.folder / "songs")
+        trained = codec.finish(plan, codec.train(plan, songs, clock), songs, clock)
     tokens, described = language_model.encode(plan, trained, clock)
     network, encoder, tokenizer = language_model.train(plan, tokens, described, clock)
     done = plan.folder / "demo"

@@ -90,7 +90,7 @@ def encode(plan: Plan, codec: Any, clock: Clock) -> tuple[Tensor, list[Song]]:
         OutOfTime: the clock ran out; call again.
     """
     folder = plan.folder / "tokens"
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     places = [folder / f"tokens-{number:03}.pt" for number in range(plan.lm_songs // SHARD)]
     missing = [number for number, place in enumerate(places) if not place.exists()]
     bar = tqdm(missing, "encoding", disable=None)
@@ -168,9 +168,8 @@ def train(plan: Plan, tokens: Tensor, songs: Sequence[Song], clock: Clock) -> tu
         said = [caption(songs[n], rng, keys).text for n, keys in zip(told, surely, strict=True)]
         batch = tokenizer(said, return_tensors="pt", padding=True).to(device)
         hidden = encoder(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).last_hidden_state
-        hears = torch.from_numpy((rng.random(batch_size) >= (plan.deaf if learning else 0)).astype(np.float32)).to(
-            device
-        )
+        hearing = rng.random(batch_size) >= (plan.deaf if learning else 0)
+        hears = torch.from_numpy(hearing.astype(np.float32)).to(device)
         logits, known = network(read, hidden, batch["attention_mask"].bool(), hears)
         described = [songs[n] for n in chosen]
         taught = lesson(hidden, batch["attention_mask"], described)
@@ -197,9 +196,11 @@ def train(plan: Plan, tokens: Tensor, songs: Sequence[Song], clock: Clock) -> tu
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         if number % LOOK == 0 or not seen:
+            network.eval()
             with torch.no_grad():
                 seen["held_out"] = sum(look(n, 1.0) for n in range(4)) / 4
                 seen["heeded"] = look(0, WINDOWS[0][0], exchanged=True) - look(0, WINDOWS[0][0])
+            network.train()
         return {"loss": loss.item(), "lesson": taught.item(), **seen}
 
     steps(
