@@ -31,7 +31,7 @@ EAGER = 8.0  # how much faster the embeddings learn: each is seen in few steps, 
 HEEDFUL = 3.0  # and what brings the prompt in
 # A prompt decides how a clip begins, a few nats of the thousands that a long window has; what follows, the beginning
 # decides. So many windows are short. (length in parts of the whole window, chance)
-WINDOWS = ((0.125, 0.3), (0.5, 0.3), (1.0, 0.4))
+WINDOWS = ((0.125, 0.2), (0.5, 0.2), (1.0, 0.6))
 # Most begin where the song does, as a clip does: then a position and a tempo say whether there is a beat. The others
 # are for clips that go on beyond a window.
 FROM_THE_START = 0.75

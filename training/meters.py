@@ -17,7 +17,7 @@ Samples = NDArray[np.float32]
 HOP = 512
 # Where the sides meet: halfway between the renderer's clips, but for drums.
 DRUMS = -30.0  # where the codec's clips part; the renderer's have nothing from -66 to -29
-FAST = 2.1
+FAST = 2.3
 HIGH = 9.5
 BRIGHT = -32.0
 MAJOR = 0.0

@@ -47,12 +47,12 @@ class Plan:
     clean_from: int = 1_800
     decoder_steps: int = 4_000
     decoder_rate: float = 3e-4
-    lm_songs: int = 18_000
-    lm_steps: int = 36_000
+    lm_songs: int = 10_000
+    lm_steps: int = 29_000
     lm_batch: int = 4
     lm_seconds: float = 8.0
     lm_rate: float = 1e-3
-    dropout: float = 0.1
+    dropout: float = 0.05
     noise: float = 0.05
     deaf: float = 0.15
     temperature: float = 0.9

@@ -9,6 +9,7 @@ import numpy as np
 # Steps of a scale, in semitones.
 SCALES = {"major": (0, 2, 4, 5, 7, 9, 11), "minor": (0, 2, 3, 5, 7, 8, 10)}
 # Degrees of the chords. The tonic comes first and often: a clip is short, and its mode is to be heard.
+PAIRS = {"major": ((0, 4),), "minor": ((0, 4),)}  # of two chords the fifth says best which tonic it is
 PROGRESSIONS = {
     "major": ((0, 3, 4, 0), (0, 4, 0, 3), (0, 3, 0, 4), (0, 4, 3, 0)),
     "minor": ((0, 3, 4, 0), (0, 4, 0, 3), (0, 3, 0, 4), (0, 5, 4, 0)),
@@ -16,9 +17,9 @@ PROGRESSIONS = {
 # Tonics: few, so that few notes are to be learnt. All three pairs are relatives.
 KEYS = {"major": (0, 5, 7), "minor": (9, 2, 4)}
 STEPS = 4  # a beat
-# Beats a minute, 60 to 188: those whose half beat is a whole number of the codec's frames, so that what a song repeats
-# has the same tokens again.
-TEMPOS = tuple(round(1_500 / frames) for frames in range(25, 7, -1))
+# Beats a minute, 60 to 188, about 12% apart: their half beats are whole numbers of the codec's frames, so that what a
+# song repeats has the same tokens again; and they are few, so that each is heard often enough to be kept.
+TEMPOS = tuple(round(1_500 / frames) for frames in (25, 22, 20, 18, 16, 14, 12, 10, 9, 8))
 NO_CHORDS, NO_MELODY = 0.2, 0.15  # shares of songs: what is simple is learnt first
 SLOW, FAST = 85, 140  # beats a minute: below, above
 # Lowest pitches, MIDI numbers; each part keeps to the octave from there.
@@ -214,14 +215,17 @@ def surprises(song: Song) -> frozenset[str]:
 
 
 def compose(song: Song, seconds: float, rng: np.random.Generator) -> list[Note]:
-    """The notes of a song. Slow ones have long notes, fast ones short ones: that is what makes them so."""
+    """The notes of a song. Slow ones have long notes, fast ones short ones: that is what makes them so.
+
+    A song is a loop of about four seconds. What comes again within a clip is what a model learns to keep time by.
+    """
     style = STYLES[song.style]
     step = round(1_500 / song.tempo) / 100
     bar = style.beats * STEPS
-    progression = PROGRESSIONS[song.mode][int(rng.integers(len(PROGRESSIONS[song.mode])))]
-    # Slow bars hold two chords, so that a few seconds hold the whole progression.
-    halves = 2 if song.tempo < 100 and style.beats == 4 else 1
-    part = bar // halves
+    waltz = style.beats == 3
+    progressions = (PROGRESSIONS if song.tempo > (FAST if waltz else SLOW) else PAIRS)[song.mode]
+    progression = progressions[int(rng.integers(len(progressions)))]
+    part = bar if waltz else bar // 2
     riffs = [_riff(song, part, rng) for _ in range(2)]
     notes: list[Note] = []
     for number in range(int(np.ceil(seconds / (part * step)))):
@@ -233,7 +237,7 @@ def compose(song: Song, seconds: float, rng: np.random.Generator) -> list[Note]:
             notes += _melody(song, riffs[number % 2], degree, begin, step)
         if song.bass:
             notes += _bass(song, degree, begin, part, step)
-        if song.drums and number % halves == 0:
+        if song.drums and number * part % bar == 0:
             notes += _drums(song, begin, step)
     return [note for note in notes if note.start < seconds - 0.05]
 
@@ -250,10 +254,11 @@ def _chord(song: Song, style: Style, degree: int, begin: float, part: int, step:
     lift = 1.0 if song.melody else 1.4
     if style.arpeggio:
         every = 4 if song.tempo < SLOW else 2
-        order = [0, 1, 2, 1]
+        order: tuple[tuple[int, ...], ...] = ((0,), (1, 2)) if song.tempo < SLOW else ((0,), (1,), (2,), (1,))
         return [
-            Note(song.chords, triad[order[i % 4]], begin + i * every * step, every * step, 0.5 * lift)
+            Note(song.chords, triad[tone], begin + i * every * step, every * step, 0.5 * lift)
             for i in range(part // every)
+            for tone in order[i % len(order)]
         ]
     if style.beats == 3:  # oom-pah-pah
         return [
