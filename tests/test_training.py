@@ -17,10 +17,11 @@ from musicgen_bento.precision import FLOAT32
 from training import codec, dataset, export, language_model, meters, text
 from training.__main__ import make
 from training.captions import CHANCES, caption, colour, speed
+from training.instruments import PITCHED, tuned
 from training.loop import Busy, Clock, OutOfTime, alone, steps
 from training.losses import hiss
 from training.network import Network, delayed
-from training.plan import CARD, CODEBOOKS, FRAME_RATE, SAMPLE_RATE, Plan
+from training.plan import CARD, CODEBOOKS, FRAME_RATE, HOP, SAMPLE_RATE, Plan
 from training.render import render
 from training.songs import TEMPOS, Song, compose, draw_song, near, surprises
 
@@ -295,6 +296,39 @@ def test_a_song_is_a_loop_of_whole_frames_that_a_window_holds_more_than_once(sty
 
     loop = next(frames for frames in range(50, 500) if again(frames))
     assert loop <= 6 * FRAME_RATE
+
+
+@pytest.mark.parametrize("instrument", ["organ", "strings", "pad", "flute", "lead", "chip"])
+def test_a_note_that_begins_later_vibrates_with_one_that_began_before(instrument: str) -> None:
+    frames, second = 5, SAMPLE_RATE // 2
+    first, later = (
+        PITCHED[instrument](tuned(220.0), 2.0, np.random.default_rng(1), 0.5, since)
+        for since in (0, frames / FRAME_RATE)
+    )
+    there = slice(second, 3 * second)
+    wanted = first[frames * HOP :][there]
+    assert np.corrcoef(later[there], wanted)[0, 1] > 0.999
+    assert np.corrcoef(later[there], first[there])[0, 1] < 0.9
+
+
+def test_the_beat_is_counted_from_a_songs_first_frame() -> None:
+    beat = language_model.Beat(sum(language_model.BEATS), seed=1)
+    frames = torch.tensor([[0, 30, 31], [95, 96, 191]])
+    songs = [replace(SONG, tempo=94), replace(SONG, tempo=62, style="waltz")]
+    # tempo, frame of the beat, beat of the bar: 32 frames a beat and four beats, 48 and three
+    true = [[(4, 0, 0), (4, 30, 0), (4, 31, 0)], [(0, 47, 1), (0, 0, 2), (0, 47, 0)]]
+    hidden = torch.zeros(2, 3, sum(language_model.BEATS))
+    with torch.no_grad():
+        for b, row in enumerate(true):
+            for s, (tempo, frame, count) in enumerate(row):
+                hidden[b, s, [tempo, 10 + frame, 58 + count]] = 1.0
+        rows = torch.eye(sum(language_model.BEATS)).split(list(language_model.BEATS))
+        for head, weight in zip(beat.heads, rows, strict=True):
+            head.weight.copy_(10 * weight)
+            head.bias.zero_()
+        assert beat(hidden, frames, songs) < 1e-6
+        assert beat(hidden, frames + 1, songs) > 1
+        assert beat(hidden, frames, songs[::-1]) > 1
 
 
 def test_captions_say_what_is_true_and_what_they_say_is_told() -> None:

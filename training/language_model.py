@@ -23,9 +23,10 @@ from training.instruments import PITCHED
 from training.loop import Clock, cosine, steps
 from training.network import Network, delayed
 from training.plan import Plan
-from training.songs import STYLES, Song, surprises
+from training.songs import STYLES, TEMPOS, Song, surprises
 
 TEACHING = 0.3  # the weight of the lessons
+KEEPING_TIME = 0.6  # and of the beat's
 FIRST = 10  # positions
 EAGER = 8.0  # how much faster the embeddings learn: each is seen in few steps, and they are large beside a step
 HEEDFUL = 3.0  # and what brings the prompt in
@@ -65,6 +66,34 @@ class Lesson(nn.Module):
         return torch.stack(parts).mean()
 
 
+class Beat(nn.Module):
+    """Where in the music a position is: the tempo, the frame of the beat, and the beat of the bar.
+
+    When the next note comes the music's loss says at one frame of many, and before it came the prompt alone knows.
+    So every position is asked, two layers before the end, for what is to come to be made of it. Left out of the model.
+    """
+
+    def __init__(self, width: int, seed: int) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.norm = nn.LayerNorm(width)
+        self.heads = nn.ModuleList(nn.Linear(width, count) for count in BEATS)
+
+    def forward(self, hidden: Tensor, frames: Tensor, songs: Sequence[Song]) -> Tensor:
+        """How wrongly it is read off hidden [B, S, width] of songs at their frames [B, S]."""
+        beat = torch.tensor([3_000 / song.tempo for song in songs], device=frames.device).round()[:, None].long()
+        bar = torch.tensor([STYLES[song.style].beats for song in songs], device=frames.device)[:, None]
+        tempo = torch.tensor([TEMPOS.index(song.tempo) for song in songs], device=frames.device)[:, None]
+        wanted = tempo.expand_as(frames), frames % beat, frames // beat % bar
+        hidden = self.norm(hidden)
+        return torch.stack(
+            [
+                F.cross_entropy(head(hidden).flatten(0, 1), to.flatten())
+                for head, to in zip(self.heads, wanted, strict=True)
+            ]
+        ).mean()
+
+
 def classes(song: Song) -> list[int]:
     """A song as numbers, each below its place in CLASSES."""
     return [
@@ -81,6 +110,7 @@ def classes(song: Song) -> list[int]:
 
 
 CLASSES = (len(STYLES), len(PITCHED) + 1, len(PITCHED) + 1, 3, 3, 2, 2, 12, 3)
+BEATS = (len(TEMPOS), 2 * 24, 4)
 
 
 def encode(plan: Plan, codec: Any, clock: Clock) -> tuple[Tensor, list[Song]]:
@@ -136,7 +166,8 @@ def train(plan: Plan, tokens: Tensor, songs: Sequence[Song], clock: Clock) -> tu
     encoder = text.encoder(plan, len(tokenizer)).to(device).train()
     network = Network(plan).to(device).train()
     lesson, heard = Lesson(plan.text_dim, plan.seed).to(device), Lesson(plan.dim, plan.seed).to(device)
-    lessons = [*lesson.parameters(), *heard.parameters()]
+    beat = Beat(plan.dim, plan.seed).to(device)
+    lessons = [*lesson.parameters(), *heard.parameters(), *beat.parameters()]
     parameters = [*network.parameters(), *encoder.parameters(), *lessons]
     tables = [*network.emb.parameters()]
     heeding = [*encoder.parameters(), *(p for name, p in network.named_parameters() if HEEDING.search(name))]
@@ -151,8 +182,8 @@ def train(plan: Plan, tokens: Tensor, songs: Sequence[Song], clock: Clock) -> tu
 
     def losses(
         rng: np.random.Generator, part: float, *, learning: bool, exchanged: bool = False
-    ) -> tuple[Tensor, Tensor]:
-        """Of the music and of the lessons; of songs held out, as they come, if it is not for learning."""
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Of the music, the lessons and the beat; of songs held out, as they come, if it is not for learning."""
         length, batch_size = round(part * plan.window), round(plan.lm_batch / part)
         candidates = range(learnt) if learning else range(learnt, len(songs))
         many = batch_size > len(candidates)
@@ -170,13 +201,15 @@ def train(plan: Plan, tokens: Tensor, songs: Sequence[Song], clock: Clock) -> tu
         hidden = encoder(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).last_hidden_state
         hearing = rng.random(batch_size) >= (plan.deaf if learning else 0)
         hears = torch.from_numpy(hearing.astype(np.float32)).to(device)
-        logits, known = network(read, hidden, batch["attention_mask"].bool(), hears)
+        logits, known, beneath = network(read, hidden, batch["attention_mask"].bool(), hears)
         described = [songs[n] for n in chosen]
         taught = lesson(hidden, batch["attention_mask"], described)
         if hears.any():
             first = known[:, :FIRST]
             taught = taught + heard(first, hears[:, None].expand(first.shape[:2]), described)
-        return F.cross_entropy(logits.flatten(0, 2), say.flatten()), taught
+        frames = torch.from_numpy(begin)[:, None] + torch.arange(length)
+        counted = beat(beneath[:, :length], frames.to(device), described)
+        return F.cross_entropy(logits.flatten(0, 2), say.flatten()), taught, counted
 
     def look(number: int, part: float, exchanged: bool = False) -> float:
         """The music's loss on songs held out, with their captions or with each other's."""
@@ -190,9 +223,9 @@ def train(plan: Plan, tokens: Tensor, songs: Sequence[Song], clock: Clock) -> tu
         for group, pace in zip(optimizer.param_groups, (1.0, HEEDFUL, EAGER), strict=True):
             group["lr"] = pace * plan.lm_rate * cosine(number, plan.lm_steps)
         part = float(rng.choice([p for p, _ in WINDOWS], p=[chance for _, chance in WINDOWS]))
-        loss, taught = losses(rng, part, learning=True)
+        loss, taught, counted = losses(rng, part, learning=True)
         optimizer.zero_grad(set_to_none=True)
-        (loss + TEACHING * taught).backward()
+        (loss + TEACHING * taught + KEEPING_TIME * counted).backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         if number % LOOK == 0 or not seen:
@@ -201,13 +234,20 @@ def train(plan: Plan, tokens: Tensor, songs: Sequence[Song], clock: Clock) -> tu
                 seen["held_out"] = sum(look(n, 1.0) for n in range(4)) / 4
                 seen["heeded"] = look(0, WINDOWS[0][0], exchanged=True) - look(0, WINDOWS[0][0])
             network.train()
-        return {"loss": loss.item(), "lesson": taught.item(), **seen}
+        return {"loss": loss.item(), "lesson": taught.item(), "beat": counted.item(), **seen}
 
     steps(
         "language_model",
         plan.folder,
         plan.lm_steps,
-        {"network": network, "encoder": encoder, "lesson": lesson, "heard": heard, "optimizer": optimizer},
+        {
+            "network": network,
+            "encoder": encoder,
+            "lesson": lesson,
+            "heard": heard,
+            "beat": beat,
+            "optimizer": optimizer,
+        },
         step,
         clock,
     )

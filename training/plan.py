@@ -28,7 +28,7 @@ class Plan:
         decoder_steps, decoder_rate: of the codec's decoder, after that, alone.
         lm_songs: how many the language model learns from, the codec's among them; only their tokens are kept.
         lm_steps, lm_batch, lm_seconds, lm_rate: of the language model's; a window is `lm_seconds` long.
-        dropout: of the language model's training.
+        dropout: the share of positions at which a branch of the language model is left out in training.
         noise: the share of tokens that it reads wrongly in training, as it does after a token that it chose badly.
         deaf: the share of clips that the language model learns without their captions, for guidance's second row.
         temperature: at which the language model is best heard; a request's temperature of 1 is this.
@@ -48,7 +48,7 @@ class Plan:
     decoder_steps: int = 4_000
     decoder_rate: float = 3e-4
     lm_songs: int = 10_000
-    lm_steps: int = 29_000
+    lm_steps: int = 20_000
     lm_batch: int = 4
     lm_seconds: float = 8.0
     lm_rate: float = 1e-3

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.signal import butter, fftconvolve, sosfilt
 
-from training.instruments import DRUMS, PITCHED, tuned
+from training.instruments import DRUMS, PITCHED, period, tuned
 from training.plan import SAMPLE_RATE
 from training.songs import Song, compose
 
@@ -21,28 +21,35 @@ TAIL = 2.0  # seconds a note may sound after its end
 
 
 @lru_cache(maxsize=16384)
-def _note(instrument: str, pitch: int, cells: int, brightness: float) -> NDArray[np.float32]:
-    """A note in its colour, at a loudness of 1, rendered once: songs play the same ones again and again."""
-    return np.asarray(_sound(instrument, pitch, cells, brightness) * _gain(instrument, pitch, brightness), np.float32)
+def _note(instrument: str, pitch: int, cells: int, brightness: float, frame: int) -> NDArray[np.float32]:
+    """A note in its colour, at a loudness of 1, rendered once: songs play the same ones again and again.
+
+    `frame` is the one of its period that it begins at.
+    """
+    wave = _sound(instrument, pitch, cells, brightness, frame) * _gain(instrument, pitch, brightness)
+    return np.asarray(wave, np.float32)
 
 
 @lru_cache(maxsize=2048)
 def _gain(instrument: str, pitch: int, brightness: float) -> float:
     """What brings a note of about a second to an RMS of 1 in its loudest half, whatever the length that is played."""
-    wave = _sound(instrument, pitch, 12, brightness)
+    wave = _sound(instrument, pitch, 12, brightness, 0)
     blocks = wave[: len(wave) // FRAME // 25 * FRAME * 25].reshape(-1, 25 * FRAME)
     return 1 / float(np.sqrt((blocks**2).mean(axis=1).max()))
 
 
-def _sound(instrument: str, pitch: int, cells: int, brightness: float) -> NDArray[np.float64]:
+def _sound(instrument: str, pitch: int, cells: int, brightness: float, frame: int) -> NDArray[np.float64]:
     rng = np.random.default_rng([pitch, *map(ord, instrument)])
-    frequency = tuned(440.0 * 2 ** ((pitch - 69) / 12))
-    wave = PITCHED[instrument](frequency, cells * GRID, rng, brightness)
+    wave = PITCHED[instrument](_frequency(pitch), cells * GRID, rng, brightness, frame * FRAME / SAMPLE_RATE)
     if brightness > 0.7 and instrument != "bass":
         wave = _excite(wave)
     # dark ones without their highs; all of them leave what lies above 8 kHz to the drums
     cut = _filter(4, 1_300.0, "low") if brightness < 0.3 else _filter(8, 6_000.0, "low")
     return np.asarray(sosfilt(cut, wave))
+
+
+def _frequency(pitch: int) -> float:
+    return tuned(440.0 * 2 ** ((pitch - 69) / 12))
 
 
 def _excite(wave: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -79,11 +86,13 @@ def render(song: Song, seconds: float, seed: int, begin: float = 0.0) -> NDArray
     for note in compose(song, begin + seconds, np.random.default_rng(seed)):
         if note.start + note.length + TAIL < begin:
             continue
+        first = math.floor(note.start * 50 + 0.501)
         if note.pitch:
-            wave = _note(note.instrument, note.pitch, max(1, round(note.length / GRID)), song.brightness)
+            frame = first % period(_frequency(note.pitch))
+            wave = _note(note.instrument, note.pitch, max(1, round(note.length / GRID)), song.brightness, frame)
         else:
             wave = _hit(note.instrument, song.brightness)
-        _add(mix, np.float32(note.level) * wave, math.floor((note.start - begin) * 50 + 0.501) * FRAME)
+        _add(mix, np.float32(note.level) * wave, (first - round(begin * 50)) * FRAME)
     wet = fftconvolve(mix, _room())[: len(mix)]
     out = np.float32(GAIN) * (mix + wet.astype(np.float32))
     return np.asarray(out * min(1.0, 0.97 / max(float(np.abs(out).max()), 1e-9)), np.float32)

@@ -14,12 +14,12 @@ PROGRESSIONS = {
     "major": ((0, 3, 4, 0), (0, 4, 0, 3), (0, 3, 0, 4), (0, 4, 3, 0)),
     "minor": ((0, 3, 4, 0), (0, 4, 0, 3), (0, 3, 0, 4), (0, 5, 4, 0)),
 }
-# Tonics: few, so that few notes are to be learnt. All three pairs are relatives.
-KEYS = {"major": (0, 5, 7), "minor": (9, 2, 4)}
+# Tonics: few, so that few notes are to be learnt. Both pairs are relatives.
+KEYS = {"major": (0, 7), "minor": (9, 4)}
 STEPS = 4  # a beat
-# Beats a minute, 60 to 188, about 12% apart: their half beats are whole numbers of the codec's frames, so that what a
+# Beats a minute, 62 to 188, about 12% apart: their half beats are whole numbers of the codec's frames, so that what a
 # song repeats has the same tokens again; and they are few, so that each is heard often enough to be kept.
-TEMPOS = tuple(round(1_500 / frames) for frames in (25, 22, 20, 18, 16, 14, 12, 10, 9, 8))
+TEMPOS = tuple(round(1_500 / frames) for frames in (24, 22, 20, 18, 16, 14, 12, 10, 9, 8))
 NO_CHORDS, NO_MELODY = 0.2, 0.15  # shares of songs: what is simple is learnt first
 SLOW, FAST = 85, 140  # beats a minute: below, above
 # Lowest pitches, MIDI numbers; each part keeps to the octave from there.
