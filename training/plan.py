@@ -48,7 +48,7 @@ class Plan:
     decoder_steps: int = 4_000
     decoder_rate: float = 3e-4
     lm_songs: int = 10_000
-    lm_steps: int = 20_000
+    lm_steps: int = 40_000
     lm_batch: int = 4
     lm_seconds: float = 8.0
     lm_rate: float = 1e-3
