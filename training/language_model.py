@@ -23,7 +23,7 @@ from training.instruments import PITCHED
 from training.loop import Clock, cosine, steps
 from training.network import Network, delayed
 from training.plan import Plan
-from training.songs import STYLES, TEMPOS, Song, surprises
+from training.songs import STYLES, TEMPOS, Song, half_beat, surprises
 
 TEACHING = 0.3  # the weight of the lessons
 KEEPING_TIME = 0.6  # and of the beat's
@@ -81,7 +81,7 @@ class Beat(nn.Module):
 
     def forward(self, hidden: Tensor, frames: Tensor, songs: Sequence[Song]) -> Tensor:
         """How wrongly it is read off hidden [B, S, width] of songs at their frames [B, S]."""
-        beat = torch.tensor([3_000 / song.tempo for song in songs], device=frames.device).round()[:, None].long()
+        beat = torch.tensor([2 * half_beat(song.tempo) for song in songs], device=frames.device)[:, None]
         bar = torch.tensor([STYLES[song.style].beats for song in songs], device=frames.device)[:, None]
         tempo = torch.tensor([TEMPOS.index(song.tempo) for song in songs], device=frames.device)[:, None]
         wanted = tempo.expand_as(frames), frames % beat, frames // beat % bar
@@ -110,7 +110,7 @@ def classes(song: Song) -> list[int]:
 
 
 CLASSES = (len(STYLES), len(PITCHED) + 1, len(PITCHED) + 1, 3, 3, 2, 2, 12, 3)
-BEATS = (len(TEMPOS), 2 * 24, 4)
+BEATS = (len(TEMPOS), 2 * half_beat(min(TEMPOS)), 4)
 
 
 def encode(plan: Plan, codec: Any, clock: Clock) -> tuple[Tensor, list[Song]]:

@@ -204,6 +204,11 @@ def near(tempo: int) -> int:
     return min(TEMPOS, key=lambda other: abs(other - tempo))
 
 
+def half_beat(tempo: int) -> int:
+    """How many of the codec's frames half a beat lasts."""
+    return round(1_500 / tempo)
+
+
 def surprises(song: Song) -> frozenset[str]:
     """What its style would not make one expect: `drums`, or the lack of them, and `tempo`."""
     style, found = STYLES[song.style], set()
@@ -220,7 +225,7 @@ def compose(song: Song, seconds: float, rng: np.random.Generator) -> list[Note]:
     A song is a loop of about four seconds. What comes again within a clip is what a model learns to keep time by.
     """
     style = STYLES[song.style]
-    step = round(1_500 / song.tempo) / 100
+    step = half_beat(song.tempo) / 100
     bar = style.beats * STEPS
     waltz = style.beats == 3
     progressions = (PROGRESSIONS if song.tempo > (FAST if waltz else SLOW) else PAIRS)[song.mode]
