@@ -16,7 +16,7 @@ from training.plan import SAMPLE_RATE, Plan
 from training.render import render
 from training.songs import Song
 
-SONG = Song("rock", 150, "major", 0, "organ", "lead", drums=True, bass=True, register="low", brightness=1.0)
+SONG = Song("rock", 150, "major", register="low", brightness=1.0, drums=True, tune=0)
 TONE = np.sin(2 * np.pi * 220 * np.arange(SAMPLE_RATE) / SAMPLE_RATE).astype(np.float32)
 NOISE = np.random.default_rng(0).standard_normal(SAMPLE_RATE).astype(np.float32)
 
@@ -46,7 +46,7 @@ def test_the_longest_silence_is_found() -> None:
 
 def test_a_clip_is_asked_only_what_its_caption_says() -> None:
     tallies = {question.name: Tally() for question in QUESTIONS}
-    reading = meters.read(render(SONG, 8.0, 1))
+    reading = meters.read(render(SONG, 8.0))
     evaluate._ask(tallies, SONG, Caption("fast rock with drums", frozenset({"tempo", "drums"})), reading)
     assert {name: (t.right, t.asked) for name, t in tallies.items() if t.asked} == {
         "drums or none": (1, 1),

@@ -23,9 +23,9 @@ from training.losses import hiss
 from training.network import Network, delayed
 from training.plan import CARD, CODEBOOKS, FRAME_RATE, HOP, SAMPLE_RATE, Plan
 from training.render import render
-from training.songs import TEMPOS, Song, compose, draw_song, near, surprises
+from training.songs import SONGS, STYLES, TEMPOS, Song, compose, draw_song, half_beat, near, surprises
 
-SONG = Song("rock", 120, "major", 0, "organ", "lead", drums=True, bass=True, register="middle", brightness=0.5)
+SONG = Song("rock", 125, "major", register="middle", brightness=1.0, drums=True, tune=0)
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,6 @@ def plan(tmp_path_factory: pytest.TempPathFactory) -> Plan:
         folder=folder,
         kept=folder / "kept",
         songs=100,
-        lm_songs=100,
         codec_steps=4,
         plain_steps=2,
         decoder_steps=2,
@@ -55,7 +54,7 @@ def plan(tmp_path_factory: pytest.TempPathFactory) -> Plan:
 
 @pytest.fixture(scope="module")
 def songs(plan: Plan) -> dataset.Dataset:
-    few = [dataset.one(plan.seed, number, 10.0) for number in range(4)]
+    few = [(song, render(song, dataset.SECONDS)) for song in dataset.order(plan.seed)[:4]]
     (plan.folder / "songs").mkdir()
     samples = np.stack([few[n % 4][1] for n in range(100)])
     np.save(plan.folder / "songs" / "songs-000.npy", np.round(samples * 32_767).astype(np.int16))
@@ -244,17 +243,43 @@ def test_kmeans_finds_the_middles() -> None:
     assert torch.cdist(middles, centres).min(dim=1).values.max() < 0.3
 
 
-def test_a_song_is_its_seed_and_the_middle_of_it_is_the_same_song() -> None:
-    assert np.array_equal(render(SONG, 2.0, 7), render(SONG, 2.0, 7))
-    assert not np.array_equal(render(SONG, 2.0, 7), render(SONG, 2.0, 8))
-    notes = compose(SONG, 8.0, np.random.default_rng(7))
+def test_a_song_is_the_same_whenever_it_is_rendered_and_another_tune_is_another_song() -> None:
+    assert np.array_equal(render(SONG, 2.0), render(SONG, 2.0))
+    assert not np.array_equal(render(SONG, 2.0), render(replace(SONG, tune=1), 2.0))
+    notes = compose(SONG, 8.0)
     assert {note.instrument for note in notes} == {"organ", "lead", "bass", "kick", "snare", "hat"}
     assert all(0 <= note.start < 8 for note in notes)
 
 
+def test_drums_alone_are_the_drums_of_the_song() -> None:
+    drums = render(SONG, 4.0, drums_alone=True)
+    rest = render(replace(SONG, drums=False), 4.0)
+    assert np.abs(drums).max() > 0.05
+    np.testing.assert_allclose(drums + rest, render(SONG, 4.0), atol=1e-5)
+    assert not render(replace(SONG, drums=False), 4.0, drums_alone=True).any()
+
+
+def test_every_song_is_learnt_from_or_left_and_none_twice() -> None:
+    order = dataset.order(1)
+    assert len(order) == len(SONGS) >= Plan().songs
+    assert set(order) == set(SONGS)
+    assert order != dataset.order(2)
+
+
+def test_a_song_is_drawn_as_often_as_its_style_would_have_it() -> None:
+    rng = np.random.default_rng(0)
+    drawn = [draw_song(rng) for _ in range(600)]
+    techno = [song for song in drawn if song.style == "techno"]
+    assert 0.04 < len(techno) / len(drawn) < 0.14
+    assert sum(song.drums for song in techno) > 0.6 * len(techno)
+    assert sum(song.tempo in (125, 150) for song in techno) > 0.6 * len(techno)
+    assert {song.tempo for song in drawn} == set(TEMPOS)
+
+
 @pytest.mark.parametrize("number", range(12))
 def test_songs_are_sound(number: int) -> None:
-    song, wav = dataset.one(5, number, 4.0)
+    song = dataset.order(5)[number]
+    wav = render(song, 4.0)
     assert wav.shape == (4 * SAMPLE_RATE,)
     assert np.isfinite(wav).all()
     assert np.abs(wav).max() <= 0.98
@@ -262,32 +287,51 @@ def test_songs_are_sound(number: int) -> None:
 
 
 @pytest.mark.parametrize(
+    ("tempo", "wanted"), [(75, "4---2-0-"), (125, "40-.2-0-"), (150, "400.2200")], ids=["slow", "middle", "fast"]
+)
+def test_a_tune_is_longer_notes_when_slow_and_more_when_fast(tempo: int, wanted: str) -> None:
+    """The tune `40-.`, `2-0-`: what is on the beat, what is written, and all that goes on struck again."""
+    style = replace(STYLES["rock"], tunes=(("40-.", "2-0-"), ("0000", "0000")))
+    song = replace(SONG, tempo=tempo, drums=False)
+    half = half_beat(tempo) / FRAME_RATE
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(STYLES, "rock", style)
+        notes = [note for note in compose(song, 8 * half) if note.instrument == "lead"]
+    signs = ["."] * 8
+    for note in notes:
+        at, length = round(note.start / half), round(note.length / half)
+        degree = {0: "0", 4: "2", 7: "4", 5: "0", 9: "2"}[note.pitch % 12]
+        signs[at : at + length] = [degree, *"-" * (length - 1)]
+    assert "".join(signs) == wanted
+
+
+@pytest.mark.parametrize(
     ("one", "other", "meter", "threshold"),
     [
         ({"drums": False}, {"drums": True}, "percussion", meters.DRUMS),
-        ({"tempo": 70}, {"tempo": 160}, "pace", meters.FAST),
-        ({"register": "low"}, {"register": "high", "bass": False}, "register", meters.HIGH),
+        ({"tempo": 75}, {"tempo": 150}, "pace", meters.FAST),
+        ({"register": "low"}, {"register": "high"}, "register", meters.HIGH),
         ({"brightness": 0.0}, {"brightness": 1.0}, "brightness", meters.BRIGHT),
         ({"mode": "minor"}, {"mode": "major"}, "mode", meters.MAJOR),
     ],
 )
-@pytest.mark.parametrize(("style", "chords"), [("rock", "organ"), ("folk", "plucked"), ("lofi", "electric piano")])
+@pytest.mark.parametrize("style", ["rock", "folk", "lofi"])
 def test_meters_tell_songs_apart_that_differ_in_one_thing(
-    one: dict[str, object], other: dict[str, object], meter: str, threshold: float, style: str, chords: str
+    one: dict[str, object], other: dict[str, object], meter: str, threshold: float, style: str
 ) -> None:
-    plain = replace(SONG, style=style, chords=chords, melody=chords)
-    below = getattr(meters.read(render(replace(plain, **one), 8.0, 3)), meter)
-    above = getattr(meters.read(render(replace(plain, **other), 8.0, 3)), meter)
+    plain = replace(SONG, style=style)
+    below = getattr(meters.read(render(replace(plain, **one), 8.0)), meter)
+    above = getattr(meters.read(render(replace(plain, **other), 8.0)), meter)
     assert below < threshold < above
 
 
 @pytest.mark.parametrize("style", ["rock", "folk", "waltz", "lofi"])
 @pytest.mark.parametrize("tempo", TEMPOS)
 def test_a_song_is_a_loop_of_whole_frames_that_a_window_holds_more_than_once(style: str, tempo: int) -> None:
-    song = replace(SONG, style=style, tempo=tempo, chords="piano", melody="flute", drums=True, bass=True)
+    song = replace(SONG, style=style, tempo=tempo)
     notes = {
         (note.instrument, note.pitch, round(2 * note.start * FRAME_RATE), round(note.length, 6))
-        for note in compose(song, 20.0, np.random.default_rng(1))
+        for note in compose(song, 20.0)
     }
 
     def again(frames: int) -> bool:
@@ -316,12 +360,12 @@ def test_the_beat_is_counted_from_a_songs_first_frame() -> None:
     frames = torch.tensor([[0, 30, 31], [95, 96, 191]])
     songs = [replace(SONG, tempo=94), replace(SONG, tempo=62, style="waltz")]
     # tempo, frame of the beat, beat of the bar: 32 frames a beat and four beats, 48 and three
-    true = [[(4, 0, 0), (4, 30, 0), (4, 31, 0)], [(0, 47, 1), (0, 0, 2), (0, 47, 0)]]
+    true = [[(2, 0, 0), (2, 30, 0), (2, 31, 0)], [(0, 47, 1), (0, 0, 2), (0, 47, 0)]]
     hidden = torch.zeros(2, 3, sum(language_model.BEATS))
     with torch.no_grad():
         for b, row in enumerate(true):
             for s, (tempo, frame, count) in enumerate(row):
-                hidden[b, s, [tempo, 10 + frame, 58 + count]] = 1.0
+                hidden[b, s, [tempo, 6 + frame, 54 + count]] = 1.0
         rows = torch.eye(sum(language_model.BEATS)).split(list(language_model.BEATS))
         for head, weight in zip(beat.heads, rows, strict=True):
             head.weight.copy_(10 * weight)
@@ -358,8 +402,8 @@ def test_captions_say_what_is_true_and_what_they_say_is_told() -> None:
         ({"style": "techno", "tempo": 125, "drums": False}, {"drums"}),
         ({"style": "ambient", "tempo": 75, "drums": False}, set()),
         ({"style": "ambient", "tempo": 150, "drums": True}, {"drums", "tempo"}),
-        ({"style": "jazz", "tempo": 107, "drums": True}, set()),
-        ({"style": "jazz", "tempo": 107, "drums": False}, set()),
+        ({"style": "jazz", "tempo": 94, "drums": True}, set()),
+        ({"style": "jazz", "tempo": 94, "drums": False}, set()),
     ],
 )
 def test_what_a_style_would_not_make_one_expect_is_always_said(song: dict[str, object], expected: set[str]) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from training.songs import FAST, SLOW, TEMPOS, Song, near
+from training.songs import FAST, SLOW, STYLES, TEMPOS, Song, near
 
 GENRES = {
     "ambient": ("ambient", "ambient soundscape", "meditation music", "drone", "sleep music"),
@@ -23,7 +23,6 @@ GENRES = {
     "music box": ("music box", "lullaby", "toy music", "nursery rhyme"),
 }
 INSTRUMENTS = {
-    "": (),
     "piano": ("piano", "grand piano", "keys"),
     "electric piano": ("electric piano", "rhodes", "e-piano"),
     "organ": ("organ", "hammond organ", "church organ"),
@@ -51,7 +50,6 @@ REGISTERS = {
 }
 COLOURS = {
     "dark": ("dark", "warm", "muffled", "mellow", "dark timbre"),
-    "plain": (),
     "bright": ("bright", "crisp", "shiny", "sparkling", "bright timbre"),
 }
 DRUMS = {
@@ -66,8 +64,8 @@ def speed(song: Song) -> str:
 
 
 def colour(song: Song) -> str:
-    """Dark, plain or bright."""
-    return "dark" if song.brightness < 0.3 else "bright" if song.brightness > 0.7 else "plain"
+    """Dark or bright."""
+    return "dark" if song.brightness < 0.5 else "bright"
 
 
 # What a prompt may say of each tempo there is: whatever number is nearest to it.
@@ -133,12 +131,12 @@ def caption(song: Song, rng: np.random.Generator, surely: frozenset[str] = froze
     parts = {
         "genre": one(GENRES[song.style]),
         "tempo": one((f"{number} bpm", f"{number} BPM")) if numbered else one(SPEEDS[speed(song)]),
-        "mood": one(MOODS[song.mode] if song.chords else ()),  # a melody alone may be either
+        "mood": one(MOODS[song.mode]),
         "drums": one(DRUMS[song.drums]),
         "register": one(REGISTERS[song.register]),
         "colour": one(COLOURS[colour(song)]),
-        "chords": one(INSTRUMENTS[song.chords]),
-        "melody": one(INSTRUMENTS[song.melody]),
+        "chords": one(INSTRUMENTS[STYLES[song.style].chords]),
+        "melody": one(INSTRUMENTS[STYLES[song.style].melody]),
     }
     said = {key: words for key, words in parts.items() if words and (rng.random() < CHANCES[key] or key in surely)}
     said = said or {"genre": parts["genre"]}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from training.evaluate import QUESTIONS, Result, Tally
 from training.plan import CARD, CODEBOOKS, Plan
-from training.songs import TEMPOS
+from training.songs import SONGS, TEMPOS
 
 MEASURED = "<!-- measured -->"
 END = "<!-- end of measured -->"
@@ -78,7 +78,7 @@ released models, by its name in the same request.
 
 ## Data
 
-{plan.lm_songs:,} songs of 10 s, the codec's {plan.songs:,} among them, made by the project's own renderer
+{plan.songs:,} songs of 10 s of the {len(SONGS):,} that the project's own renderer knows
 (`training/`): eleven instruments and four drums, all synthesised, twelve genres, major and minor, {TEMPOS[0]} to
 {TEMPOS[-1]} beats a minute, and captions from a grammar. No recording and no work of anyone else is in it. It knows
 the English words of its grammar; captions had others in between, so that it reads past them.

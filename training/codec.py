@@ -167,14 +167,13 @@ def windows(plan: Plan, songs: Dataset, number: int) -> np.ndarray[Any, np.dtype
     gain = rng.uniform(0.5, 1.5, (plan.codec_batch, 1)).astype(np.float32)
     alone = round(plan.codec_drums * plan.codec_batch)
     some = [songs.window(song, begin, length) for song, begin in at[alone:]]
-    some += [_drums_alone(songs.songs[song], length, begin, rng) for song, begin in at[:alone]]
+    some += [_drums_alone(songs.songs[song], length, begin) for song, begin in at[:alone]]
     return gain * np.stack(some)
 
 
-def _drums_alone(song: Song, length: int, begin: int, rng: np.random.Generator) -> np.ndarray[Any, Any]:
+def _drums_alone(song: Song, length: int, begin: int) -> np.ndarray[Any, Any]:
     """Samples [length] of nothing but the drums of a song's style."""
-    bare = replace(song, chords="", melody="", bass=False, drums=True)
-    return render(bare, length / SAMPLE_RATE, int(rng.integers(2**31)), begin / SAMPLE_RATE)
+    return render(replace(song, drums=True), length / SAMPLE_RATE, begin / SAMPLE_RATE, drums_alone=True)
 
 
 @torch.no_grad()

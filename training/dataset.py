@@ -9,6 +9,7 @@ import json
 import os
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -17,23 +18,22 @@ from tqdm import tqdm
 
 from training.loop import Clock, OutOfTime
 from training.render import render
-from training.songs import Song, draw_song
+from training.songs import SONGS, Song
 
 SECONDS = 10.0  # of a song; more than a window, so that windows begin anywhere
 SHARD = 100
 
 
-def one(seed: int, number: int, seconds: float = SECONDS) -> tuple[Song, NDArray[np.float32]]:
-    """Song `number` of a seed and its samples [T], from its first beat on: as a clip begins."""
-    rng = np.random.default_rng([seed, number])
-    song = draw_song(rng)
-    return song, render(song, seconds, int(rng.integers(2**31)))
+@lru_cache(maxsize=1)
+def order(seed: int) -> tuple[Song, ...]:
+    """Every song there is, as the seed shuffles them; which are learnt from are the first."""
+    return tuple(SONGS[n] for n in np.random.default_rng(seed).permutation(len(SONGS)))
 
 
 def shard(seed: int, number: int) -> tuple[list[Song], NDArray[np.int16]]:
-    """The songs of a shard and their samples [SHARD, T]."""
-    clips = [one(seed, song) for song in range(number * SHARD, (number + 1) * SHARD)]
-    return [song for song, _ in clips], np.stack([np.round(wav * 32_767).astype(np.int16) for _, wav in clips])
+    """The songs of a shard and their samples [SHARD, T], from their first beat on: as a clip begins."""
+    songs = list(order(seed)[number * SHARD : (number + 1) * SHARD])
+    return songs, np.stack([np.round(render(song, SECONDS) * 32_767).astype(np.int16) for song in songs])
 
 
 def _write_shard(folder: Path, seed: int, number: int) -> None:

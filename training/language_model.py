@@ -19,11 +19,10 @@ from training import codec as codecs
 from training import text
 from training.captions import caption, speed
 from training.dataset import SHARD, describe, described, shard
-from training.instruments import PITCHED
 from training.loop import Clock, cosine, steps
 from training.network import Network, delayed
 from training.plan import Plan
-from training.songs import STYLES, TEMPOS, Song, half_beat, surprises
+from training.songs import REGISTERS, STYLES, TEMPOS, Song, chance, half_beat, surprises
 
 TEACHING = 0.3  # the weight of the lessons
 KEEPING_TIME = 0.6  # and of the beat's
@@ -32,7 +31,7 @@ EAGER = 8.0  # how much faster the embeddings learn: each is seen in few steps, 
 HEEDFUL = 3.0  # and what brings the prompt in
 # A prompt decides how a clip begins, a few nats of the thousands that a long window has; what follows, the beginning
 # decides. So many windows are short. (length in parts of the whole window, chance)
-WINDOWS = ((0.125, 0.2), (0.5, 0.2), (1.0, 0.6))
+WINDOWS = ((0.125, 0.15), (0.5, 0.5), (1.0, 0.35))
 # Most begin where the song does, as a clip does: then a position and a tempo say whether there is a beat. The others
 # are for clips that go on beyond a window.
 FROM_THE_START = 0.75
@@ -98,18 +97,16 @@ def classes(song: Song) -> list[int]:
     """A song as numbers, each below its place in CLASSES."""
     return [
         list(STYLES).index(song.style),
-        ["", *PITCHED].index(song.chords),
-        ["", *PITCHED].index(song.melody),
-        ["low", "middle", "high"].index(song.register),
-        round(2 * song.brightness),
+        list(REGISTERS).index(song.register),
+        int(song.brightness > 0.5),
         int(song.mode == "major"),
         int(song.drums),
-        min((song.tempo - 60) // 10, 11),
+        TEMPOS.index(song.tempo),
         ["slow", "middle", "fast"].index(speed(song)),
     ]
 
 
-CLASSES = (len(STYLES), len(PITCHED) + 1, len(PITCHED) + 1, 3, 3, 2, 2, 12, 3)
+CLASSES = (len(STYLES), len(REGISTERS), 2, 2, 2, len(TEMPOS), 3)
 BEATS = (len(TEMPOS), 2 * half_beat(min(TEMPOS)), 4)
 
 
@@ -121,7 +118,7 @@ def encode(plan: Plan, codec: Any, clock: Clock) -> tuple[Tensor, list[Song]]:
     """
     folder = plan.folder / "tokens"
     folder.mkdir(parents=True, exist_ok=True)
-    places = [folder / f"tokens-{number:03}.pt" for number in range(plan.lm_songs // SHARD)]
+    places = [folder / f"tokens-{number:03}.pt" for number in range(plan.songs // SHARD)]
     missing = [number for number, place in enumerate(places) if not place.exists()]
     bar = tqdm(missing, "encoding", disable=None)
     with ProcessPoolExecutor(1) as pool:
@@ -151,8 +148,8 @@ def misread(read: Tensor, share: float, rng: np.random.Generator) -> Tensor:
 
 
 def weight(song: Song) -> float:
-    """How often a song is learnt from, beside one that is what its style makes one expect."""
-    return math.prod(SURPRISING[key] for key in surprises(song))
+    """How often a song is learnt from, beside others."""
+    return chance(song) * math.prod(SURPRISING[key] for key in surprises(song))
 
 
 def train(plan: Plan, tokens: Tensor, songs: Sequence[Song], clock: Clock) -> tuple[Network, Any, Any]:

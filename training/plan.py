@@ -20,13 +20,12 @@ class Plan:
         folder: where everything goes that is not the result.
         kept: where a codec is that has passed, as it is exported, and its curves; a run begins with it.
         seed: of songs, weights, batches.
-        songs: how many the codec learns from.
+        songs: how many are learnt from, of all that there are; of the language model's only the tokens are kept.
         codec_steps, codec_batch, codec_seconds, codec_rate: of the codec's training; the rate is AdamW's highest.
         codec_drums: the share of its windows that are drums alone.
         plain_steps: the codec's first steps, without quantisation; its codebooks are then found by k-means.
         clean_from: the step from which the codec is to be silent where the song is.
         decoder_steps, decoder_rate: of the codec's decoder, after that, alone.
-        lm_songs: how many the language model learns from, the codec's among them; only their tokens are kept.
         lm_steps, lm_batch, lm_seconds, lm_rate: of the language model's; a window is `lm_seconds` long.
         dropout: the share of positions at which a branch of the language model is left out in training.
         noise: the share of tokens that it reads wrongly in training, as it does after a token that it chose badly.
@@ -37,7 +36,7 @@ class Plan:
     folder: Path = Path("build/training")
     kept: Path = Path(__file__).parent / "passed"
     seed: int = 1
-    songs: int = 6_000
+    songs: int = 3_400
     codec_steps: int = 7_000
     codec_batch: int = 8
     codec_seconds: float = 0.5
@@ -47,8 +46,7 @@ class Plan:
     clean_from: int = 1_800
     decoder_steps: int = 4_000
     decoder_rate: float = 3e-4
-    lm_songs: int = 10_000
-    lm_steps: int = 40_000
+    lm_steps: int = 38_000
     lm_batch: int = 4
     lm_seconds: float = 8.0
     lm_rate: float = 1e-3

@@ -80,11 +80,11 @@ def _filter(order: int, edge: float | tuple[float, float], kind: str) -> NDArray
     return np.asarray(butter(order, edge, kind, fs=SAMPLE_RATE, output="sos"))
 
 
-def render(song: Song, seconds: float, seed: int, begin: float = 0.0) -> NDArray[np.float32]:
+def render(song: Song, seconds: float, begin: float = 0.0, drums_alone: bool = False) -> NDArray[np.float32]:
     """Samples [T] of a song from `begin` seconds on (a whole frame), within ±1, at about -20 dBFS."""
     mix = np.zeros(int(seconds * SAMPLE_RATE), np.float32)
-    for note in compose(song, begin + seconds, np.random.default_rng(seed)):
-        if note.start + note.length + TAIL < begin:
+    for note in compose(song, begin + seconds):
+        if note.start + note.length + TAIL < begin or (drums_alone and note.pitch):
             continue
         first = math.floor(note.start * 50 + 0.501)
         if note.pitch:

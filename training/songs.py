@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
+from itertools import product, starmap
 
 import numpy as np
+from numpy.typing import NDArray
 
 # Steps of a scale, in semitones.
 SCALES = {"major": (0, 2, 4, 5, 7, 9, 11), "minor": (0, 2, 3, 5, 7, 8, 10)}
-# Degrees of the chords. The tonic comes first and often: a clip is short, and its mode is to be heard.
-PAIRS = {"major": ((0, 4),), "minor": ((0, 4),)}  # of two chords the fifth says best which tonic it is
-PROGRESSIONS = {
-    "major": ((0, 3, 4, 0), (0, 4, 0, 3), (0, 3, 0, 4), (0, 4, 3, 0)),
-    "minor": ((0, 3, 4, 0), (0, 4, 0, 3), (0, 3, 0, 4), (0, 5, 4, 0)),
-}
-# Tonics: few, so that few notes are to be learnt. Both pairs are relatives.
-KEYS = {"major": (0, 7), "minor": (9, 4)}
+# Degrees of the chords, a progression for each of a style's tunes. The tonic comes first and often: a clip is short,
+# and its mode is to be heard.
+PAIR = (0, 3)  # of two chords; the meter of mode hears with the fourth best which tonic it is
+PROGRESSIONS = {"major": ((0, 3, 4, 0), (0, 4, 0, 3)), "minor": ((0, 3, 4, 0), (0, 5, 4, 0))}
+TONICS = {"major": 0, "minor": 9}  # relatives, so that few notes are to be learnt
 STEPS = 4  # a beat
-# Beats a minute, 62 to 188, about 12% apart: their half beats are whole numbers of the codec's frames, so that what a
-# song repeats has the same tokens again; and they are few, so that each is heard often enough to be kept.
-TEMPOS = tuple(round(1_500 / frames) for frames in (24, 22, 20, 18, 16, 14, 12, 10, 9, 8))
-NO_CHORDS, NO_MELODY = 0.2, 0.15  # shares of songs: what is simple is learnt first
+# Beats a minute, 62 to 188. Their half beats are whole numbers of the codec's frames, so that what a song repeats has
+# the same tokens again, and share divisors with the 16 after which a held note has its tokens again: by those a model
+# counts. Of ten tempos it knew where in a half beat it was at 80 to 90% of positions for those of 8, 10, 12 and 16
+# frames, and at 20 to 60% for those of 9, 14, 18 and 22.
+TEMPOS = tuple(round(1_500 / frames) for frames in (24, 20, 16, 12, 10, 8))
 SLOW, FAST = 85, 140  # beats a minute: below, above
 # Lowest pitches, MIDI numbers; each part keeps to the octave from there.
 CHORDS_FROM = {"low": 45, "middle": 52, "high": 62}
@@ -30,21 +31,24 @@ BASS_FROM = 33
 
 @dataclass(frozen=True, slots=True)
 class Style:
-    """A genre: how fast, with what, and how the drums go.
+    """A genre: how fast, with what, which tunes, and how the drums go.
 
     Attributes:
         tempo: lowest and highest, in beats a minute.
-        chords, melodies: instruments that play them.
+        chords, melody: instruments that play them.
         drums: chance of drums.
-        beats: a bar's.
+        tunes: melodies. Each is two halves of bars (a waltz's: two bars) in turn, a sign for each half beat: a degree
+            over the chord, `-` what goes on, `.` a rest.
         pattern: hits by drum, a string of STEPS * beats places: `x` hit, `.` none.
+        beats: a bar's.
         arpeggio: whether the chords are broken.
     """
 
     tempo: tuple[int, int]
-    chords: tuple[str, ...]
-    melodies: tuple[str, ...]
+    chords: str
+    melody: str
     drums: float
+    tunes: tuple[tuple[str, str], tuple[str, str]]
     pattern: dict[str, str]
     beats: int = 4
     arpeggio: bool = False
@@ -53,90 +57,102 @@ class Style:
 STYLES: dict[str, Style] = {
     "ambient": Style(
         (60, 84),
-        ("pad", "strings"),
-        ("bells", "piano", "flute"),
+        "pad",
+        "bells",
         0.05,
+        (("0---", "4---"), ("4---", "2-0-")),
         {"kick": "x...............", "hat": "....x.......x..."},
     ),
     "techno": Style(
         (122, 145),
-        ("pad", "lead"),
-        ("lead", "plucked"),
+        "lead",
+        "plucked",
         0.95,
+        (("0402", "0424"), ("0.00", "4.20")),
         {"kick": "x...x...x...x...", "hat": "..x...x...x...x.", "clap": "....x.......x..."},
         arpeggio=True,
     ),
     "lofi": Style(
         (68, 92),
-        ("electric piano", "piano"),
-        ("electric piano", "flute", "plucked"),
+        "electric piano",
+        "flute",
         0.85,
+        (("42-0", "2---"), ("0-24", "4-2-")),
         {"kick": "x.....x...x.....", "snare": "....x.......x...", "hat": "x.x.x.x.x.x.x.x."},
     ),
     "cinematic": Style(
         (62, 120),
-        ("strings", "pad"),
-        ("strings", "piano", "flute"),
+        "strings",
+        "piano",
         0.3,
+        (("0-4-", "2---"), ("4---", "0-2-")),
         {"kick": "x.......x.......", "snare": "....x.......x..."},
     ),
     "rock": Style(
-        (108, 172),
-        ("organ", "lead"),
-        ("lead", "organ"),
+        (112, 165),
+        "organ",
+        "lead",
         0.95,
+        (("0042", "4420"), ("02-4", "2-00")),
         {"kick": "x.....x.x.......", "snare": "....x.......x...", "hat": "x.x.x.x.x.x.x.x."},
     ),
     "waltz": Style(
-        (84, 180),
-        ("piano", "strings"),
-        ("piano", "flute", "strings"),
+        (84, 165),
+        "piano",
+        "strings",
         0.1,
+        (("0-2-4-", "4-2-2-"), ("4---2-", "0-----")),
         {"kick": "x...........", "hat": "....x...x..."},
         beats=3,
     ),
     "chiptune": Style(
-        (118, 180),
-        ("chip",),
-        ("chip",),
+        (118, 165),
+        "chip",
+        "chip",
         0.6,
+        (("0424", "2404"), ("0240", "4202")),
         {"kick": "x...x...x...x...", "snare": "....x.......x...", "hat": "x.x.x.x.x.x.x.x."},
         arpeggio=True,
     ),
     "house": Style(
         (116, 130),
-        ("organ", "electric piano", "pad"),
-        ("piano", "lead"),
+        "organ",
+        "piano",
         0.95,
+        (("0-42", "0-24"), ("4.42", "2.20")),
         {"kick": "x...x...x...x...", "hat": "..x...x...x...x.", "clap": "....x.......x..."},
     ),
     "folk": Style(
-        (70, 140),
-        ("plucked",),
-        ("flute", "plucked"),
+        (70, 135),
+        "plucked",
+        "flute",
         0.1,
+        (("0-24", "4-20"), ("42-0", "2-0-")),
         {"kick": "x.......x.......", "hat": "..x.x.x...x.x.x."},
         arpeggio=True,
     ),
     "jazz": Style(
-        (90, 180),
-        ("piano", "electric piano"),
-        ("piano", "flute"),
+        (90, 165),
+        "piano",
+        "electric piano",
         0.7,
+        (("4-20", "0-2-"), ("02-4", "42-0")),
         {"hat": "x...x.x.x...x.x.", "snare": "....x.......x..."},
     ),
     "drum and bass": Style(
-        (160, 180),
-        ("pad",),
-        ("lead", "bells"),
+        (170, 180),
+        "pad",
+        "lead",
         1.0,
+        (("0---", "4-2-"), ("4-0-", "2---")),
         {"kick": "x.........x.....", "snare": "....x.......x...", "hat": "x.x.x.x.x.x.x.x."},
     ),
     "music box": Style(
         (60, 120),
-        ("bells",),
-        ("bells",),
+        "bells",
+        "bells",
         0.05,
+        (("0-4-", "2-4-"), ("4-2-", "0-2-")),
         {"kick": "x.......x.......", "hat": "....x.......x..."},
         arpeggio=True,
     ),
@@ -148,21 +164,18 @@ class Song:
     """One clip to be rendered.
 
     Attributes:
-        chords, melody: the instruments; at most one of them is empty, and that part is missing.
-        register: `low`, `high` or `middle`.
+        register: `low`, `high` (which has no bass) or `middle`.
         brightness: 0 dark to 1 bright.
+        tune: which of its style's.
     """
 
     style: str
     tempo: int
     mode: str
-    key: int
-    chords: str
-    melody: str
-    drums: bool
-    bass: bool
     register: str
     brightness: float
+    drums: bool
+    tune: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,27 +189,30 @@ class Note:
     level: float
 
 
+REGISTERS = {"low": 0.3, "middle": 0.4, "high": 0.3}  # and how often
+# Every song there is. They are few, so that a small model can learn what comes of each mixture: of 10,000 with more
+# instruments, keys and random melodies it knew, before anything came again, too little to keep time.
+SONGS = tuple(starmap(Song, product(STYLES, TEMPOS, ("major", "minor"), REGISTERS, (0.0, 1.0), (False, True), (0, 1))))
+
+
+def chance(song: Song) -> float:
+    """How often a song is drawn, beside others: its style decides most, the extremes come up often enough."""
+    style = STYLES[song.style]
+    usual = [tempo for tempo in TEMPOS if _usual(style, tempo)]
+    tempo = 0.7 * (song.tempo in usual) / len(usual) + 0.3 / len(TEMPOS)
+    drums = 0.7 * style.drums + 0.3 * 0.5
+    return tempo * (drums if song.drums else 1 - drums) * REGISTERS[song.register]
+
+
+@lru_cache(maxsize=1)
+def _chances() -> NDArray[np.float64]:
+    every = np.array([chance(song) for song in SONGS])
+    return np.asarray(every / every.sum())
+
+
 def draw_song(rng: np.random.Generator) -> Song:
-    """A song at random: the style decides most, the extremes come up often enough to be learnt."""
-    name = str(rng.choice(list(STYLES)))
-    style = STYLES[name]
-    drums = bool(rng.random() < (style.drums if rng.random() < 0.7 else 0.5))
-    register = str(rng.choice(["low", "middle", "high"], p=[0.3, 0.4, 0.3]))
-    low, high = style.tempo if rng.random() < 0.7 else (60, 180)
-    mode = str(rng.choice(["major", "minor"]))
-    alone = float(rng.random())
-    return Song(
-        style=name,
-        tempo=near(int(rng.integers(low, high + 1))),
-        mode=mode,
-        key=int(rng.choice(KEYS[mode])),
-        chords="" if alone < NO_CHORDS else str(rng.choice(style.chords)),
-        melody="" if alone > 1 - NO_MELODY else str(rng.choice(style.melodies)),
-        drums=drums,
-        bass=register == "low" or (register == "middle" and bool(rng.random() < 0.6)),
-        register=register,
-        brightness=float(rng.choice([0.0, 0.5, 1.0], p=[0.35, 0.3, 0.35])),
-    )
+    """A song at random, by its chance."""
+    return SONGS[int(rng.choice(len(SONGS), p=_chances()))]
 
 
 def near(tempo: int) -> int:
@@ -214,12 +230,16 @@ def surprises(song: Song) -> frozenset[str]:
     style, found = STYLES[song.style], set()
     if style.drums < 0.25 if song.drums else style.drums > 0.75:
         found.add("drums")
-    if not near(style.tempo[0]) <= song.tempo <= near(style.tempo[1]):
+    if not _usual(style, song.tempo):
         found.add("tempo")
     return frozenset(found)
 
 
-def compose(song: Song, seconds: float, rng: np.random.Generator) -> list[Note]:
+def _usual(style: Style, tempo: int) -> bool:
+    return near(style.tempo[0]) <= tempo <= near(style.tempo[1])
+
+
+def compose(song: Song, seconds: float) -> list[Note]:
     """The notes of a song. Slow ones have long notes, fast ones short ones: that is what makes them so.
 
     A song is a loop of about four seconds. What comes again within a clip is what a model learns to keep time by.
@@ -228,19 +248,16 @@ def compose(song: Song, seconds: float, rng: np.random.Generator) -> list[Note]:
     step = half_beat(song.tempo) / 100
     bar = style.beats * STEPS
     waltz = style.beats == 3
-    progressions = (PROGRESSIONS if song.tempo > (FAST if waltz else SLOW) else PAIRS)[song.mode]
-    progression = progressions[int(rng.integers(len(progressions)))]
+    long = song.tempo > (FAST if waltz else SLOW)
+    progression = PROGRESSIONS[song.mode][song.tune] if long else PAIR
     part = bar if waltz else bar // 2
-    riffs = [_riff(song, part, rng) for _ in range(2)]
     notes: list[Note] = []
     for number in range(int(np.ceil(seconds / (part * step)))):
         degree = progression[number % len(progression)]
         begin = number * part * step
-        if song.chords:
-            notes += _chord(song, style, degree, begin, part, step)
-        if song.melody:
-            notes += _melody(song, riffs[number % 2], degree, begin, step)
-        if song.bass:
+        notes += _chord(song, style, degree, begin, part, step)
+        notes += _melody(song, style.tunes[song.tune][number % 2], degree, begin, step)
+        if song.register != "high":
             notes += _bass(song, degree, begin, part, step)
         if song.drums and number * part % bar == 0:
             notes += _drums(song, begin, step)
@@ -250,61 +267,57 @@ def compose(song: Song, seconds: float, rng: np.random.Generator) -> list[Note]:
 def _pitch(song: Song, degree: int, lowest: int, raised: bool = False) -> int:
     """A degree's pitch in the octave from `lowest` on; `raised` is the leading tone of a minor key's fifth."""
     lift = int(raised and song.mode == "minor" and degree % 7 == 6)
-    above = song.key + SCALES[song.mode][degree % 7] + lift - lowest
+    above = TONICS[song.mode] + SCALES[song.mode][degree % 7] + lift - lowest
     return lowest + above % 12
 
 
 def _chord(song: Song, style: Style, degree: int, begin: float, part: int, step: float) -> list[Note]:
     triad = sorted(_pitch(song, degree + third, CHORDS_FROM[song.register], degree == 4) for third in (0, 2, 4))
-    lift = 1.0 if song.melody else 1.4
     if style.arpeggio:
         every = 4 if song.tempo < SLOW else 2
         order: tuple[tuple[int, ...], ...] = ((0,), (1, 2)) if song.tempo < SLOW else ((0,), (1,), (2,), (1,))
         return [
-            Note(song.chords, triad[tone], begin + i * every * step, every * step, 0.5 * lift)
+            Note(style.chords, triad[tone], begin + i * every * step, every * step, 0.5)
             for i in range(part // every)
             for tone in order[i % len(order)]
         ]
     if style.beats == 3:  # oom-pah-pah
         return [
-            Note(song.chords, pitch, begin + beat * STEPS * step, STEPS * step, 0.45 * lift)
+            Note(style.chords, pitch, begin + beat * STEPS * step, STEPS * step, 0.45)
             for beat in ((0, 1, 2) if song.tempo > FAST else (1, 2))
             for pitch in triad
         ]
     strikes = part // 4 if song.tempo > FAST else 1
     length = part // strikes
     return [
-        Note(song.chords, pitch, begin + i * length * step, length * step, 0.42 * lift)
+        Note(style.chords, pitch, begin + i * length * step, length * step, 0.42)
         for i in range(strikes)
         for pitch in triad
     ]
 
 
-def _riff(song: Song, part: int, rng: np.random.Generator) -> list[tuple[int, int, int]]:
-    """A chord's melody: (step, length in steps, degree over the chord). Strong places have tones of the chord."""
-    lengths = (4, 4, 8) if song.tempo < SLOW else (2, 2, 2, 4) if song.tempo > FAST else (2, 4, 4, 6)
-    riff, at, degree = [], 0, int(rng.choice([0, 2, 4]))
-    while at < part:
-        length = int(rng.choice(lengths))
-        if at % 8 == 0:
-            degree = int(rng.choice([0, 2, 4]))
-        if at == 0 or rng.random() < 0.9 or not song.chords:  # a rest of a melody alone is silence
-            riff.append((at, min(length, part - at), degree))
-        degree = int(np.clip(degree + rng.choice([-2, -1, 1, 2]), -2, 7))
-        at += length
-    return riff
-
-
-def _melody(song: Song, riff: list[tuple[int, int, int]], degree: int, begin: float, step: float) -> list[Note]:
+def _melody(song: Song, tune: str, degree: int, begin: float, step: float) -> list[Note]:
+    """A slow song leaves out what is not on a beat; a fast one strikes again what goes on."""
+    signs = [sign if at % 2 == 0 else "-" for at, sign in enumerate(tune)] if song.tempo < SLOW else list(tune)
+    notes: list[tuple[int, int, str]] = []  # at, length in half beats, sign
+    for at, sign in enumerate(signs):
+        if sign != "-":
+            notes.append((at, 1, sign))
+        elif song.tempo > FAST:
+            notes.append((at, 1, notes[-1][2]))
+        else:
+            first, length, going_on = notes.pop()
+            notes.append((first, length + 1, going_on))
     return [
         Note(
-            song.melody,
-            _pitch(song, degree + above, MELODY_FROM[song.register], degree == 4),
-            begin + at * step,
-            length * step,
-            0.8 if song.chords else 1.3,
+            STYLES[song.style].melody,
+            _pitch(song, degree + int(above), MELODY_FROM[song.register], degree == 4),
+            begin + 2 * at * step,
+            2 * length * step,
+            0.8,
         )
-        for at, length, above in riff
+        for at, length, above in notes
+        if above != "."
     ]
 
 
