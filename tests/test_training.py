@@ -14,7 +14,7 @@ from musicgen_bento.engine.conditioning import TextConditioner
 from musicgen_bento.engine.decoder import EagerDecoder
 from musicgen_bento.engine.hub import Source
 from musicgen_bento.precision import FLOAT32
-from training import codec, dataset, export, language_model, meters, text
+from training import codec, dataset, export, instruments, language_model, meters, text
 from training.__main__ import make
 from training.captions import CHANCES, caption, colour, speed
 from training.instruments import PITCHED, tuned
@@ -342,17 +342,40 @@ def test_a_song_is_a_loop_of_whole_frames_that_a_window_holds_more_than_once(sty
     assert loop <= 6 * FRAME_RATE
 
 
-@pytest.mark.parametrize("instrument", ["organ", "strings", "pad", "flute", "lead", "chip"])
+HELD = ("organ", "strings", "pad", "flute", "lead", "chip")
+
+
+@pytest.mark.parametrize("instrument", HELD)
 def test_a_note_that_begins_later_vibrates_with_one_that_began_before(instrument: str) -> None:
     frames, second = 5, SAMPLE_RATE // 2
     first, later = (
-        PITCHED[instrument](tuned(220.0), 2.0, np.random.default_rng(1), 0.5, since)
-        for since in (0, frames / FRAME_RATE)
+        PITCHED[instrument](tuned(220.0, clock), 2.0, np.random.default_rng(1), 0.5, clock)
+        for clock in (instruments.Clock(12), instruments.Clock(12, since=frames))
     )
     there = slice(second, 3 * second)
     wanted = first[frames * HOP :][there]
     assert np.corrcoef(later[there], wanted)[0, 1] > 0.999
     assert np.corrcoef(later[there], first[there])[0, 1] < 0.9
+
+
+@pytest.mark.parametrize("instrument", HELD)
+@pytest.mark.parametrize("tempo", TEMPOS)
+def test_what_is_held_comes_again_with_the_half_beat(instrument: str, tempo: int) -> None:
+    clock = instruments.Clock(half_beat(tempo))
+    again = HOP * clock.half_beat
+    wave = PITCHED[instrument](tuned(440.0, clock), 2.5, np.random.default_rng(1), 0.5, clock)
+    there = slice(SAMPLE_RATE, 2 * SAMPLE_RATE - again)
+    assert np.corrcoef(wave[there], wave[again:][there])[0, 1] > 0.999
+
+
+@pytest.mark.parametrize("tempo", TEMPOS)
+def test_notes_are_in_tune_within_a_quarter_of_a_semitone(tempo: int) -> None:
+    clock = instruments.Clock(half_beat(tempo))
+    for pitch in range(33, 85):
+        frequency = 440 * 2 ** ((pitch - 69) / 12)
+        assert abs(1200 * np.log2(tuned(frequency, clock) / frequency)) < 26
+        repeats = tuned(frequency, clock) * instruments.period(frequency, clock) / FRAME_RATE
+        assert repeats == pytest.approx(round(repeats))
 
 
 def test_the_beat_is_counted_from_a_songs_first_frame() -> None:

@@ -46,7 +46,7 @@ class Plan:
     clean_from: int = 1_800
     decoder_steps: int = 4_000
     decoder_rate: float = 3e-4
-    lm_steps: int = 38_000
+    lm_steps: int = 44_000
     lm_batch: int = 4
     lm_seconds: float = 8.0
     lm_rate: float = 1e-3

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.signal import butter, fftconvolve, sosfilt
 
-from training.instruments import DRUMS, PITCHED, period, tuned
+from training.instruments import DRUMS, PITCHED, Clock, period, tuned
 from training.plan import SAMPLE_RATE
-from training.songs import Song, compose
+from training.songs import Song, compose, half_beat
 
 GAIN = 0.075  # of a part at a loudness of 1, so that songs come to about -20 dBFS
 FRAME = SAMPLE_RATE // 50  # notes begin where one of the codec's frames does, so that the same note has the same tokens
@@ -21,26 +22,23 @@ TAIL = 2.0  # seconds a note may sound after its end
 
 
 @lru_cache(maxsize=16384)
-def _note(instrument: str, pitch: int, cells: int, brightness: float, frame: int) -> NDArray[np.float32]:
-    """A note in its colour, at a loudness of 1, rendered once: songs play the same ones again and again.
-
-    `frame` is the one of its period that it begins at.
-    """
-    wave = _sound(instrument, pitch, cells, brightness, frame) * _gain(instrument, pitch, brightness)
+def _note(instrument: str, pitch: int, cells: int, brightness: float, clock: Clock) -> NDArray[np.float32]:
+    """A note in its colour, at a loudness of 1, rendered once: songs play the same ones again and again."""
+    wave = _sound(instrument, pitch, cells, brightness, clock) * _gain(instrument, pitch, brightness)
     return np.asarray(wave, np.float32)
 
 
 @lru_cache(maxsize=2048)
 def _gain(instrument: str, pitch: int, brightness: float) -> float:
     """What brings a note of about a second to an RMS of 1 in its loudest half, whatever the length that is played."""
-    wave = _sound(instrument, pitch, 12, brightness, 0)
+    wave = _sound(instrument, pitch, 12, brightness, Clock(12))
     blocks = wave[: len(wave) // FRAME // 25 * FRAME * 25].reshape(-1, 25 * FRAME)
     return 1 / float(np.sqrt((blocks**2).mean(axis=1).max()))
 
 
-def _sound(instrument: str, pitch: int, cells: int, brightness: float, frame: int) -> NDArray[np.float64]:
+def _sound(instrument: str, pitch: int, cells: int, brightness: float, clock: Clock) -> NDArray[np.float64]:
     rng = np.random.default_rng([pitch, *map(ord, instrument)])
-    wave = PITCHED[instrument](_frequency(pitch), cells * GRID, rng, brightness, frame * FRAME / SAMPLE_RATE)
+    wave = PITCHED[instrument](tuned(_frequency(pitch), clock), cells * GRID, rng, brightness, clock)
     if brightness > 0.7 and instrument != "bass":
         wave = _excite(wave)
     # dark ones without their highs; all of them leave what lies above 8 kHz to the drums
@@ -49,7 +47,7 @@ def _sound(instrument: str, pitch: int, cells: int, brightness: float, frame: in
 
 
 def _frequency(pitch: int) -> float:
-    return tuned(440.0 * 2 ** ((pitch - 69) / 12))
+    return float(440.0 * 2 ** ((pitch - 69) / 12))
 
 
 def _excite(wave: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -83,13 +81,14 @@ def _filter(order: int, edge: float | tuple[float, float], kind: str) -> NDArray
 def render(song: Song, seconds: float, begin: float = 0.0, drums_alone: bool = False) -> NDArray[np.float32]:
     """Samples [T] of a song from `begin` seconds on (a whole frame), within ±1, at about -20 dBFS."""
     mix = np.zeros(int(seconds * SAMPLE_RATE), np.float32)
+    whole = Clock(half_beat(song.tempo))
     for note in compose(song, begin + seconds):
         if note.start + note.length + TAIL < begin or (drums_alone and note.pitch):
             continue
         first = math.floor(note.start * 50 + 0.501)
         if note.pitch:
-            frame = first % period(_frequency(note.pitch))
-            wave = _note(note.instrument, note.pitch, max(1, round(note.length / GRID)), song.brightness, frame)
+            clock = replace(whole, since=first % period(_frequency(note.pitch), whole))
+            wave = _note(note.instrument, note.pitch, max(1, round(note.length / GRID)), song.brightness, clock)
         else:
             wave = _hit(note.instrument, song.brightness)
         _add(mix, np.float32(note.level) * wave, (first - round(begin * 50)) * FRAME)

@@ -18,9 +18,7 @@ PROGRESSIONS = {"major": ((0, 3, 4, 0), (0, 4, 0, 3)), "minor": ((0, 3, 4, 0), (
 TONICS = {"major": 0, "minor": 9}  # relatives, so that few notes are to be learnt
 STEPS = 4  # a beat
 # Beats a minute, 62 to 188. Their half beats are whole numbers of the codec's frames, so that what a song repeats has
-# the same tokens again, and share divisors with the 16 after which a held note has its tokens again: by those a model
-# counts. Of ten tempos it knew where in a half beat it was at 80 to 90% of positions for those of 8, 10, 12 and 16
-# frames, and at 20 to 60% for those of 9, 14, 18 and 22.
+# the same tokens again; and they are few, so that each is heard often enough to be kept.
 TEMPOS = tuple(round(1_500 / frames) for frames in (24, 20, 16, 12, 10, 8))
 SLOW, FAST = 85, 140  # beats a minute: below, above
 # Lowest pitches, MIDI numbers; each part keeps to the octave from there.
@@ -77,7 +75,7 @@ STYLES: dict[str, Style] = {
         "electric piano",
         "flute",
         0.85,
-        (("42-0", "2---"), ("0-24", "4-2-")),
+        (("42-0", "2---"), ("0-24", "4-0-")),
         {"kick": "x.....x...x.....", "snare": "....x.......x...", "hat": "x.x.x.x.x.x.x.x."},
     ),
     "cinematic": Style(
@@ -110,7 +108,7 @@ STYLES: dict[str, Style] = {
         "chip",
         "chip",
         0.6,
-        (("0424", "2404"), ("0240", "4202")),
+        (("0424", "0420"), ("0240", "4202")),
         {"kick": "x...x...x...x...", "snare": "....x.......x...", "hat": "x.x.x.x.x.x.x.x."},
         arpeggio=True,
     ),
