@@ -349,8 +349,8 @@ HELD = ("organ", "strings", "pad", "flute", "lead", "chip")
 def test_a_note_that_begins_later_vibrates_with_one_that_began_before(instrument: str) -> None:
     frames, second = 5, SAMPLE_RATE // 2
     first, later = (
-        PITCHED[instrument](tuned(220.0, clock), 2.0, np.random.default_rng(1), 0.5, clock)
-        for clock in (instruments.Clock(12), instruments.Clock(12, since=frames))
+        PITCHED[instrument](tuned(220.0, pulse), 2.0, np.random.default_rng(1), 0.5, pulse)
+        for pulse in (instruments.Pulse(12), instruments.Pulse(12, since=frames))
     )
     there = slice(second, 3 * second)
     wanted = first[frames * HOP :][there]
@@ -361,20 +361,20 @@ def test_a_note_that_begins_later_vibrates_with_one_that_began_before(instrument
 @pytest.mark.parametrize("instrument", HELD)
 @pytest.mark.parametrize("tempo", TEMPOS)
 def test_what_is_held_comes_again_with_the_half_beat(instrument: str, tempo: int) -> None:
-    clock = instruments.Clock(half_beat(tempo))
-    again = HOP * clock.half_beat
-    wave = PITCHED[instrument](tuned(440.0, clock), 2.5, np.random.default_rng(1), 0.5, clock)
+    pulse = instruments.Pulse(half_beat(tempo))
+    again = HOP * pulse.half_beat
+    wave = PITCHED[instrument](tuned(440.0, pulse), 2.5, np.random.default_rng(1), 0.5, pulse)
     there = slice(SAMPLE_RATE, 2 * SAMPLE_RATE - again)
     assert np.corrcoef(wave[there], wave[again:][there])[0, 1] > 0.999
 
 
 @pytest.mark.parametrize("tempo", TEMPOS)
 def test_notes_are_in_tune_within_a_quarter_of_a_semitone(tempo: int) -> None:
-    clock = instruments.Clock(half_beat(tempo))
+    pulse = instruments.Pulse(half_beat(tempo))
     for pitch in range(33, 85):
         frequency = 440 * 2 ** ((pitch - 69) / 12)
-        assert abs(1200 * np.log2(tuned(frequency, clock) / frequency)) < 26
-        repeats = tuned(frequency, clock) * instruments.period(frequency, clock) / FRAME_RATE
+        assert abs(1200 * np.log2(tuned(frequency, pulse) / frequency)) < 26
+        repeats = tuned(frequency, pulse) * instruments.period(frequency, pulse) / FRAME_RATE
         assert repeats == pytest.approx(round(repeats))
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.signal import butter, fftconvolve, sosfilt
 
-from training.instruments import DRUMS, PITCHED, Clock, period, tuned
+from training.instruments import DRUMS, PITCHED, Pulse, period, tuned
 from training.plan import SAMPLE_RATE
 from training.songs import Song, compose, half_beat
 
@@ -22,23 +22,23 @@ TAIL = 2.0  # seconds a note may sound after its end
 
 
 @lru_cache(maxsize=16384)
-def _note(instrument: str, pitch: int, cells: int, brightness: float, clock: Clock) -> NDArray[np.float32]:
+def _note(instrument: str, pitch: int, cells: int, brightness: float, pulse: Pulse) -> NDArray[np.float32]:
     """A note in its colour, at a loudness of 1, rendered once: songs play the same ones again and again."""
-    wave = _sound(instrument, pitch, cells, brightness, clock) * _gain(instrument, pitch, brightness)
+    wave = _sound(instrument, pitch, cells, brightness, pulse) * _gain(instrument, pitch, brightness)
     return np.asarray(wave, np.float32)
 
 
 @lru_cache(maxsize=2048)
 def _gain(instrument: str, pitch: int, brightness: float) -> float:
     """What brings a note of about a second to an RMS of 1 in its loudest half, whatever the length that is played."""
-    wave = _sound(instrument, pitch, 12, brightness, Clock(12))
+    wave = _sound(instrument, pitch, 12, brightness, Pulse(12))
     blocks = wave[: len(wave) // FRAME // 25 * FRAME * 25].reshape(-1, 25 * FRAME)
     return 1 / float(np.sqrt((blocks**2).mean(axis=1).max()))
 
 
-def _sound(instrument: str, pitch: int, cells: int, brightness: float, clock: Clock) -> NDArray[np.float64]:
+def _sound(instrument: str, pitch: int, cells: int, brightness: float, pulse: Pulse) -> NDArray[np.float64]:
     rng = np.random.default_rng([pitch, *map(ord, instrument)])
-    wave = PITCHED[instrument](tuned(_frequency(pitch), clock), cells * GRID, rng, brightness, clock)
+    wave = PITCHED[instrument](tuned(_frequency(pitch), pulse), cells * GRID, rng, brightness, pulse)
     if brightness > 0.7 and instrument != "bass":
         wave = _excite(wave)
     # dark ones without their highs; all of them leave what lies above 8 kHz to the drums
@@ -81,14 +81,14 @@ def _filter(order: int, edge: float | tuple[float, float], kind: str) -> NDArray
 def render(song: Song, seconds: float, begin: float = 0.0, drums_alone: bool = False) -> NDArray[np.float32]:
     """Samples [T] of a song from `begin` seconds on (a whole frame), within ±1, at about -20 dBFS."""
     mix = np.zeros(int(seconds * SAMPLE_RATE), np.float32)
-    whole = Clock(half_beat(song.tempo))
+    whole = Pulse(half_beat(song.tempo))
     for note in compose(song, begin + seconds):
         if note.start + note.length + TAIL < begin or (drums_alone and note.pitch):
             continue
         first = math.floor(note.start * 50 + 0.501)
         if note.pitch:
-            clock = replace(whole, since=first % period(_frequency(note.pitch), whole))
-            wave = _note(note.instrument, note.pitch, max(1, round(note.length / GRID)), song.brightness, clock)
+            pulse = replace(whole, since=first % period(_frequency(note.pitch), whole))
+            wave = _note(note.instrument, note.pitch, max(1, round(note.length / GRID)), song.brightness, pulse)
         else:
             wave = _hit(note.instrument, song.brightness)
         _add(mix, np.float32(note.level) * wave, (first - round(begin * 50)) * FRAME)
