@@ -325,6 +325,12 @@ def test_meters_tell_songs_apart_that_differ_in_one_thing(
     assert below < threshold < above
 
 
+@pytest.mark.parametrize("style", ["ambient", "waltz", "jazz"])
+def test_a_drum_that_is_struck_now_and_then_is_heard(style: str) -> None:
+    song = replace(SONG, style=style, tempo=62, brightness=0.0, register="middle", drums=True)
+    assert meters.read(render(song, 8.0)).percussion > meters.DRUMS
+
+
 @pytest.mark.parametrize("style", ["rock", "folk", "waltz", "lofi"])
 @pytest.mark.parametrize("tempo", TEMPOS)
 def test_a_song_is_a_loop_of_whole_frames_that_a_window_holds_more_than_once(style: str, tempo: int) -> None:
