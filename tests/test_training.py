@@ -19,7 +19,7 @@ from training.__main__ import make
 from training.captions import CHANCES, caption, colour, speed
 from training.instruments import PITCHED, tuned
 from training.loop import Busy, Clock, OutOfTime, alone, steps
-from training.losses import hiss
+from training.losses import highs_error
 from training.network import Network, delayed
 from training.plan import CARD, CODEBOOKS, FRAME_RATE, HOP, SAMPLE_RATE, Plan
 from training.render import render
@@ -42,7 +42,7 @@ def plan(tmp_path_factory: pytest.TempPathFactory) -> Plan:
         lm_steps=3,
         lm_batch=2,
         lm_seconds=2.0,
-        temperature=0.5,
+        temperatures=(0.5, 1.0, 0.25, 2.0),
         filters=4,
         latent=16,
         dim=32,
@@ -89,7 +89,8 @@ def test_what_was_trained_is_what_the_engine_plays(plan: Plan, made: tuple[Path,
         hidden = loaded.text_encoder(input_ids=hears.tokenize("a slow waltz, 🎹")).last_hidden_state
         mask = torch.ones(hidden.shape[:2], dtype=torch.bool)
         heard, deaf = (network(read, hidden, mask, torch.tensor([h]))[0][0] for h in (1.0, 0.0))
-    torch.testing.assert_close(plan.temperature * stepped, deaf + 2.0 * (heard - deaf), atol=1e-4, rtol=1e-4)
+    as_trained = stepped * torch.tensor(plan.temperatures)[:, None, None]
+    torch.testing.assert_close(as_trained, deaf + 2.0 * (heard - deaf), atol=1e-4, rtol=1e-4)
 
 
 def test_padding_of_a_shorter_caption_changes_nothing(plan: Plan, made: tuple[Path, Network]) -> None:
@@ -215,14 +216,15 @@ def test_what_is_misread_was_read_by_another(plan: Plan) -> None:
     assert (language_model.misread(read, 0.0, np.random.default_rng(0)) == read).all()
 
 
-def test_hiss_is_what_the_song_has_not() -> None:
+def test_highs_are_wrong_where_there_are_too_many_or_too_few() -> None:
     torch.manual_seed(0)
     wav = 0.2 * torch.sin(torch.arange(16_000) * 0.1)[None]
     noise = 0.02 * torch.randn(1, 16_000)
-    assert hiss(wav, wav) == 0
-    assert hiss(wav + noise, wav) > 10
-    assert hiss(wav, wav + noise) == 0  # too little of it is for the other losses
-    assert hiss(wav + 1e-5 * noise, wav) == 0  # nobody hears it
+    assert highs_error(wav, wav) == 0
+    assert highs_error(wav + noise, wav) > 10**2
+    assert highs_error(wav, wav + noise) > 10**2
+    assert highs_error(wav + 1.1 * noise, wav + noise) == 0
+    assert highs_error(wav + 1e-5 * noise, wav) == 0  # nobody hears it
 
 
 def test_too_large_a_model_is_not_written(

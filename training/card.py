@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from training.evaluate import QUESTIONS, Result, Tally
@@ -74,7 +75,7 @@ released models, by its name in the same request.
 | text encoder | T5 of {plan.text_layers} layers, {plan.text_dim} wide, own tokenizer, learnt with the language model |
 | codec | EnCodec, {plan.filters} filters, latent {plan.latent} |
 | files | {size / 1e6:.1f} MB, half precision |
-| temperature | a request's 1 is {plan.temperature:g} of what was trained |
+| temperatures | a request's 1 is {_listed(plan.temperatures)} of what was trained, by codebook |
 
 ## Data
 
@@ -116,6 +117,10 @@ says is how well it hears the prompt.
     )
     place.chmod(0o644)
     draw(plan, folder / "curves.svg")
+
+
+def _listed(numbers: Sequence[float]) -> str:
+    return ", ".join(f"{number:g}" for number in numbers)
 
 
 def _minutes(curve: list[dict[str, float]]) -> str:

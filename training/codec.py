@@ -39,7 +39,7 @@ LOG_SHARES = 0.1, 0.4  # of the spectral error: at first, and once there is some
 COMMITMENT = 0.25
 LESSON_BANDS = 8
 KMEANS_WINDOWS, KMEANS_ROUNDS = 512, 15
-HISS_SHARE = 1.0  # of the gradient, once the decoder learns alone
+HIGHS_SHARE = 2.0  # of the gradient, once the decoder learns alone
 
 
 def build(plan: Plan) -> Any:
@@ -124,7 +124,7 @@ def finish(plan: Plan, codec: Any, songs: Dataset, clock: Clock) -> Any:
             latent = codec.quantizer(codec.encoder(wav), FRAME_RATE).x
         made = decoder(latent)[..., : wav.shape[-1]]
         optimizer.zero_grad(set_to_none=True)
-        error, figures = judge(made, wav, LOG_SHARES[1], HISS_SHARE)
+        error, figures = judge(made, wav, LOG_SHARES[1], HIGHS_SHARE)
         error.backward()
         nn.utils.clip_grad_norm_(decoder.parameters(), 1.0)
         optimizer.step()

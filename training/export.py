@@ -21,7 +21,7 @@ def write(plan: Plan, codec: Any, network: Network, encoder: Any, tokenizer: Any
     """
     folder.mkdir(parents=True, exist_ok=True)
     config = configuration(plan)
-    pack(network.released(plan.temperature), config, folder / "state_dict.bin")
+    pack(network.released(plan.temperatures), config, folder / "state_dict.bin")
     pack(codec.state_dict(), config, folder / "compression_state_dict.bin")
     text.save(tokenizer, encoder, folder / "t5")
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())

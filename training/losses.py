@@ -16,7 +16,9 @@ QUIET = 0.03  # RMS: of a quieter window the waveform counts less
 SPECTRAL_SHARE = 2.0  # of the gradient, beside the waveform's
 STEP_SIZE = 0.01  # of the gradient of a window, beside other losses
 INAUDIBLE = 1e-6  # the power of a band: -60 dBFS
-HISS_BINS = 512 * 8_000 // SAMPLE_RATE  # of a transform of 512: where 8 kHz are
+HIGH_BINS = 512 * 8_000 // SAMPLE_RATE  # of a transform of 512: where 8 kHz are
+NEAR = 2.0  # dB above 8 kHz that are right enough
+UNHEARD = 58.0  # dB below a window's loudness: what lies there is let be
 
 
 class Reconstruction(nn.Module):
@@ -31,7 +33,7 @@ class Reconstruction(nn.Module):
             self.register_buffer(f"mel_{size}", mel_bands(size, count), persistent=False)
 
     def forward(
-        self, made: Tensor, wav: Tensor, log_share: float, hiss_share: float = 0.0
+        self, made: Tensor, wav: Tensor, log_share: float, highs_share: float = 0.0
     ) -> tuple[Tensor, dict[str, float]]:
         """A loss for made [B, 1, T], whose gradient has a given length for each window, and figures for the curves.
 
@@ -39,7 +41,8 @@ class Reconstruction(nn.Module):
             made: what the decoder says.
             wav: the song.
             log_share: how much the logarithms count, see `spectral_error`.
-            hiss_share: how much of the gradient is against hiss, beside the waveform's 1; see `hiss`.
+            highs_share: how much of the gradient is for what lies above 8 kHz, beside the waveform's 1; see
+                `highs_error`.
         """
         below = F.conv1d(wav, self.low, padding="same")
         wave = waveform_error(F.conv1d(made, self.low, padding="same"), below)
@@ -48,10 +51,10 @@ class Reconstruction(nn.Module):
         figures = {"sdr": -float(wave.detach()), "spectral": float(spectra.detach())}
         loudness = below.square().mean(dim=-1, keepdim=True).sqrt()
         gradient = loudness / (loudness + QUIET) * direction(wave, made) + SPECTRAL_SHARE * direction(spectra, made)
-        if hiss_share:
-            excess = hiss(made[:, 0], wav[:, 0])
-            figures["hiss"] = float(excess.detach())
-            gradient = gradient + hiss_share * direction(excess, made)
+        if highs_share:
+            highs = highs_error(made[:, 0], wav[:, 0])
+            figures["highs"] = float(highs.detach())
+            gradient = gradient + highs_share * direction(highs, made)
         return STEP_SIZE * (made * gradient).sum(), figures
 
 
@@ -86,14 +89,16 @@ def spectral_error(made: Tensor, wav: Tensor, bands: dict[int, Tensor], log_shar
     return total / len(bands)
 
 
-def hiss(made: Tensor, wav: Tensor) -> Tensor:
-    """Of [B, T]: how many dB more there is above 8 kHz than the song has, the mean over windows of 4 ms.
+def highs_error(made: Tensor, wav: Tensor) -> Tensor:
+    """Of [B, T]: how far its level above 8 kHz is off, in squared dB beyond `NEAR`, the mean over windows of 4 ms.
 
-    Where the song has none, what lies 40 dB below its loudness is let be.
+    Hiss where the song has none reads as a drum, and a drum without it is missed. Squared, because a drum is rare: a
+    window that is 20 dB off counts for more than many that are a little.
     """
-    there, wanted = ((10 * torch.log10(power(x, 512, 128)[:, HISS_BINS:].mean(dim=1) + 1e-7)) for x in (made, wav))
-    loudness = 10 * torch.log10(power(wav, 512, 128).mean(dim=(1, 2)) + 1e-7)[:, None]
-    return F.relu(there - torch.maximum(wanted + 2, loudness - 40)).mean()
+    there, wanted = (10 * torch.log10(power(x, 512, 128)[:, HIGH_BINS:].mean(dim=1) + 1e-7) for x in (made, wav))
+    floor = 10 * torch.log10(power(wav, 512, 128).mean(dim=(1, 2)) + 1e-7)[:, None] - UNHEARD
+    off = torch.maximum(there, floor) - torch.maximum(wanted, floor)
+    return F.relu(off.abs() - NEAR).square().mean()
 
 
 def mel_bands(size: int, count: int) -> Tensor:

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -117,13 +119,14 @@ class Network(nn.Module):
         x = self.out_norm(x)
         return torch.stack([head(x) for head in self.linears], dim=1), x, beneath
 
-    def released(self, temperature: float) -> dict[str, Tensor]:
-        """The tensors by the names that AudioCraft gives them, the heads for what is to be a temperature of 1."""
+    def released(self, temperatures: Sequence[float]) -> dict[str, Tensor]:
+        """The tensors by the names that AudioCraft gives them, each head for what is to be a temperature of 1."""
         prefix = "condition_provider.conditioners.description."
         tensors = {
             (prefix if name.startswith("output_proj") else "") + name: t for name, t in self.state_dict().items()
         }
-        return tensors | {name: t / temperature for name, t in tensors.items() if name.startswith("linears.")}
+        heads = [f"linears.{k}.weight" for k in range(CODEBOOKS)]
+        return tensors | {name: tensors[name] / t for name, t in zip(heads, temperatures, strict=True)}
 
 
 def _positions(count: int, dim: int) -> Tensor:

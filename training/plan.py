@@ -30,7 +30,7 @@ class Plan:
         dropout: the share of positions at which a branch of the language model is left out in training.
         noise: the share of tokens that it reads wrongly in training, as it does after a token that it chose badly.
         deaf: the share of clips that the language model learns without their captions, for guidance's second row.
-        temperature: at which the language model is best heard; a request's temperature of 1 is this.
+        temperatures: at which each codebook is best heard; a request's temperature of 1 is these.
     """
 
     folder: Path = Path("build/training")
@@ -53,7 +53,7 @@ class Plan:
     dropout: float = 0.05
     noise: float = 0.05
     deaf: float = 0.15
-    temperature: float = 0.9
+    temperatures: tuple[float, ...] = (1.0, 0.8, 0.7, 0.7)
 
     # Sizes, in AudioCraft's terms.
     filters: int = 16
