@@ -16,7 +16,7 @@ from training.plan import SAMPLE_RATE
 Samples = NDArray[np.float32]
 HOP = 512
 # Where the sides meet: halfway between the renderer's clips, but for drums.
-DRUMS = -36.0  # where the codec's clips part; the renderer's have nothing from -56 to -27
+DRUMS = -34.5  # where the codec's clips part; the renderer's have nothing from -56 to -27
 FAST = 2.3
 HIGH = 9.5
 BRIGHT = -32.0

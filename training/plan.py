@@ -44,9 +44,9 @@ class Plan:
     codec_drums: float = 0.375
     plain_steps: int = 600
     clean_from: int = 1_800
-    decoder_steps: int = 4_000
-    decoder_rate: float = 3e-4
-    lm_steps: int = 44_000
+    decoder_steps: int = 8_000
+    decoder_rate: float = 5e-4
+    lm_steps: int = 60_000
     lm_batch: int = 4
     lm_seconds: float = 8.0
     lm_rate: float = 1e-3
