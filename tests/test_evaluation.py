@@ -7,14 +7,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 from training import evaluate, meters
+from training.__main__ import main
 from training.captions import Caption
 from training.card import END, MEASURED, measured, table
-from training.evaluate import QUESTIONS, Result, Tally
+from training.dataset import order
+from training.evaluate import QUESTIONS, Result, Tally, flatness
 from training.plan import SAMPLE_RATE, Plan
 from training.render import render
-from training.songs import Song
+from training.songs import SONGS, Song
 
 SONG = Song("rock", 150, "major", register="low", brightness=1.0, drums=True, tune=0)
 TONE = np.sin(2 * np.pi * 220 * np.arange(SAMPLE_RATE) / SAMPLE_RATE).astype(np.float32)
@@ -80,13 +83,33 @@ def test_every_fault_is_seen(wav: np.ndarray, fault: str) -> None:  # type: igno
     assert result.broken[fault] == 1
 
 
-def test_held_out_songs_are_none_of_those_learnt_from() -> None:
-    song, said, wav = evaluate.held_out(1)[0]
+def test_songs_that_are_asked_for_come_with_their_words_and_sound() -> None:
+    song, said, wav = evaluate.drawn(1)[0]
     assert wav.shape == (8 * SAMPLE_RATE,)
     assert said.text
     assert meters.read(wav).tempo > 0
-    assert Plan().seed != evaluate.SEED
     assert song.tempo >= 60
+    assert evaluate.drawn(1, 8)[0][1].text != said.text
+
+
+def test_the_codec_is_judged_on_songs_that_it_did_not_learn_from() -> None:
+    unheard, heard = evaluate.unheard(Plan()), order(Plan().seed)[: Plan().songs]
+    assert len(unheard) >= 50
+    assert not set(unheard) & set(heard)
+
+
+def test_songs_are_held_against_what_their_captions_say() -> None:
+    result = Result()
+    evaluate.judge_meters(result, evaluate.drawn(12))
+    said, heard = result.songs["drums or none"], result.meters["drums or none"]
+    assert 0 < said.right == said.asked <= heard.asked == heard.right == 12
+
+
+def test_the_noisiest_songs_are_among_those_looked_at() -> None:
+    assert len(evaluate.noisiest()) == 288
+    plain = [s for s in SONGS if s.style in ("chiptune", "techno") and s not in evaluate.noisiest()][::60]
+    loud = [s for s in evaluate.noisiest() if s.style in ("chiptune", "techno")][::8]
+    assert max(flatness(render(s, 4.0)) for s in plain) < max(flatness(render(s, 4.0)) for s in loud)
 
 
 RESULT = Result(
@@ -97,6 +120,14 @@ RESULT = Result(
     real_time=8.0,
     obeyed={question.name: Tally(19, 20) for question in QUESTIONS},
 )
+
+
+@pytest.mark.parametrize("arguments", [["--seed", "5"], ["--clips", "3"], []])
+def test_a_card_takes_the_figures_of_the_defaults_and_between_its_marks(tmp_path: Path, arguments: list[str]) -> None:
+    (tmp_path / "README.md").write_text("# demo\n" if not arguments else f"{MEASURED}{END}")
+    done = CliRunner().invoke(main, ["evaluate", "--model", str(tmp_path), "--write", *arguments])
+    assert done.exit_code == 2
+    assert "figures" in done.output
 
 
 def test_the_table_has_a_row_for_every_question_and_fault() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -66,8 +67,8 @@ def songs(plan: Plan) -> dataset.Dataset:
 def made(plan: Plan, songs: dataset.Dataset) -> tuple[Path, Network]:
     """A model trained for a moment, in the released format."""
     trained = codec.train(plan, songs, Clock(10))
-    tokens, described = language_model.encode(plan, trained, Clock(10))
-    network, encoder, tokenizer = language_model.train(plan, tokens, described, Clock(10))
+    tokens = language_model.encode(plan, trained, songs, Clock(10))
+    network, encoder, tokenizer = language_model.train(plan, tokens, songs.songs, Clock(10))
     folder = plan.folder / "model"
     export.write(plan, trained, network, encoder, tokenizer, folder)
     return folder, network
@@ -165,13 +166,16 @@ def test_a_run_in_parts_ends_with_a_model_and_its_card(
     folder.mkdir()
     (folder / "songs").symlink_to(plan.folder / "songs")
     again = replace(plan, folder=folder)
-    with pytest.raises(OutOfTime):
-        make(again, Clock(0))
-    assert not (folder / "demo").exists()
-    make(again, Clock(10))
+    parts = 0
+    while not (folder / "demo").exists():
+        parts += 1
+        with suppress(OutOfTime):
+            make(again, Clock(0))
+    assert parts >= plan.codec_steps + plan.decoder_steps + plan.lm_steps
     card = (folder / "demo" / "README.md").read_text()
     assert f"| language model | {plan.lm_steps} |" in card
     assert (folder / "demo" / "curves.svg").read_text().count("<polyline") == 4
+    # the decoder learns on alone in a run and not in `made`
     whole = torch.load(made[0] / "state_dict.bin", weights_only=True)["best_state"]
     in_parts = torch.load(folder / "demo" / "state_dict.bin", weights_only=True)["best_state"]
     assert all(torch.equal(tensor, in_parts[name]) for name, tensor in whole.items())

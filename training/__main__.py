@@ -26,7 +26,7 @@ DEMO = Path(__file__).parent.parent / "musicgen_bento" / "demo"
 @click.pass_context
 def main(context: click.Context, minutes: float, folder: Path) -> None:
     """Make the built-in model, or go on making it."""
-    context.obj = plan = Plan(folder=folder)
+    plan = Plan(folder=folder)
     if context.invoked_subcommand is not None:
         return
     try:
@@ -45,13 +45,11 @@ def make(plan: Plan, clock: Clock) -> None:
     Raises:
         OutOfTime: the clock ran out; call again.
     """
-    trained = codec.kept(plan)
-    if trained is None:
-        dataset.write(plan.folder / "songs", plan.songs, plan.seed, clock)
-        songs = dataset.Dataset(plan.folder / "songs")
-        trained = codec.finish(plan, codec.train(plan, songs, clock), songs, clock)
-    tokens, described = language_model.encode(plan, trained, clock)
-    network, encoder, tokenizer = language_model.train(plan, tokens, described, clock)
+    dataset.write(plan.folder / "songs", plan.songs, plan.seed, clock)
+    songs = dataset.Dataset(plan.folder / "songs")
+    trained = codec.kept(plan) or codec.finish(plan, codec.train(plan, songs, clock), songs, clock)
+    tokens = language_model.encode(plan, trained, songs, clock)
+    network, encoder, tokenizer = language_model.train(plan, tokens, songs.songs, clock)
     done = plan.folder / "demo"
     size = export.write(plan, trained, network, encoder, tokenizer, done)
     card.write(plan, sum(tensor.numel() for tensor in network.state_dict().values()), size, done)
@@ -65,6 +63,12 @@ def make(plan: Plan, clock: Clock) -> None:
 @click.option("--write", is_flag=True, help="Put the table into the model's card.")
 def evaluate_(model: Path, clips: int, seed: int, write: bool) -> None:
     """Measure a model and print the table."""
+    if write and (clips, seed) != (evaluate.CLIPS, evaluate.SEED):
+        raise click.UsageError("A card's figures are of the clips and the seed that are the defaults.")
+    if write and not card.has_place(model / "README.md"):
+        raise click.UsageError(
+            f"{model / 'README.md'} has no place for figures: python -m training writes it with one."
+        )
     files = checkpoint.open_files(Source(str(model), model))
     result = evaluate.evaluate(model, files.codec, clips, seed)
     click.echo(card.table(result))

@@ -80,7 +80,7 @@ def train(plan: Plan, songs: Dataset, clock: Clock) -> Any:
         wav = torch.from_numpy(windows(plan, songs, number)).to(device)[:, None]
         for group in optimizer.param_groups:
             group["lr"] = plan.codec_rate * cosine(number, plan.codec_steps)
-        torch.manual_seed(plan.seed * 1_000_003 + number)  # which songs revive a dead entry
+        torch.manual_seed(plan.seed * 1_000_003 + number)  # k-means begins anywhere
         if number == plan.plain_steps:
             _find_codebooks(plan, codec, songs, device)
         latent = codec.encoder(wav)
@@ -111,7 +111,7 @@ def finish(plan: Plan, codec: Any, songs: Dataset, clock: Clock) -> Any:
     Raises:
         OutOfTime: the clock ran out; call again.
     """
-    decoder = codec.decoder.requires_grad_(True)
+    decoder = codec.decoder.train().requires_grad_(True)
     device = next(decoder.parameters()).device
     optimizer = torch.optim.AdamW(decoder.parameters(), lr=plan.decoder_rate, betas=(0.8, 0.99), weight_decay=1e-4)
     judge = Reconstruction().to(device)
@@ -131,7 +131,7 @@ def finish(plan: Plan, codec: Any, songs: Dataset, clock: Clock) -> Any:
         return figures
 
     steps("decoder", plan.folder, plan.decoder_steps, {"decoder": decoder, "optimizer": optimizer}, step, clock)
-    decoder.requires_grad_(False)
+    decoder.eval().requires_grad_(False)
     return codec
 
 

@@ -30,14 +30,9 @@ def order(seed: int) -> tuple[Song, ...]:
     return tuple(SONGS[n] for n in np.random.default_rng(seed).permutation(len(SONGS)))
 
 
-def shard(seed: int, number: int) -> tuple[list[Song], NDArray[np.int16]]:
-    """The songs of a shard and their samples [SHARD, T], from their first beat on: as a clip begins."""
-    songs = list(order(seed)[number * SHARD : (number + 1) * SHARD])
-    return songs, np.stack([np.round(render(song, SECONDS) * 32_767).astype(np.int16) for song in songs])
-
-
 def _write_shard(folder: Path, seed: int, number: int) -> None:
-    songs, samples = shard(seed, number)
+    songs = list(order(seed)[number * SHARD : (number + 1) * SHARD])
+    samples = np.stack([np.round(render(song, SECONDS) * 32_767).astype(np.int16) for song in songs])
     place = folder / f"songs-{number:03}.npy"
     with open(f"{place}.part", "wb") as file:
         np.save(file, samples)
@@ -56,11 +51,14 @@ def described(place: Path) -> list[Song]:
 
 
 def write(folder: Path, songs: int, seed: int, clock: Clock) -> None:
-    """Render what is not there yet.
+    """Render what is not there yet, every song from its first beat on, as a clip begins.
 
     Raises:
+        ValueError: they are not so many whole shards.
         OutOfTime: the clock ran out; call again.
     """
+    if songs % SHARD:
+        raise ValueError(f"{songs} songs are not so many times {SHARD}.")
     folder.mkdir(parents=True, exist_ok=True)
     missing = [n for n in range(songs // SHARD) if not (folder / f"songs-{n:03}.npy").exists()]
     with ProcessPoolExecutor() as pool:
@@ -87,6 +85,10 @@ class Dataset:
 
     def __len__(self) -> int:
         return len(self.songs)
+
+    def shard(self, number: int) -> NDArray[np.int16]:
+        """The samples [SHARD, T] of a shard."""
+        return np.asarray(self._shards[number])
 
     def window(self, number: int, begin: int, length: int) -> NDArray[np.float32]:
         """Samples [length] of a song, within ±1."""

@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Executor, Future, ProcessPoolExecutor
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,7 @@ from tqdm import tqdm
 from training import codec as codecs
 from training import text
 from training.captions import caption, speed
-from training.dataset import SHARD, describe, described, shard
+from training.dataset import SHARD, Dataset
 from training.loop import Clock, cosine, steps
 from training.network import Network, delayed
 from training.plan import Plan
@@ -110,35 +109,21 @@ CLASSES = (len(STYLES), len(REGISTERS), 2, 2, 2, len(TEMPOS), 3)
 BEATS = (len(TEMPOS), 2 * half_beat(min(TEMPOS)), 4)
 
 
-def encode(plan: Plan, codec: Any, clock: Clock) -> tuple[Tensor, list[Song]]:
-    """All songs' tokens [N, K, frames] and what they are; songs that are not here yet are rendered, and not kept.
+def encode(plan: Plan, codec: Any, songs: Dataset, clock: Clock) -> Tensor:
+    """All songs' tokens [N, K, frames], in the songs' order.
 
     Raises:
         OutOfTime: the clock ran out; call again.
     """
     folder = plan.folder / "tokens"
     folder.mkdir(parents=True, exist_ok=True)
-    places = [folder / f"tokens-{number:03}.pt" for number in range(plan.songs // SHARD)]
+    places = [folder / f"tokens-{number:03}.pt" for number in range(len(songs) // SHARD)]
     missing = [number for number, place in enumerate(places) if not place.exists()]
-    bar = tqdm(missing, "encoding", disable=None)
-    with ProcessPoolExecutor(1) as pool:
-        for number, ahead in zip(bar, _rendered(pool, plan.seed, missing), strict=True):
-            songs, samples = ahead.result()
-            describe(places[number].with_suffix(".json"), songs)
-            torch.save(codecs.tokens(codec, samples), f"{places[number]}.part")
-            os.replace(f"{places[number]}.part", places[number])
-            clock.check()
-    tokens = torch.cat([torch.load(place, weights_only=True) for place in places])
-    return tokens, [song for place in places for song in described(place.with_suffix(".json"))]
-
-
-def _rendered(pool: Executor, seed: int, shards: Sequence[int]) -> Iterator[Future[tuple[list[Song], Any]]]:
-    """Shards, the next one at work while one is taken."""
-    work = [pool.submit(shard, seed, number) for number in shards[:1]]
-    for number in shards[1:]:
-        work.append(pool.submit(shard, seed, number))
-        yield work.pop(0)
-    yield from work
+    for number in tqdm(missing, "encoding", disable=None):
+        torch.save(codecs.tokens(codec, songs.shard(number)), f"{places[number]}.part")
+        os.replace(f"{places[number]}.part", places[number])
+        clock.check()
+    return torch.cat([torch.load(place, weights_only=True) for place in places])
 
 
 def misread(read: Tensor, share: float, rng: np.random.Generator) -> Tensor:
@@ -217,6 +202,7 @@ def train(plan: Plan, tokens: Tensor, songs: Sequence[Song], clock: Clock) -> tu
 
     def step(number: int) -> dict[str, float]:
         rng = np.random.default_rng([plan.seed, 30, number])
+        torch.manual_seed(plan.seed * 1_000_003 + number)  # which branches are left out
         for group, pace in zip(optimizer.param_groups, (1.0, HEEDFUL, EAGER), strict=True):
             group["lr"] = pace * plan.lm_rate * cosine(number, plan.lm_steps)
         part = float(rng.choice([p for p, _ in WINDOWS], p=[chance for _, chance in WINDOWS]))

@@ -90,7 +90,7 @@ def spectral_error(made: Tensor, wav: Tensor, bands: dict[int, Tensor], log_shar
 
 
 def highs_error(made: Tensor, wav: Tensor) -> Tensor:
-    """Of [B, T]: how far its level above 8 kHz is off, in squared dB beyond `NEAR`, the mean over windows of 4 ms.
+    """Of [B, T]: how far its level above 8 kHz is off, in squared dB beyond `NEAR`, the mean over 16 ms, every 4 ms.
 
     Hiss where the song has none reads as a drum, and a drum without it is missed. Squared, because a drum is rare: a
     window that is 20 dB off counts for more than many that are a little.

@@ -20,7 +20,7 @@ class Plan:
         folder: where everything goes that is not the result.
         kept: where a codec is that has passed, as it is exported, and its curves; a run begins with it.
         seed: of songs, weights, batches.
-        songs: how many are learnt from, of all that there are; of the language model's only the tokens are kept.
+        songs: how many are learnt from, of all that there are, in whole shards.
         codec_steps, codec_batch, codec_seconds, codec_rate: of the codec's training; the rate is AdamW's highest.
         codec_drums: the share of its windows that are drums alone.
         plain_steps: the codec's first steps, without quantisation; its codebooks are then found by k-means.
@@ -53,7 +53,7 @@ class Plan:
     dropout: float = 0.05
     noise: float = 0.05
     deaf: float = 0.15
-    temperatures: tuple[float, ...] = (1.0, 0.8, 0.7, 0.7)
+    temperatures: tuple[float, ...] = (1.0, 0.75, 0.65, 0.65)
 
     # Sizes, in AudioCraft's terms.
     filters: int = 16

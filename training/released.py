@@ -33,8 +33,8 @@ def configuration(plan: Plan) -> Any:
     }
     rvq = {
         **dict(n_q=CODEBOOKS, q_dropout=False, bins=CARD, decay=0.98, kmeans_init=False, kmeans_iters=50),
-        # In entries a batch: one is dead when hardly any batch has it.
-        **dict(threshold_ema_dead_code=0.02, orthogonal_reg_weight=0.0, orthogonal_reg_active_codes_only=False),
+        # AudioCraft 1.3.0 moves a dead entry and in the same step moves it back: none is called dead.
+        **dict(threshold_ema_dead_code=0, orthogonal_reg_weight=0.0, orthogonal_reg_active_codes_only=False),
     }
     return OmegaConf.create(
         {

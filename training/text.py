@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import string
 from collections.abc import Sequence
@@ -70,6 +71,6 @@ def encoder(plan: Plan, vocabulary: int) -> Any:
 def save(tokenizer: Any, encoder: Any, folder: Path) -> None:
     """Write both as `checkpoint.py` reads them, in half precision."""
     tokenizer.save_pretrained(folder)
-    encoder.half().save_pretrained(folder)
+    copy.deepcopy(encoder).half().save_pretrained(folder)
     for file in folder.iterdir():
         file.chmod(0o644)
