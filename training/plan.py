@@ -46,7 +46,7 @@ class Plan:
     clean_from: int = 1_800
     decoder_steps: int = 8_000
     decoder_rate: float = 5e-4
-    lm_steps: int = 53_000
+    lm_steps: int = 68_000
     lm_batch: int = 4
     lm_seconds: float = 8.0
     lm_rate: float = 1e-3
