@@ -89,6 +89,7 @@ def test_songs_that_are_asked_for_come_with_their_words_and_sound() -> None:
     assert said.text
     assert meters.read(wav).tempo > 0
     assert song.tempo >= 60
+    assert Plan().seed != evaluate.SEED
     assert evaluate.drawn(1, 8)[0][1].text != said.text
 
 

@@ -80,7 +80,6 @@ def train(plan: Plan, songs: Dataset, clock: Clock) -> Any:
         wav = torch.from_numpy(windows(plan, songs, number)).to(device)[:, None]
         for group in optimizer.param_groups:
             group["lr"] = plan.codec_rate * cosine(number, plan.codec_steps)
-        torch.manual_seed(plan.seed * 1_000_003 + number)  # k-means begins anywhere
         if number == plan.plain_steps:
             _find_codebooks(plan, codec, songs, device)
         latent = codec.encoder(wav)
@@ -97,9 +96,8 @@ def train(plan: Plan, songs: Dataset, clock: Clock) -> Any:
         optimizer.step()
         return figures | {"lesson": float(taught.detach()), "commitment": float(penalty.detach())}
 
-    steps(
-        "codec", plan.folder, plan.codec_steps, {"model": codec, "lesson": lesson, "optimizer": optimizer}, step, clock
-    )
+    state = {"model": codec, "lesson": lesson, "optimizer": optimizer}
+    steps("codec", plan.folder, plan.codec_steps, state, step, clock, plan.seed)
     return codec.eval().requires_grad_(False)
 
 
@@ -130,7 +128,8 @@ def finish(plan: Plan, codec: Any, songs: Dataset, clock: Clock) -> Any:
         optimizer.step()
         return figures
 
-    steps("decoder", plan.folder, plan.decoder_steps, {"decoder": decoder, "optimizer": optimizer}, step, clock)
+    state = {"decoder": decoder, "optimizer": optimizer}
+    steps("decoder", plan.folder, plan.decoder_steps, state, step, clock, plan.seed)
     decoder.eval().requires_grad_(False)
     return codec
 

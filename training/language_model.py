@@ -202,7 +202,6 @@ def train(plan: Plan, tokens: Tensor, songs: Sequence[Song], clock: Clock) -> tu
 
     def step(number: int) -> dict[str, float]:
         rng = np.random.default_rng([plan.seed, 30, number])
-        torch.manual_seed(plan.seed * 1_000_003 + number)  # which branches are left out
         for group, pace in zip(optimizer.param_groups, (1.0, HEEDFUL, EAGER), strict=True):
             group["lr"] = pace * plan.lm_rate * cosine(number, plan.lm_steps)
         part = float(rng.choice([p for p, _ in WINDOWS], p=[chance for _, chance in WINDOWS]))
@@ -233,5 +232,6 @@ def train(plan: Plan, tokens: Tensor, songs: Sequence[Song], clock: Clock) -> tu
         },
         step,
         clock,
+        plan.seed,
     )
     return network.eval(), encoder.eval(), tokenizer

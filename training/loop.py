@@ -55,7 +55,13 @@ class Clock:
 
 
 def steps(
-    name: str, folder: Path, count: int, state: dict[str, Any], step: Callable[[int], dict[str, float]], clock: Clock
+    name: str,
+    folder: Path,
+    count: int,
+    state: dict[str, Any],
+    step: Callable[[int], dict[str, float]],
+    clock: Clock,
+    seed: int,
 ) -> None:
     """Do step 0 to count - 1, saving now and then; go on after the last one saved.
 
@@ -64,8 +70,9 @@ def steps(
         folder: where they are.
         count: how many there are in all.
         state: what has state_dict and load_state_dict: model, optimizer.
-        step: does one step by its number, on which alone its randomness depends, and returns figures.
+        step: does one step by its number and returns figures; on the number and `seed` alone its randomness depends.
         clock: of this part.
+        seed: of torch's generator, which each step begins with anew.
 
     Raises:
         OutOfTime: the part is over.
@@ -84,6 +91,7 @@ def steps(
 
     with open(curves, "a", encoding="utf-8") as log:
         for number in _progress(name, first, count):
+            torch.manual_seed(seed * 1_000_003 + number)
             figures.append(step(number))
             if number % 20 == 19 or number == count - 1:
                 means = {key: sum(f[key] for f in figures) / len(figures) for key in figures[0]}
