@@ -9,16 +9,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional as F
 
 from musicgen_bento.engine import checkpoint
 from musicgen_bento.engine.conditioning import TextConditioner
 from musicgen_bento.engine.decoder import EagerDecoder
 from musicgen_bento.engine.hub import Source
 from musicgen_bento.precision import FLOAT32
-from training import codec, dataset, export, instruments, language_model, meters, text
+from training import codec, dataset, export, fast, instruments, language_model, meters, text
 from training.__main__ import make
 from training.captions import CHANCES, caption, colour, speed
-from training.instruments import PITCHED, tuned
+from training.instruments import DRUMS, PITCHED, tuned
 from training.loop import Busy, Clock, OutOfTime, alone, steps
 from training.losses import highs_error
 from training.network import Network, delayed
@@ -34,7 +35,6 @@ def plan(tmp_path_factory: pytest.TempPathFactory) -> Plan:
     folder = tmp_path_factory.mktemp("training")
     return Plan(
         folder=folder,
-        kept=folder / "kept",
         songs=100,
         codec_steps=4,
         plain_steps=2,
@@ -109,6 +109,30 @@ def test_padding_of_a_shorter_caption_changes_nothing(plan: Plan, made: tuple[Pa
     with torch.no_grad():
         alone, beside = logits(["techno"])[0], logits(["techno", "a very long caption of a slow sad waltz"])[0]
     torch.testing.assert_close(alone, beside, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("length", [1, 100, 253])
+def test_attention_in_blocks_is_torchs(length: int) -> None:
+    parts = [torch.randn(2, 3, length, 8, requires_grad=True) for _ in range(3)]
+    upstream = torch.randn(2, 3, length, 8)
+    blocks, whole = fast.attend(*parts), F.scaled_dot_product_attention(*parts, is_causal=True)
+    torch.testing.assert_close(blocks, whole)
+    for ours, theirs in zip(*(torch.autograd.grad(out, parts, upstream) for out in (blocks, whole)), strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
+    allowed = torch.rand(2, 1, 1, length) < 0.7
+    allowed[..., 0] = True
+    across = fast.attend(*parts, allowed)
+    torch.testing.assert_close(across, F.scaled_dot_product_attention(*parts, attn_mask=allowed))
+
+
+def test_the_loss_in_one_pass_is_torchs() -> None:
+    logits = torch.randn(40, CARD, requires_grad=True)
+    wanted = torch.randint(CARD, (40,))
+    wanted[::7] = -100
+    ours, theirs = fast.surprise(logits, wanted), F.cross_entropy(logits, wanted)
+    torch.testing.assert_close(ours, theirs)
+    gradients = (torch.autograd.grad(3 * loss, logits)[0] for loss in (ours, theirs))
+    torch.testing.assert_close(*gradients)
 
 
 def test_a_codebook_reads_what_it_said_one_position_before() -> None:
@@ -197,19 +221,6 @@ def test_the_decoder_learns_on_alone(plan: Plan, songs: dataset.Dataset, made: t
     assert changed == {"decoder"}
     assert torch.equal(codec.tokens(trained, samples), said)
     assert not any(p.requires_grad for p in trained.parameters())
-
-
-def test_a_codec_that_was_kept_is_the_one_that_was_trained(
-    plan: Plan, songs: dataset.Dataset, made: tuple[Path, Network]
-) -> None:
-    assert codec.kept(plan) is None
-    trained = codec.train(plan, songs, Clock(10)).state_dict()
-    again = codec.kept(replace(plan, kept=made[0]))
-    assert again is not None
-    assert not again.training
-    assert all(
-        torch.equal(tensor.half().float(), trained[name].half().float()) for name, tensor in again.state_dict().items()
-    )
 
 
 def test_what_is_misread_was_read_by_another(plan: Plan) -> None:
@@ -329,6 +340,17 @@ def test_meters_tell_songs_apart_that_differ_in_one_thing(
     below = getattr(meters.read(render(replace(plain, **one), 8.0)), meter)
     above = getattr(meters.read(render(replace(plain, **other), 8.0)), meter)
     assert below < threshold < above
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_a_slow_songs_drums_are_on_the_beats_and_the_hat_is_on_each(style: str) -> None:
+    song = replace(SONG, style=style, tempo=75)
+    beat = 2 * half_beat(75) / FRAME_RATE
+    struck = {name: {note.start for note in compose(song, 8 * beat) if note.instrument == name} for name in DRUMS}
+    on_beats = {number * beat for number in range(8)}
+    assert {round(at, 6) for at in struck["hat"]} == {round(at, 6) for at in on_beats}
+    for starts in struck.values():
+        assert all(min(abs(at - beat) for beat in on_beats) < 1e-6 for at in starts)
 
 
 @pytest.mark.parametrize("style", ["ambient", "waltz", "jazz"])

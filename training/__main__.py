@@ -47,7 +47,7 @@ def make(plan: Plan, clock: Clock) -> None:
     """
     dataset.write(plan.folder / "songs", plan.songs, plan.seed, clock)
     songs = dataset.Dataset(plan.folder / "songs")
-    trained = codec.kept(plan) or codec.finish(plan, codec.train(plan, songs, clock), songs, clock)
+    trained = codec.finish(plan, codec.train(plan, songs, clock), songs, clock)
     tokens = language_model.encode(plan, trained, songs, clock)
     network, encoder, tokenizer = language_model.train(plan, tokens, songs.songs, clock)
     done = plan.folder / "demo"

@@ -124,7 +124,7 @@ def caption(song: Song, rng: np.random.Generator, surely: frozenset[str] = froze
     """A prompt for the song: some of what is true of it, `surely` of that, in words and an order that `rng` decides."""
 
     def one(words: tuple[str, ...]) -> str:
-        return str(rng.choice(words)) if words else ""
+        return words[int(rng.integers(len(words)))] if words else ""
 
     numbered = rng.random() < 0.4
     number = int(rng.choice(NUMBERS[song.tempo]))

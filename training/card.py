@@ -50,10 +50,9 @@ def _percent(tally: Tally) -> str:
 
 
 def curves(plan: Plan, name: str) -> list[dict[str, float]]:
-    """A run's curve, one dictionary every 20 steps; a codec's that was kept, where there is one."""
-    kept = plan.kept / f"{name}.jsonl"
-    path = kept if kept.exists() else plan.folder / kept.name
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    """A run's curve, one dictionary every 20 steps."""
+    text = (plan.folder / f"{name}.jsonl").read_text(encoding="utf-8")
+    return [json.loads(line) for line in text.splitlines()]
 
 
 def write(plan: Plan, parameters: int, size: int, folder: Path) -> None:

@@ -6,9 +6,10 @@ What it is asked for, without a discriminator (`losses.py`):
   codec that is asked for the waveform there answers with nothing;
 - the magnitudes of mel bands at several resolutions, each band beside its own energy: drums are a hundredth of a song's
   energy above 6 kHz, and all there is;
-- that its latents say how loud each band is, by one linear layer that is thrown away afterwards. The decoder learns to
-  strike a drum within a hundred steps once the latents tell it when; left to itself the encoder never does, because the
-  decoder makes nothing of it.
+- that its latents say how loud each band is, by one linear layer that is thrown away afterwards, and that the first
+  codebook alone says it too. The decoder learns to strike a drum within a hundred steps once the latents tell it when;
+  left to itself the encoder never does, because the decoder makes nothing of it;
+- the level above 8 kHz, where there are drums and nothing else.
 
 Some windows are drums alone. The first steps go without quantisation; then each codebook is found by k-means on what
 the encoder says by then, and follows it as a moving average. Once the tokens are decided, the decoder goes on alone.
@@ -27,6 +28,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from training import fast
 from training.dataset import SECONDS, Dataset
 from training.loop import Clock, cosine, steps
 from training.losses import INAUDIBLE, Reconstruction, mel_bands, power
@@ -39,7 +41,7 @@ LOG_SHARES = 0.1, 0.4  # of the spectral error: at first, and once there is some
 COMMITMENT = 0.25
 LESSON_BANDS = 8
 KMEANS_WINDOWS, KMEANS_ROUNDS = 512, 15
-HIGHS_SHARE = 2.0  # of the gradient, once the decoder learns alone
+HIGHS_SHARES = 1.0, 2.0  # of the gradient: once there is something to be heard, and when the decoder learns alone
 
 
 def build(plan: Plan) -> Any:
@@ -52,24 +54,13 @@ def build(plan: Plan) -> Any:
     return builders.get_compression_model(configuration(plan))
 
 
-def kept(plan: Plan) -> Any | None:
-    """A codec that has passed, so that nobody has to make it again, in eval mode; None if there is none."""
-    place = plan.kept / "compression_state_dict.bin"
-    if not place.exists():
-        return None
-    codec = build(plan)
-    codec.load_state_dict(torch.load(place, map_location="cpu", weights_only=True)["best_state"])
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return codec.to(device).eval().requires_grad_(False)
-
-
 def train(plan: Plan, songs: Dataset, clock: Clock) -> Any:
     """Train the codec, or go on; gives it in eval mode once it is done.
 
     Raises:
         OutOfTime: the clock ran out; call again.
     """
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = fast.device()
     codec = build(plan).to(device).train()
     lesson = Lesson(plan).to(device)
     parameters = [*codec.parameters(), *lesson.parameters()]
@@ -84,13 +75,17 @@ def train(plan: Plan, songs: Dataset, clock: Clock) -> Any:
             _find_codebooks(plan, codec, songs, device)
         latent = codec.encoder(wav)
         penalty = torch.zeros((), device=device)
+        coarse = latent
         if number >= plan.plain_steps:
             quantized = codec.quantizer(latent, FRAME_RATE)
+            # what the first codebook alone says; its gradient goes to the latents, as the whole one's does
+            coarse = latent + (codec.quantizer.vq.layers[0].decode(quantized.codes[:, 0]) - latent).detach()
             latent, penalty = quantized.x, quantized.penalty
         made = codec.decoder(latent)[..., : wav.shape[-1]]
-        taught = lesson(latent, wav[:, 0])
+        taught = lesson(latent, wav[:, 0]) + lesson(coarse, wav[:, 0])
         optimizer.zero_grad(set_to_none=True)
-        error, figures = judge(made, wav, LOG_SHARES[number >= plan.clean_from])
+        clean = number >= plan.clean_from
+        error, figures = judge(made, wav, LOG_SHARES[clean], HIGHS_SHARES[0] * clean)
         (error + COMMITMENT * penalty + taught).backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
@@ -122,7 +117,7 @@ def finish(plan: Plan, codec: Any, songs: Dataset, clock: Clock) -> Any:
             latent = codec.quantizer(codec.encoder(wav), FRAME_RATE).x
         made = decoder(latent)[..., : wav.shape[-1]]
         optimizer.zero_grad(set_to_none=True)
-        error, figures = judge(made, wav, LOG_SHARES[1], HIGHS_SHARE)
+        error, figures = judge(made, wav, LOG_SHARES[1], HIGHS_SHARES[1])
         error.backward()
         nn.utils.clip_grad_norm_(decoder.parameters(), 1.0)
         optimizer.step()

@@ -251,7 +251,7 @@ def kick(rng: np.random.Generator, brightness: float) -> Samples:
 def snare(rng: np.random.Generator, brightness: float) -> Samples:
     """Noise over a short tone."""
     t = _time(0.24)
-    noise = _lowpass(rng.standard_normal(len(t)), 7_000 + 5_000 * brightness) * np.exp(-18 * t)
+    noise = _lowpass(rng.standard_normal(len(t)), 9_000 + 3_000 * brightness) * np.exp(-18 * t)
     return 0.8 * _peak(noise) + 0.5 * np.sin(2 * np.pi * 190 * t) * np.exp(-26 * t)
 
 
@@ -259,7 +259,7 @@ def hat(rng: np.random.Generator, brightness: float) -> Samples:
     """High noise, very short."""
     t = _time(0.09)
     noise = np.diff(rng.standard_normal(len(t) + 1))
-    return 0.6 * _peak(noise) * np.exp(-60 * t) * (0.4 + brightness)
+    return _peak(noise) * np.exp(-45 * t) * (0.5 + 0.4 * brightness)
 
 
 def clap(rng: np.random.Generator, brightness: float) -> Samples:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,9 +14,10 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from training import codec as codecs
-from training import text
+from training import fast, text
 from training.captions import caption, speed
 from training.dataset import SHARD, Dataset
+from training.fast import half, surprise
 from training.loop import Clock, cosine, steps
 from training.network import Network, delayed
 from training.plan import Plan
@@ -26,6 +26,7 @@ from training.songs import REGISTERS, STYLES, TEMPOS, Song, chance, half_beat, s
 TEACHING = 0.3  # the weight of the lessons
 KEEPING_TIME = 0.6  # and of the beat's
 FIRST = 10  # positions
+MATRICES = 2.0  # Muon's rate, beside AdamW's
 EAGER = 8.0  # how much faster the embeddings learn: each is seen in few steps, and they are large beside a step
 HEEDFUL = 3.0  # and what brings the prompt in
 # A prompt decides how a clip begins, a few nats of the thousands that a long window has; what follows, the beginning
@@ -39,7 +40,6 @@ FROM_THE_START = 0.75
 SURPRISING = {"drums": 3.0, "tempo": 2.0}
 HELD_OUT = 40  # of so many songs one, the last ones, for the curves' second line
 LOOK = 100  # steps between two points of it
-HEEDING = re.compile(r"cross|output_proj")
 
 
 class Lesson(nn.Module):
@@ -137,13 +137,34 @@ def weight(song: Song) -> float:
     return chance(song) * math.prod(SURPRISING[key] for key in surprises(song))
 
 
+def _optimizers(
+    plan: Plan, network: Network, encoder: nn.Module, lessons: Sequence[nn.Parameter]
+) -> dict[str, torch.optim.Optimizer]:
+    """Muon (Jordan et al. 2024) for the transformer's matrices, AdamW for the rest, each with its highest rate."""
+    matrices = [p for p in network.transformer.parameters() if p.ndim == 2]
+    tables = list(network.emb.parameters())
+    heeding = [*encoder.parameters(), *network.output_proj.parameters()]
+    placed = {id(p) for p in (*matrices, *tables, *heeding)}
+    rest = [p for p in (*network.parameters(), *lessons) if id(p) not in placed]
+    groups = [
+        {"params": rest, "highest": plan.lm_rate},
+        {"params": heeding, "highest": HEEDFUL * plan.lm_rate},
+        {"params": tables, "highest": EAGER * plan.lm_rate, "weight_decay": 0.0},
+    ]
+    turned = [{"params": matrices, "highest": MATRICES * plan.lm_rate}]
+    return {
+        "adamw": torch.optim.AdamW(groups, lr=plan.lm_rate, betas=(0.9, 0.95), weight_decay=0.05, fused=True),
+        "muon": torch.optim.Muon(turned, lr=plan.lm_rate, weight_decay=0.05, adjust_lr_fn="match_rms_adamw"),
+    }
+
+
 def train(plan: Plan, tokens: Tensor, songs: Sequence[Song], clock: Clock) -> tuple[Network, Any, Any]:
     """Train the language model and the text encoder, or go on; gives them with the tokenizer, in eval mode.
 
     Raises:
         OutOfTime: the clock ran out; call again.
     """
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = fast.device()
     tokenizer = text.tokenizer(plan)
     encoder = text.encoder(plan, len(tokenizer)).to(device).train()
     network = Network(plan).to(device).train()
@@ -151,12 +172,7 @@ def train(plan: Plan, tokens: Tensor, songs: Sequence[Song], clock: Clock) -> tu
     beat = Beat(plan.dim, plan.seed).to(device)
     lessons = [*lesson.parameters(), *heard.parameters(), *beat.parameters()]
     parameters = [*network.parameters(), *encoder.parameters(), *lessons]
-    tables = [*network.emb.parameters()]
-    heeding = [*encoder.parameters(), *(p for name, p in network.named_parameters() if HEEDING.search(name))]
-    others = {id(p) for p in (*tables, *heeding)}
-    rest = [p for p in parameters if id(p) not in others]
-    groups = [{"params": rest}, {"params": heeding}, {"params": tables, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=plan.lm_rate, betas=(0.9, 0.95), weight_decay=0.05, fused=True)
+    optimizers = _optimizers(plan, network, encoder, lessons)
 
     learnt = len(songs) - len(songs) // HELD_OUT
     weights = np.array([weight(song) for song in songs[:learnt]])
@@ -183,15 +199,16 @@ def train(plan: Plan, tokens: Tensor, songs: Sequence[Song], clock: Clock) -> tu
         hidden = encoder(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).last_hidden_state
         hearing = rng.random(batch_size) >= (plan.deaf if learning else 0)
         hears = torch.from_numpy(hearing.astype(np.float32)).to(device)
-        logits, known, beneath = network(read, hidden, batch["attention_mask"].bool(), hears)
+        with half(device):
+            logits, known, beneath = network(read, hidden, batch["attention_mask"].bool(), hears)
         described = [songs[n] for n in chosen]
         taught = lesson(hidden, batch["attention_mask"], described)
         if hears.any():
-            first = known[:, :FIRST]
+            first = known[:, :FIRST].float()
             taught = taught + heard(first, hears[:, None].expand(first.shape[:2]), described)
         frames = torch.from_numpy(begin)[:, None] + torch.arange(length)
-        counted = beat(beneath[:, :length], frames.to(device), described)
-        return F.cross_entropy(logits.flatten(0, 2), say.flatten()), taught, counted
+        counted = beat(beneath[:, :length].float(), frames.to(device), described)
+        return surprise(logits.flatten(0, 2), say.flatten()), taught, counted
 
     def look(number: int, part: float, exchanged: bool = False) -> float:
         """The music's loss on songs held out, with their captions or with each other's."""
@@ -202,14 +219,17 @@ def train(plan: Plan, tokens: Tensor, songs: Sequence[Song], clock: Clock) -> tu
 
     def step(number: int) -> dict[str, float]:
         rng = np.random.default_rng([plan.seed, 30, number])
-        for group, pace in zip(optimizer.param_groups, (1.0, HEEDFUL, EAGER), strict=True):
-            group["lr"] = pace * plan.lm_rate * cosine(number, plan.lm_steps)
+        for optimizer in optimizers.values():
+            for group in optimizer.param_groups:
+                group["lr"] = group["highest"] * cosine(number, plan.lm_steps)
         part = float(rng.choice([p for p, _ in WINDOWS], p=[chance for _, chance in WINDOWS]))
         loss, taught, counted = losses(rng, part, learning=True)
-        optimizer.zero_grad(set_to_none=True)
+        for optimizer in optimizers.values():
+            optimizer.zero_grad(set_to_none=True)
         (loss + TEACHING * taught + KEEPING_TIME * counted).backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
+        for optimizer in optimizers.values():
+            optimizer.step()
         if number % LOOK == 0 or not seen:
             network.eval()
             with torch.no_grad():
@@ -228,7 +248,7 @@ def train(plan: Plan, tokens: Tensor, songs: Sequence[Song], clock: Clock) -> tu
             "lesson": lesson,
             "heard": heard,
             "beat": beat,
-            "optimizer": optimizer,
+            **optimizers,
         },
         step,
         clock,

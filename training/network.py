@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from training.fast import attend
 from training.plan import CARD, CODEBOOKS, Plan
 
 
@@ -33,37 +34,25 @@ class Attention(nn.Module):
             key, value = F.linear(heard, to_rest).chunk(2, dim=-1)
         split = [part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in (query, key, value)]
         allowed = None if mask is None else mask[:, None, None, :]
-        out = F.scaled_dot_product_attention(*split, attn_mask=allowed, is_causal=heard is None)
-        result: Tensor = self.out_proj(out.transpose(1, 2).flatten(2))
+        result: Tensor = self.out_proj(attend(*split, allowed).transpose(1, 2).flatten(2))
         return result
 
 
 class Layer(nn.Module):
-    """Pre-norm: self-attention, cross-attention to the prompt, feed-forward.
+    """Pre-norm: self-attention, cross-attention to the prompt, feed-forward."""
 
-    In training each of them is left out at some positions (stochastic depth, Huang et al. 2016). Dropout of single
-    numbers takes a third of a step on a CPU, to draw them.
-    """
-
-    def __init__(self, dim: int, heads: int, dropout: float) -> None:
+    def __init__(self, dim: int, heads: int) -> None:
         super().__init__()
-        self.dropout = dropout
         self.norm1, self.norm_cross, self.norm2 = (nn.LayerNorm(dim) for _ in range(3))
         self.self_attn, self.cross_attention = Attention(dim, heads), Attention(dim, heads)
         self.linear1, self.linear2 = nn.Linear(dim, 4 * dim, bias=False), nn.Linear(4 * dim, dim, bias=False)
 
-    def forward(self, x: Tensor, text: Tensor, mask: Tensor, hears: Tensor) -> Tensor:
-        """Rows x [B, S, dim]; those where `hears` [B] is 0 go without the prompt, as the deaf row of guidance does."""
-        x = x + self._some(self.self_attn(self.norm1(x)))
-        x = x + hears[:, None, None] * self._some(self.cross_attention(self.norm_cross(x), text, mask))
-        out: Tensor = x + self._some(self.linear2(F.gelu(self.linear1(self.norm2(x)))))
+    def forward(self, x: Tensor, text: Tensor, mask: Tensor) -> Tensor:
+        """Rows x [B, S, dim] after `text` [B, L, dim] where `mask` [B, L] is true."""
+        x = x + self.self_attn(self.norm1(x))
+        x = x + self.cross_attention(self.norm_cross(x), text, mask)
+        out: Tensor = x + self.linear2(F.gelu(self.linear1(self.norm2(x))))
         return out
-
-    def _some(self, branch: Tensor) -> Tensor:
-        if not self.training or not self.dropout:
-            return branch
-        there = torch.rand(*branch.shape[:2], 1, device=branch.device) >= self.dropout
-        return branch * there / (1 - self.dropout)
 
 
 class Transformer(nn.Module):
@@ -71,18 +60,18 @@ class Transformer(nn.Module):
 
     def __init__(self, plan: Plan) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(Layer(plan.dim, plan.heads, plan.dropout) for _ in range(plan.layers))
+        self.layers = nn.ModuleList(Layer(plan.dim, plan.heads) for _ in range(plan.layers))
         with torch.no_grad():
             for layer in self.layers:  # residual branches begin small, the deeper the smaller
                 for name in ("self_attn.out_proj", "cross_attention.out_proj", "linear2"):
                     layer.get_parameter(f"{name}.weight").div_((2 * plan.layers) ** 0.5)
 
-    def forward(self, x: Tensor, text: Tensor, mask: Tensor, hears: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, text: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Through all layers; what comes out of the last one, and what goes into the last two."""
         beneath = x
         for number, layer in enumerate(self.layers):
             beneath = x if number == len(self.layers) - 2 else beneath
-            x = layer(x, text, mask, hears)
+            x = layer(x, text, mask)
         return x, beneath
 
 
@@ -115,7 +104,9 @@ class Network(nn.Module):
         """
         x = torch.stack([embed(tokens[:, k]) for k, embed in enumerate(self.emb)]).sum(dim=0)
         x = x + self.positions[: x.shape[1]]
-        x, beneath = self.transformer(x, self.output_proj(text), mask, hears)
+        text = self.output_proj(text)
+        text = text * hears[:, None, None].to(text.dtype)  # keys and values of nothing: the deaf row's are zero
+        x, beneath = self.transformer(x.to(text.dtype), text, mask)
         x = self.out_norm(x)
         return torch.stack([head(x) for head in self.linears], dim=1), x, beneath
 

@@ -18,7 +18,6 @@ class Plan:
 
     Attributes:
         folder: where everything goes that is not the result.
-        kept: where a codec is that has passed, as it is exported, and its curves; a run begins with it.
         seed: of songs, weights, batches.
         songs: how many are learnt from, of all that there are, in whole shards.
         codec_steps, codec_batch, codec_seconds, codec_rate: of the codec's training; the rate is AdamW's highest.
@@ -27,30 +26,27 @@ class Plan:
         clean_from: the step from which the codec is to be silent where the song is.
         decoder_steps, decoder_rate: of the codec's decoder, after that, alone.
         lm_steps, lm_batch, lm_seconds, lm_rate: of the language model's; a window is `lm_seconds` long.
-        dropout: the share of positions at which a branch of the language model is left out in training.
         noise: the share of tokens that it reads wrongly in training, as it does after a token that it chose badly.
         deaf: the share of clips that the language model learns without their captions, for guidance's second row.
         temperatures: at which each codebook is best heard; a request's temperature of 1 is these.
     """
 
     folder: Path = Path("build/training")
-    kept: Path = Path(__file__).parent / "passed"
     seed: int = 1
     songs: int = 3_400
-    codec_steps: int = 7_000
+    codec_steps: int = 5_000
     codec_batch: int = 8
     codec_seconds: float = 0.5
     codec_rate: float = 1e-3
     codec_drums: float = 0.375
     plain_steps: int = 600
     clean_from: int = 1_800
-    decoder_steps: int = 8_000
+    decoder_steps: int = 2_500
     decoder_rate: float = 5e-4
     lm_steps: int = 68_000
-    lm_batch: int = 4
+    lm_batch: int = 8
     lm_seconds: float = 8.0
     lm_rate: float = 1e-3
-    dropout: float = 0.05
     noise: float = 0.05
     deaf: float = 0.15
     temperatures: tuple[float, ...] = (1.0, 0.75, 0.65, 0.65)

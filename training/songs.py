@@ -59,7 +59,7 @@ STYLES: dict[str, Style] = {
         "bells",
         0.05,
         (("0---", "4---"), ("4---", "2-0-")),
-        {"kick": "x...............", "hat": "....x.......x..."},
+        {"kick": "x.......x.......", "hat": "..x...x...x...x."},
     ),
     "techno": Style(
         (122, 145),
@@ -84,7 +84,7 @@ STYLES: dict[str, Style] = {
         "piano",
         0.3,
         (("0-4-", "2---"), ("4---", "0-2-")),
-        {"kick": "x.......x.......", "snare": "....x.......x..."},
+        {"kick": "x.......x.......", "snare": "....x.......x...", "hat": "x.x.x.x.x.x.x.x."},
     ),
     "rock": Style(
         (112, 165),
@@ -100,7 +100,7 @@ STYLES: dict[str, Style] = {
         "strings",
         0.1,
         (("0-2-4-", "4-2-2-"), ("4---2-", "0-----")),
-        {"kick": "x...........", "hat": "....x...x..."},
+        {"kick": "x...........", "snare": "....x...x...", "hat": "x.x.x.x.x.x."},
         beats=3,
     ),
     "chiptune": Style(
@@ -126,7 +126,7 @@ STYLES: dict[str, Style] = {
         "flute",
         0.1,
         (("0-24", "4-20"), ("42-0", "2-0-")),
-        {"kick": "x.......x.......", "hat": "..x.x.x...x.x.x."},
+        {"kick": "x.......x.......", "hat": "x.x.x.x.x.x.x.x."},
         arpeggio=True,
     ),
     "jazz": Style(
@@ -135,7 +135,7 @@ STYLES: dict[str, Style] = {
         "electric piano",
         0.7,
         (("4-20", "0-2-"), ("02-4", "42-0")),
-        {"hat": "x...x.x.x...x.x.", "snare": "....x.......x..."},
+        {"kick": "x.......x.......", "hat": "x...x.x.x...x.x.", "snare": "....x.......x..."},
     ),
     "drum and bass": Style(
         (170, 180),
@@ -151,7 +151,7 @@ STYLES: dict[str, Style] = {
         "bells",
         0.05,
         (("0-4-", "2-4-"), ("4-2-", "0-2-")),
-        {"kick": "x.......x.......", "hat": "....x.......x..."},
+        {"kick": "x.......x.......", "hat": "..x...x...x...x."},
         arpeggio=True,
     ),
 }
@@ -285,7 +285,7 @@ def _chord(song: Song, style: Style, degree: int, begin: float, part: int, step:
             for beat in ((0, 1, 2) if song.tempo > FAST else (1, 2))
             for pitch in triad
         ]
-    strikes = part // 4 if song.tempo > FAST else 1
+    strikes = part // 2 if song.tempo > FAST else 1
     length = part // strikes
     return [
         Note(style.chords, pitch, begin + i * length * step, length * step, 0.42)
@@ -326,10 +326,14 @@ def _bass(song: Song, degree: int, begin: float, part: int, step: float) -> list
 
 
 def _drums(song: Song, begin: float, step: float) -> list[Note]:
-    thin = song.tempo < SLOW  # a hat on the beats alone
+    """A bar of them. In a slow song what is not on a beat is left out, and the hat is on every beat."""
+    pattern = STYLES[song.style].pattern
+    if song.tempo < SLOW:
+        on_beats = {drum: "".join(row[at] + "..." for at in range(0, len(row), STEPS)) for drum, row in pattern.items()}
+        pattern = on_beats | {"hat": "x..." * STYLES[song.style].beats}
     return [
         Note(drum, 0, begin + at * step, 0.1, 0.9)
-        for drum, pattern in STYLES[song.style].pattern.items()
-        for at, place in enumerate(pattern)
-        if place == "x" and not (thin and drum == "hat" and at % 4)
+        for drum, row in pattern.items()
+        for at, place in enumerate(row)
+        if place == "x"
     ]
