@@ -10,12 +10,13 @@ import sys
 from pathlib import Path
 
 import click
+import torch
 
 from musicgen_bento.engine import checkpoint
 from musicgen_bento.engine.hub import Source
 from training import card, codec, dataset, evaluate, export, language_model
 from training.loop import Busy, Clock, OutOfTime, alone
-from training.plan import Plan
+from training.plan import OtherPlan, Plan
 
 DEMO = Path(__file__).parent.parent / "musicgen_bento" / "demo"
 
@@ -31,9 +32,15 @@ def main(context: click.Context, minutes: float, folder: Path) -> None:
         return
     try:
         with alone(folder):
+            plan.claim()
+            torch.set_flush_denormal(True)  # what fades away ends in numbers that a processor is slow with
             make(plan, Clock(minutes))
     except Busy:
         raise click.ClickException(f"Another run is at work in {folder}.") from None
+    except OtherPlan:
+        raise click.ClickException(
+            f"{folder} holds what another plan or other songs have made: delete it, or name another --folder."
+        ) from None
     except OutOfTime:
         click.echo("Time is over and all is saved. The same command goes on.", err=True)
         sys.exit(75)  # EX_TEMPFAIL: again, please

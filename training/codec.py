@@ -78,11 +78,11 @@ def train(plan: Plan, songs: Dataset, clock: Clock) -> Any:
         coarse = latent
         if number >= plan.plain_steps:
             quantized = codec.quantizer(latent, FRAME_RATE)
-            # what the first codebook alone says; its gradient goes to the latents, as the whole one's does
+            # what the first codebook alone says, moved by this step already; the gradient goes to the latents
             coarse = latent + (codec.quantizer.vq.layers[0].decode(quantized.codes[:, 0]) - latent).detach()
             latent, penalty = quantized.x, quantized.penalty
         made = codec.decoder(latent)[..., : wav.shape[-1]]
-        taught = lesson(latent, wav[:, 0]) + lesson(coarse, wav[:, 0])
+        taught = lesson(latent, wav[:, 0]) + lesson(coarse, wav[:, 0])  # the same twice while there are no codebooks
         optimizer.zero_grad(set_to_none=True)
         clean = number >= plan.clean_from
         error, figures = judge(made, wav, LOG_SHARES[clean], HIGHS_SHARES[0] * clean)
@@ -158,7 +158,7 @@ def windows(plan: Plan, songs: Dataset, number: int) -> np.ndarray[Any, np.dtype
     frames = int((SECONDS - 1) * FRAME_RATE)
     # at whole frames, where notes begin: elsewhere the tokens need not be good
     at = [(int(rng.integers(len(songs))), HOP * int(rng.integers(frames))) for _ in range(plan.codec_batch)]
-    gain = rng.uniform(0.5, 1.5, (plan.codec_batch, 1)).astype(np.float32)
+    gain = rng.uniform(0.7, 2.1, (plan.codec_batch, 1)).astype(np.float32)
     alone = round(plan.codec_drums * plan.codec_batch)
     some = [songs.window(song, begin, length) for song, begin in at[alone:]]
     some += [_drums_alone(songs.songs[song], length, begin) for song, begin in at[:alone]]

@@ -17,7 +17,6 @@ from training import codec as codecs
 from training import fast, text
 from training.captions import caption, speed
 from training.dataset import SHARD, Dataset
-from training.fast import half, surprise
 from training.loop import Clock, cosine, steps
 from training.network import Network, delayed
 from training.plan import Plan
@@ -26,12 +25,12 @@ from training.songs import REGISTERS, STYLES, TEMPOS, Song, chance, half_beat, s
 TEACHING = 0.3  # the weight of the lessons
 KEEPING_TIME = 0.6  # and of the beat's
 FIRST = 10  # positions
-MATRICES = 2.0  # Muon's rate, beside AdamW's
+MATRICES = 2.0  # Muon's rate, beside AdamW's; see training/README.md for what it brought
 EAGER = 8.0  # how much faster the embeddings learn: each is seen in few steps, and they are large beside a step
 HEEDFUL = 3.0  # and what brings the prompt in
 # A prompt decides how a clip begins, a few nats of the thousands that a long window has; what follows, the beginning
 # decides. So many windows are short. (length in parts of the whole window, chance)
-WINDOWS = ((0.125, 0.15), (0.5, 0.5), (1.0, 0.35))
+WINDOWS = ((0.125, 0.15), (0.5, 0.55), (1.0, 0.3))
 # Most begin where the song does, as a clip does: then a position and a tempo say whether there is a beat. The others
 # are for clips that go on beyond a window.
 FROM_THE_START = 0.75
@@ -166,8 +165,8 @@ def train(plan: Plan, tokens: Tensor, songs: Sequence[Song], clock: Clock) -> tu
     """
     device = fast.device()
     tokenizer = text.tokenizer(plan)
-    encoder = text.encoder(plan, len(tokenizer)).to(device).train()
-    network = Network(plan).to(device).train()
+    encoder = text.encoder(plan, len(tokenizer)).to(device)
+    network = Network(plan).to(device)
     lesson, heard = Lesson(plan.text_dim, plan.seed).to(device), Lesson(plan.dim, plan.seed).to(device)
     beat = Beat(plan.dim, plan.seed).to(device)
     lessons = [*lesson.parameters(), *heard.parameters(), *beat.parameters()]
@@ -199,7 +198,7 @@ def train(plan: Plan, tokens: Tensor, songs: Sequence[Song], clock: Clock) -> tu
         hidden = encoder(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).last_hidden_state
         hearing = rng.random(batch_size) >= (plan.deaf if learning else 0)
         hears = torch.from_numpy(hearing.astype(np.float32)).to(device)
-        with half(device):
+        with fast.half(device):
             logits, known, beneath = network(read, hidden, batch["attention_mask"].bool(), hears)
         described = [songs[n] for n in chosen]
         taught = lesson(hidden, batch["attention_mask"], described)
@@ -208,7 +207,7 @@ def train(plan: Plan, tokens: Tensor, songs: Sequence[Song], clock: Clock) -> tu
             taught = taught + heard(first, hears[:, None].expand(first.shape[:2]), described)
         frames = torch.from_numpy(begin)[:, None] + torch.arange(length)
         counted = beat(beneath[:, :length].float(), frames.to(device), described)
-        return surprise(logits.flatten(0, 2), say.flatten()), taught, counted
+        return fast.cross_entropy(logits.flatten(0, 2), say.flatten()), taught, counted
 
     def look(number: int, part: float, exchanged: bool = False) -> float:
         """The music's loss on songs held out, with their captions or with each other's."""
@@ -231,11 +230,9 @@ def train(plan: Plan, tokens: Tensor, songs: Sequence[Song], clock: Clock) -> tu
         for optimizer in optimizers.values():
             optimizer.step()
         if number % LOOK == 0 or not seen:
-            network.eval()
             with torch.no_grad():
                 seen["held_out"] = sum(look(n, 1.0) for n in range(4)) / 4
                 seen["heeded"] = look(0, WINDOWS[0][0], exchanged=True) - look(0, WINDOWS[0][0])
-            network.train()
         return {"loss": loss.item(), "lesson": taught.item(), "beat": counted.item(), **seen}
 
     steps(

@@ -15,9 +15,9 @@ from training.plan import SAMPLE_RATE
 
 Samples = NDArray[np.float32]
 HOP = 512
-# Where the sides meet: halfway between the renderer's clips, but for drums.
-DRUMS = -34.5  # where the codec's clips part; the renderer's have nothing from -56 to -27
-FAST = 2.3
+# Where the sides meet: halfway between the renderer's clips, but for drums and pace, where the codec's clips part.
+DRUMS = -30.0  # the renderer's have nothing from -59 to -27
+FAST = 2.4  # nor these from 1.2 to 3
 HIGH = 9.5
 BRIGHT = -32.0
 MAJOR = 0.0
@@ -129,7 +129,7 @@ def pace(frequencies: NDArray[np.float64], magnitudes: NDArray[np.float64]) -> f
     log = _log_bands(frequencies, magnitudes)
     flux = np.maximum(log[:, 2:] - log[:, :-2], 0).sum(axis=0)
     flux = flux - medfilt(flux, 31)
-    peaks, _ = find_peaks(flux, height=max(0.25 * np.percentile(flux, 99), 2.5), distance=4)
+    peaks, _ = find_peaks(flux, height=max(0.4 * np.percentile(flux, 99), 3.0), distance=4)
     return len(peaks) / (len(flux) / FRAMES_A_SECOND)
 
 

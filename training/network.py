@@ -106,7 +106,7 @@ class Network(nn.Module):
         x = x + self.positions[: x.shape[1]]
         text = self.output_proj(text)
         text = text * hears[:, None, None].to(text.dtype)  # keys and values of nothing: the deaf row's are zero
-        x, beneath = self.transformer(x.to(text.dtype), text, mask)
+        x, beneath = self.transformer(x.to(text.dtype), text, mask)  # in half precision where products are: faster
         x = self.out_norm(x)
         return torch.stack([head(x) for head in self.linears], dim=1), x, beneath
 

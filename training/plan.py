@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import hashlib
+import json
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 SAMPLE_RATE = 32_000
@@ -10,6 +12,14 @@ FRAME_RATE = 50
 HOP = SAMPLE_RATE // FRAME_RATE
 CODEBOOKS = 4
 CARD = 256
+
+
+SOURCES = "instruments.py", "songs.py", "render.py", "captions.py", "text.py"  # what songs and their words come of
+LATER = "folder", "lm_steps", "temperatures"  # may change between two parts of a run
+
+
+class OtherPlan(Exception):
+    """The folder holds what another plan, other songs or other captions have made."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,9 +51,9 @@ class Plan:
     codec_drums: float = 0.375
     plain_steps: int = 600
     clean_from: int = 1_800
-    decoder_steps: int = 2_500
+    decoder_steps: int = 1_500
     decoder_rate: float = 5e-4
-    lm_steps: int = 68_000
+    lm_steps: int = 7_400
     lm_batch: int = 8
     lm_seconds: float = 8.0
     lm_rate: float = 1e-3
@@ -67,3 +77,23 @@ class Plan:
     def window(self) -> int:
         """Frames of the language model's window."""
         return int(self.lm_seconds * FRAME_RATE)
+
+    def claim(self) -> None:
+        """Write into the folder what it is for, or make sure that it is for the same.
+
+        Raises:
+            OtherPlan: it is not.
+        """
+        sources = b"".join((Path(__file__).parent / name).read_bytes() for name in SOURCES)
+        fixed = {key: value for key, value in asdict(self).items() if key not in LATER}
+        said = json.dumps(fixed | {"sources": hashlib.sha256(sources).hexdigest()}, indent=1)
+        place = self.folder / "plan.json"
+        if place.exists():
+            if place.read_text(encoding="utf-8") != said:
+                raise OtherPlan
+        elif (self.folder / "songs").exists() or any(self.folder.glob("*.state")):
+            raise OtherPlan
+        else:
+            part = place.with_suffix(".part")
+            part.write_text(said, encoding="utf-8")
+            part.replace(place)

@@ -14,7 +14,7 @@ from training.instruments import DRUMS, PITCHED, Pulse, period, tuned
 from training.plan import SAMPLE_RATE
 from training.songs import Song, compose, half_beat
 
-GAIN = 0.075  # of a part at a loudness of 1, so that songs come to about -20 dBFS
+GAIN = 0.0525  # of a part at a loudness of 1: songs come to -27 to -15 dBFS, and what a model adds is not cut off
 FRAME = SAMPLE_RATE // 50  # notes begin where one of the codec's frames does, so that the same note has the same tokens
 GRID = 0.08  # seconds: notes are as long as a multiple of it, so that few are rendered twice
 DRUM_LEVELS = {"kick": 2.2, "snare": 1.1, "clap": 1.0, "hat": 0.8}  # peaks, beside a part of loudness 1
@@ -79,7 +79,7 @@ def _filter(order: int, edge: float | tuple[float, float], kind: str) -> NDArray
 
 
 def render(song: Song, seconds: float, begin: float = 0.0, drums_alone: bool = False) -> NDArray[np.float32]:
-    """Samples [T] of a song from `begin` seconds on (a whole frame), within ±1, at about -20 dBFS."""
+    """Samples [T] of a song from `begin` seconds on (a whole frame), within ±1, at about -22 dBFS."""
     mix = np.zeros(int(seconds * SAMPLE_RATE), np.float32)
     whole = Pulse(half_beat(song.tempo))
     for note in compose(song, begin + seconds):
