@@ -46,7 +46,7 @@ def test_a_clip_lands_in_the_file_whole(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert done.stdout == ""
     assert "No --model was given: taking demo." in done.stderr
-    assert "not trained" in done.stderr
+    assert "Built in and tiny" in done.stderr
     assert "seed 7" in done.stderr
     assert "secret" not in done.stderr
     info = soundfile.info(tmp_path / "out.wav")
@@ -216,7 +216,7 @@ def test_models_lists_every_model_with_its_licence() -> None:
     for card in catalogue.CATALOGUE:
         [line] = [line for line in done.stdout.splitlines() if line.split()[:1] == [card.id]]
         assert card.license in line
-    assert "not trained" in done.stdout
+    assert "Built in and tiny" in done.stdout
 
 
 def test_loopback_addresses_are_known() -> None:

@@ -265,6 +265,18 @@ def test_highs_are_wrong_where_there_are_too_many_or_too_few() -> None:
     assert highs_error(wav + 1e-5 * noise, wav) == 0  # nobody hears it
 
 
+def test_an_exported_decoder_is_louder_and_its_tokens_are_the_same(plan: Plan, songs: dataset.Dataset) -> None:
+    plain, loud = codec.build(plan).eval(), codec.build(plan).eval()
+    loud.load_state_dict(export.louder(plain.state_dict(), 6.0))
+    wav = torch.from_numpy(songs.window(0, 0, SAMPLE_RATE))[None, None]
+    with torch.no_grad():
+        codes, scale = plain.encode(wav)
+        assert torch.equal(loud.encode(wav)[0], codes)
+        torch.testing.assert_close(
+            loud.decode(codes, scale), 10**0.3 * plain.decode(codes, scale), atol=1e-5, rtol=1e-4
+        )
+
+
 def test_too_large_a_model_is_not_written(
     plan: Plan, made: tuple[Path, Network], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -113,7 +113,8 @@ Nothing yet.
 
 It knows twelve genres, each with two instruments and two tunes of its own, no voices and no other language than
 English, and every song is a loop of about four seconds. Beyond its window of {plan.lm_seconds:g} s it goes on from what
-it has just played and may drift. What the table says is how well it hears the prompt.
+it has just played and may drift. Now and then a clip sticks to a held note, most often strings or a pad without drums,
+or a stray drum is struck. What the table says is how well it hears the prompt.
 """,
         encoding="utf-8",
     )

@@ -15,7 +15,7 @@ CARD = 256
 
 
 SOURCES = "instruments.py", "songs.py", "render.py", "captions.py", "text.py"  # what songs and their words come of
-LATER = "folder", "lm_steps", "temperatures"  # may change between two parts of a run
+LATER = "folder", "lm_steps", "louder", "temperatures"  # may change between two parts of a run
 
 
 class OtherPlan(Exception):
@@ -38,6 +38,7 @@ class Plan:
         lm_steps, lm_batch, lm_seconds, lm_rate: of the language model's; a window is `lm_seconds` long.
         noise: the share of tokens that it reads wrongly in training, as it does after a token that it chose badly.
         deaf: the share of clips that the language model learns without their captions, for guidance's second row.
+        louder: dB that the exported decoder adds: clips at those temperatures are that much quieter than songs.
         temperatures: at which each codebook is best heard; a request's temperature of 1 is these.
     """
 
@@ -53,13 +54,14 @@ class Plan:
     clean_from: int = 1_800
     decoder_steps: int = 1_500
     decoder_rate: float = 5e-4
-    lm_steps: int = 7_400
+    lm_steps: int = 6_800
     lm_batch: int = 8
     lm_seconds: float = 8.0
     lm_rate: float = 1e-3
     noise: float = 0.05
     deaf: float = 0.15
-    temperatures: tuple[float, ...] = (1.0, 0.75, 0.65, 0.65)
+    louder: float = 2.0
+    temperatures: tuple[float, ...] = (0.85, 0.65, 0.6, 0.6)
 
     # Sizes, in AudioCraft's terms.
     filters: int = 16

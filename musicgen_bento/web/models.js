@@ -68,9 +68,9 @@ export function describe() {
 
 function forMusic() {
   const small = find(FIRST_REAL);
-  const words = element("p", "A tiny model to try the page with. ");
+  const words = element("p", "A tiny model for trying, testing and offline use: synthesised loops in twelve genres. ");
   if (!small) {
-    words.append("For music, name a MusicGen of the list.");
+    words.append("For music to keep, name a MusicGen of the list.");
     return words;
   }
   const choose = element("button", `Take ${short(small.id)}`, { type: "button", class: "plain", id: "real" });
@@ -80,7 +80,7 @@ function forMusic() {
     describe();
   });
   const once = small.state === "downloadable" ? ` The server downloads it once, ${gigabytes(small.download_bytes)}.` : "";
-  words.append("For real music: ", choose, ".", once);
+  words.append("For music to keep: ", choose, ".", once);
   return words;
 }
 
