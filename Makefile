@@ -15,7 +15,8 @@ VENV  := .venv
 BIN   := $(VENV)/bin
 # Named after what they were made from: another requirements.lock is another environment.
 LOCKED  := $(VENV)/.locked-$(firstword $(shell cksum < requirements.lock))
-STAMP   := $(VENV)/.ready-$(firstword $(shell cksum < pyproject.toml))
+# And on the kernel's sources, which are compiled with it.
+STAMP   := $(VENV)/.ready-$(firstword $(shell cat pyproject.toml setup.py musicgen_bento/native/*.[ch] | cksum))
 
 # Nothing that is started from here reports its use to anyone.
 export BENTOML_DO_NOT_TRACK := True

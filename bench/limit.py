@@ -15,10 +15,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from bench.rounds import POSITIONS
+from musicgen_bento.engine.blocks import block_bytes
 from musicgen_bento.engine.caches import clip_bytes
 from musicgen_bento.engine.delay import DelayPattern
 from musicgen_bento.engine.weights import LMShape
-from musicgen_bento.precision import FLOAT16_KEPT, FLOAT32_COMPILED, INT8, Precision, Size
+from musicgen_bento.kernel import BLOCK
+from musicgen_bento.precision import FLOAT16_KEPT, FLOAT32_PACKED, INT8, Precision, Size
 
 DELAYS = DelayPattern((0, 1, 2, 3))
 
@@ -58,7 +60,11 @@ def in_matrices(shape: LMShape) -> int:
 def moved(shape: LMShape, precision: Precision, position: int, clips: int = 1) -> Moved:
     """What a step reads for guided clips (two rows each), all at one position."""
     numbers = in_matrices(shape)
-    return Moved(precision.bytes(Size(numbers, numbers)), clips * clip_bytes(shape, precision, 2, position + 1, 0))
+    if precision.packed:
+        cache = 2 * (position + 1) * block_bytes(shape, precision) // BLOCK
+    else:
+        cache = clip_bytes(shape, precision, 2, position + 1, 0)
+    return Moved(precision.bytes(Size(numbers, numbers)), clips * cache)
 
 
 def milliseconds(shape: LMShape, precision: Precision, position: int, clips: int, rate: float) -> float:
@@ -84,7 +90,7 @@ def table() -> str:
     """Bytes of a step of one clip on a CPU."""
     rows = []
     for size, shape in SHAPES.items():
-        for precision in (FLOAT32_COMPILED, FLOAT16_KEPT, INT8):
+        for precision in (FLOAT32_PACKED, FLOAT16_KEPT, INT8):
             found = [moved(shape, precision, position) for position in POSITIONS]
             figures = [found[0].matrices, *(each.all for each in found)]
             rows.append([size, precision.name, *(f"{figure / 1e6:,.0f}" for figure in figures)])

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from pathlib import Path
 from statistics import median
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from torch.profiler import ProfilerActivity
 
 from bench.steps import WARM, Ours, measure, ours, prompt, synchronize
+from musicgen_bento import kernel
 from musicgen_bento.engine import checkpoint
-from musicgen_bento.engine.checkpoint import Files
 from musicgen_bento.engine.codec import CodecDecoder
-from musicgen_bento.engine.compiled import CompiledWeights
+from musicgen_bento.engine.codec_kernel import operations
 from musicgen_bento.engine.hub import Source
+from musicgen_bento.engine.packed_decoder import PackedDecoder
 from musicgen_bento.engine.sampling import SamplingRows, sample
 from musicgen_bento.engine.sound import BLOCK
 from musicgen_bento.precision import Precision
@@ -39,13 +38,11 @@ def profile(source: Source, precision: Precision, device: torch.device, position
     logits = torch.randn(1, shape.codebooks, shape.card, device=device)
     rows = SamplingRows.of([0], [1.0], [250], [0.0], device)
     parts["sampling"] = _milliseconds(lambda: sample(logits, rows, torch.tensor([position], device=device)), device)
-    stream = CodecDecoder(model.codec).open()
+    team = kernel.Team(shape.cores()) if device.type == "cpu" and kernel.available() else None
+    stream = CodecDecoder(model.codec, operations(team)).open()
     tokens = torch.randint(shape.card, (shape.codebooks, BLOCK), device=device)
     parts["codec"] = _milliseconds(lambda: stream.push(tokens), device) / BLOCK
-    if precision.compiled:
-        operators = _compiled_operators(files, precision, device, position)
-    else:
-        operators = _operators(language_model, position)
+    operators = (_kinds if precision.packed else _operators)(language_model, position)
     return {"precision": precision.name, "position": position, "parts": parts, **operators}
 
 
@@ -60,17 +57,13 @@ def _milliseconds(work: Callable[[], object], device: torch.device) -> float:
     return median(found[1:])
 
 
-def _compiled_operators(files: Files, precision: Precision, device: torch.device, position: int) -> dict[str, Any]:
-    """ONNX Runtime's profile of a few steps."""
-    with TemporaryDirectory() as folder:
-        weights = checkpoint.load_weights(files, device, precision, profile_to=Path(folder))
-        assert isinstance(weights, CompiledWeights)
-        steps = len(measure(ours(weights), 1, position)) + WARM
-        found = [
-            {"name": kind, "calls": calls / steps, "ms": spent / steps}
-            for kind, calls, spent in weights.step.operators(steps)
-        ]
-    return _costliest(found)
+def _kinds(language_model: Ours, position: int) -> dict[str, Any]:
+    """What the kernel counts of a few steps."""
+    decoder = language_model.decoder
+    assert isinstance(decoder, PackedDecoder)
+    decoder.spent()
+    steps = len(measure(language_model, 1, position)) + WARM
+    return _costliest([{"name": name, "calls": 1, "ms": spent / steps} for name, spent in decoder.spent().items()])
 
 
 def _costliest(found: list[dict[str, Any]]) -> dict[str, Any]:

@@ -13,11 +13,13 @@ import torch
 from torch import Tensor
 
 from musicgen_bento.engine import checkpoint
+from musicgen_bento.engine.blocks import BlockCache
 from musicgen_bento.engine.checkpoint import Weights
 from musicgen_bento.engine.decoder import Decoder, Sequence
 from musicgen_bento.engine.decoders import decoder_of
 from musicgen_bento.engine.graphs import GraphedDecoder
 from musicgen_bento.engine.hub import Source
+from musicgen_bento.engine.packed_decoder import PackedDecoder
 from musicgen_bento.engine.sampling import SamplingRows
 from musicgen_bento.engine.weights import LMShape, LMWeights
 from musicgen_bento.precision import Precision
@@ -86,11 +88,15 @@ def synchronize(device: torch.device) -> None:
 
 
 class Ours:
-    """This project's engine, its language model alone."""
+    """This project's engine, its language model alone.
+
+    Attributes:
+        decoder: its own.
+    """
 
     def __init__(self, weights: Weights) -> None:
         self._rest = weights.precision.rest
-        self._decoder = self._make(weights)
+        self.decoder = self._make(weights)
         self._sequences: list[Sequence] = []
         self.shape, self.device = weights.shape, weights.device
         torch.set_num_threads(weights.shape.cores())  # as the engine does
@@ -104,7 +110,12 @@ class Ours:
         shape, room = self.shape, position + WARM + MOST
         self._guidance = torch.full((batch,), CFG_COEF, device=self.device)
         for _ in range(batch):
-            self._sequences.append(self._decoder.open(text.to(self._rest), guided=True, positions=room))
+            self._sequences.append(self.decoder.open(text.to(self._rest), guided=True, positions=room))
+        for sequence in self._sequences:
+            if isinstance(sequence.cache, BlockCache):
+                sequence.cache.make_up(position)
+        if isinstance(self.decoder, PackedDecoder):
+            return
         past = torch.randn(2, 2, shape.heads, 1, shape.head_dim, device=self.device, dtype=self._rest)
         for sequence in self._sequences if position else ():
             for layer in range(shape.layers):
@@ -113,12 +124,12 @@ class Ours:
 
     def step(self, tokens: Tensor) -> Tensor:
         """See `Contestant`."""
-        return self._decoder.step(self._sequences, tokens, self._guidance)
+        return self.decoder.step(self._sequences, tokens, self._guidance)
 
     def end(self) -> None:
         """See `Contestant`."""
         while self._sequences:
-            self._decoder.close(self._sequences.pop())
+            self.decoder.close(self._sequences.pop())
 
 
 class OursGraphed(Ours):
@@ -136,7 +147,7 @@ class OursGraphed(Ours):
 
     def step(self, tokens: Tensor) -> Tensor:
         """See `Contestant`."""
-        return self._decoder.draw(self._sequences, tokens.cpu(), self._guidance, self._rows, self._keys)
+        return self.decoder.draw(self._sequences, tokens.cpu(), self._guidance, self._rows, self._keys)
 
 
 def load_ours(source: Source, precision: Precision, device: torch.device) -> Ours:

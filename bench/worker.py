@@ -28,6 +28,12 @@ class WorkerError(Exception):
     """There is no answer; the text says why."""
 
 
+def _environment(name: str, model: Model) -> dict[str, str]:
+    """The peers' threads are as torch has them; what musicgen_bento has set for its own is not for them."""
+    inherited = {key: value for key, value in os.environ.items() if name.startswith("ours") or key != "GOMP_SPINCOUNT"}
+    return inherited | dict(model.environment)
+
+
 class Worker:
     """The parent's side of one process.
 
@@ -46,7 +52,7 @@ class Worker:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "bench.contestant", name, model.id],
                 cwd=ROOT,
-                env={**os.environ, **model.environment},
+                env=_environment(name, model),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from musicgen_bento.pipelines import Arriving, Pipeline
 
 __version__ = "0.1.0"
+
+# Before torch is imported: its threads, which spin for some 15 ms when they have nothing to do, would be in the way of
+# the kernel's. See docs/performance.md.
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 
 def pipeline(

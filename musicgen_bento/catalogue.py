@@ -64,8 +64,9 @@ class ModelCard:
             seconds: the longest clip that may be asked for.
         """
         positions = min(self.window, seconds) * 50 + 3
+        positions = -(-positions // 64) * 64 if precision.packed else positions  # in blocks
         own = 2 * positions * precision.cached  # of each channel of keys and values, guided
-        prompt = precision.prompts * 512 * precision.rest.itemsize  # a long one
+        prompt = 512 * (precision.cached if precision.packed else precision.rest.itemsize)  # a long one
         clip = 2 * self.layers * self.dim * int(own + prompt)
         return precision.estimate(self.parameters, self.layers, self.dim) + clip + 4 * self.float32_numbers
 

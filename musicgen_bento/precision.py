@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from musicgen_bento import fbgemm
+from musicgen_bento import fbgemm, kernel
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ class Precision:
         cache: dtype of the keys and values that attention remembers.
         cached: bytes that one of them takes, scales included, at most.
         scales: bytes that each number of a matrix takes beside itself.
-        compiled: whether ONNX Runtime runs it, on a CPU; else torch does.
+        packed: whether the project's kernel runs it, on a CPU; else torch does.
     """
 
     name: str
@@ -47,12 +47,7 @@ class Precision:
     cache: torch.dtype
     cached: float
     scales: float = 0
-    compiled: bool = False
-
-    @property
-    def prompts(self) -> int:
-        """How often a clip's prompt is kept: a compiled run wants it beside those of the others."""
-        return 2 if self.compiled else 1
+    packed: bool = False
 
     def bytes(self, size: Size) -> int:
         """What a language model of this size takes."""
@@ -66,24 +61,30 @@ class Precision:
 
 
 FLOAT32 = Precision("float32", torch.float32, torch.float32, torch.float32, 4)
-FLOAT32_COMPILED = replace(FLOAT32, compiled=True)
+FLOAT32_PACKED = replace(FLOAT32, packed=True)
 BFLOAT16 = Precision("bfloat16", torch.bfloat16, torch.bfloat16, torch.bfloat16, 2)
 FLOAT16 = Precision("float16", torch.float16, torch.float16, torch.float16, 2)
 # On a CPU float16 is a way to keep numbers, not to compute: products are summed in float32. Of the cache in 8 bits 64
 # numbers have scale and minimum, and the last positions are there in float32 too: 1.2 bytes in a window of 30 s.
 FLOAT16_KEPT = Precision("float16", torch.float16, torch.float32, torch.uint8, 1.25)
-# A matrix's row has a scale, and ONNX Runtime keeps the sum of its numbers.
-INT8 = Precision("int8", torch.int8, torch.float32, torch.int8, 1, scales=0.01, compiled=True)
+# A matrix's row has a scale; in the cache the 64 numbers of a head.
+INT8 = Precision("int8", torch.int8, torch.float32, torch.int8, 1.0625, scales=0.01, packed=True)
 
 
 def on(device: torch.device) -> dict[str, Precision]:
     """What there is on a device, by name."""
     if device.type != "cpu":
         return {"float32": FLOAT32, "bfloat16": BFLOAT16, "float16": FLOAT16}
-    kept = {"float16": FLOAT16_KEPT} if fbgemm.available() else {}
-    return {"float32": FLOAT32_COMPILED, "bfloat16": BFLOAT16, "int8": INT8} | kept
+    found = {"float32": FLOAT32_PACKED if kernel.available() else FLOAT32, "bfloat16": BFLOAT16}
+    if kernel.available():
+        found["int8"] = INT8
+    if fbgemm.available():
+        found["float16"] = FLOAT16_KEPT
+    return found
 
 
 def best(device: torch.device) -> Precision:
     """What `auto` is there, of those that `musicgen-bento verify` found as good as float32 (docs/performance.md)."""
-    return INT8 if device.type == "cpu" else FLOAT16
+    if device.type != "cpu":
+        return FLOAT16
+    return on(device).get("int8", FLOAT32)

@@ -23,7 +23,7 @@ from musicgen_bento.engine.engine import ModelEngine
 from musicgen_bento.engine.hub import Source
 from musicgen_bento.engine.loader import Loader
 from musicgen_bento.engine.types import Chunk, Event, Failed, Finished, GenerationParams, Started
-from musicgen_bento.precision import FLOAT32_COMPILED, Precision
+from musicgen_bento.precision import FLOAT32_PACKED, Precision
 from tests.checkpoints import Recipe, write
 
 CPU = torch.device("cpu")
@@ -48,7 +48,7 @@ def takes(source: Source, precision: Any = "auto") -> int:
 
 
 @cache
-def load(recipe: Recipe, how: Precision = FLOAT32_COMPILED) -> Checkpoint:
+def load(recipe: Recipe, how: Precision = FLOAT32_PACKED) -> Checkpoint:
     """The model as the engine has it."""
     return checkpoint.load(Source("tiny", folder(recipe)), CPU, how)
 
@@ -65,7 +65,7 @@ def engine(
     slots: int = 4,
     queue: int = 64,
     deterministic: bool = False,
-    how: Precision = FLOAT32_COMPILED,
+    how: Precision = FLOAT32_PACKED,
 ) -> ModelEngine:
     return ModelEngine(load(recipe, how), max_slots=slots, max_queue=queue, deterministic=deterministic)
 

@@ -34,8 +34,8 @@ def graphed(recipe: Recipe, slots: int = 4) -> ModelEngine:
     return model
 
 
-def compiled(recipe: Recipe) -> ModelEngine:
-    """With ONNX Runtime's."""
+def packed(recipe: Recipe) -> ModelEngine:
+    """With the kernel's."""
     return engine(recipe, slots=4)
 
 

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from musicgen_bento.config import Settings
-from musicgen_bento.engine import canary, sampling
+from musicgen_bento.engine import canary
 from musicgen_bento.engine.engine import ModelEngine
+from musicgen_bento.engine.packed_decoder import PackedDecoder
 from musicgen_bento.engine.pool import EnginePool
 from musicgen_bento.engine.sound import ClipSound
 from musicgen_bento.errors import LoadFailed
@@ -32,8 +33,8 @@ def test_silence_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_seed_that_means_nothing_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    plain, drift = sampling.gumbel, iter(range(10_000))
-    monkeypatch.setattr(sampling, "gumbel", lambda seeds, *rest: plain(seeds + next(drift), *rest))
+    plain, drift = PackedDecoder.draw, iter(range(10_000))
+    monkeypatch.setattr(PackedDecoder, "draw", lambda *rest: plain(*rest[:-1], rest[-1] + next(drift)))
     with pytest.raises(LoadFailed, match="another clip for the same seed"):
         canary.check(models.engine())
 

@@ -10,12 +10,12 @@ from musicgen_bento.engine.clip import Clip
 from musicgen_bento.engine.engine import ModelEngine
 from tests.checkpoints import Recipe
 from tests.models import MONO, PREPEND, STEREO, make, params
-from tests.seated import COMPANY, SHORT_WINDOW, assert_same, compiled, graphed, plain
+from tests.seated import COMPANY, SHORT_WINDOW, assert_same, graphed, packed, plain
 
 Maker = Callable[[Recipe], ModelEngine]
 
 
-@pytest.fixture(params=[graphed, compiled])
+@pytest.fixture(params=[graphed, packed])
 def seated(request: pytest.FixtureRequest) -> Maker:
     maker: Maker = request.param
     return maker
@@ -40,4 +40,5 @@ def test_a_clip_that_cannot_be_begun_has_no_seat(seated: Maker, monkeypatch: pyt
 
     monkeypatch.setattr(model._sounds, "open", broken)
     make(model, {"one": params(duration=0.2)})
-    assert model._decoder._seated == []
+    assert not model._running
+    make(model, {"four": params(duration=0.2), **{str(n): params(duration=0.1) for n in range(4)}})  # more would not go

@@ -6,9 +6,10 @@ import pytest
 from click.testing import CliRunner
 
 from musicgen_bento.cli import PROGRAM
-from musicgen_bento.engine import checkpoint, integers, verify
+from musicgen_bento.engine import checkpoint, packed, verify
 from musicgen_bento.engine.hub import Source
-from musicgen_bento.precision import FLOAT16_KEPT, FLOAT32_COMPILED, INT8
+from musicgen_bento.engine.product import Dense
+from musicgen_bento.precision import FLOAT16_KEPT, FLOAT32_PACKED, INT8
 from tests.checkpoints import Recipe
 from tests.models import MONO, PREPEND, STEREO, folder
 
@@ -16,7 +17,7 @@ from tests.models import MONO, PREPEND, STEREO, folder
 @pytest.mark.parametrize("recipe", [MONO, STEREO, PREPEND])
 def test_float32_is_no_distance_from_itself_and_fewer_bits_are_further(recipe: Recipe) -> None:
     files = checkpoint.open_files(Source("tiny", folder(recipe)))
-    found = list(verify.distances(files, [FLOAT32_COMPILED, FLOAT16_KEPT, INT8], seconds=0.2))
+    found = list(verify.distances(files, [FLOAT32_PACKED, FLOAT16_KEPT, INT8], seconds=0.2))
     assert [each.contexts for each in found] == ["greedy", "sampled"] * 3
     assert [each.precision for each in found[::2]] == ["float32", "float16", "int8"]
     codebooks = 8 if recipe.stereo else 4
@@ -30,8 +31,10 @@ def test_float32_is_no_distance_from_itself_and_fewer_bits_are_further(recipe: R
 
 def test_a_precision_that_computes_wrongly_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     files = checkpoint.open_files(Source("tiny", folder(MONO)))
-    pack = integers.pack
-    monkeypatch.setattr(integers, "pack", lambda matrix, **how: pack(matrix.flip(0), **how))
+    pack = packed._Packer.__call__
+    monkeypatch.setattr(
+        packed._Packer, "__call__", lambda self, product: pack(self, Dense(product.weight.flip(0).contiguous()))
+    )
     assert not any(each.near for each in verify.distances(files, [INT8], seconds=0.2))
 
 

@@ -6,6 +6,7 @@ from typing import TypeAlias
 
 import torch
 
+from musicgen_bento.engine.blocks import block_bytes, count
 from musicgen_bento.engine.kv_cache import KVCache
 from musicgen_bento.engine.quantized_cache import QuantizedKVCache
 from musicgen_bento.engine.weights import LMShape
@@ -43,7 +44,9 @@ def clip_bytes(shape: LMShape, precision: Precision, rows: int, positions: int, 
     """
     if shape.text == "prepend":
         positions, prompt = prompt + positions, 0
-    cross = precision.prompts * 2 * shape.layers * shape.dim * prompt * precision.rest.itemsize
+    if precision.packed:
+        return block_bytes(shape, precision) * (rows * count(positions) + count(prompt))
+    cross = 2 * shape.layers * shape.dim * prompt * precision.rest.itemsize
     if precision.cache == torch.uint8:
         return cross + QuantizedKVCache.bytes(shape.layers, rows, shape.heads, positions, shape.head_dim)
     return cross + 2 * shape.layers * shape.dim * rows * positions * precision.cache.itemsize

@@ -22,7 +22,6 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -33,17 +32,16 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from musicgen_bento.engine.caches import clip_bytes
-from musicgen_bento.engine.calibration import calibrated
-from musicgen_bento.engine.compiled import CompiledWeights, compiled
 from musicgen_bento.engine.download import Download
 from musicgen_bento.engine.hub import CODEC_FILES, T5_BESIDE, T5_FILES, Source
+from musicgen_bento.engine.packed import PackedWeights, packed, runs
 from musicgen_bento.engine.pages import forget_file
 from musicgen_bento.engine.released import FRAME_RATE, read_shape, read_weights
 from musicgen_bento.engine.weights import MAX_TOKENS, LMShape, LMWeights
 from musicgen_bento.errors import LoadFailed
-from musicgen_bento.precision import FLOAT32, Precision, Size
+from musicgen_bento.precision import FLOAT32, FLOAT32_PACKED, Precision, Size
 
-Weights: TypeAlias = LMWeights | CompiledWeights
+Weights: TypeAlias = LMWeights | PackedWeights
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +92,7 @@ class Files:
         state: its tensors by name, as the file has them.
         text_encoder: T5's folder.
         codec: AudioCraft's compression model; its tensors are in the file until they are used.
+        codec_state: those of its tensors that are the file's own.
         size: of the language model.
         float32_numbers: how many T5 and the codec have, which are float32 in every precision.
     """
@@ -103,8 +102,13 @@ class Files:
     state: dict[str, Tensor]
     text_encoder: Path
     codec: Any
+    codec_state: tuple[Tensor, ...]
     size: Size
     float32_numbers: int
+
+    def forget(self) -> None:
+        """What was read of them takes no memory any more; whoever wants it reads it again."""
+        forget_file([*self.state.values(), *self.codec_state])
 
     def bytes(self, precision: Precision) -> int:
         """What the model takes in memory, with the language model in this precision."""
@@ -151,31 +155,31 @@ def open_files(source: Source, download: Download | None = None) -> Files:
     name = str(config.conditioners.description.t5.name)
     text_encoder = source.companion(name, T5_FILES, beside=T5_BESIDE, download=download)
     text_numbers = _text_numbers(source, text_encoder, weights)
-    codec = _codec(source, config, shape, download)
+    codec, codec_state = _codec(source, config, shape, download)
     return Files(
         source=source,
         shape=shape,
         state=state,
         text_encoder=text_encoder,
         codec=codec,
+        codec_state=codec_state,
         size=weights.size,
         float32_numbers=text_numbers + _numbers(codec),
     )
 
 
-def build(files: Files, device: torch.device, precision: Precision, threads: int | None = None) -> Checkpoint:
+def build(files: Files, device: torch.device, precision: Precision) -> Checkpoint:
     """Read a model into memory. Any thread may; T5's take turns.
 
     Args:
         files: of the model.
         device: where to put it.
         precision: of the language model.
-        threads: how many cores a step may use; by default what torch uses in the calling thread.
 
     Raises:
         BrokenCheckpoint: a file cannot be read after all.
     """
-    weights = load_weights(files, device, precision, threads)
+    weights = load_weights(files, device, precision)
     tokenizer, text_encoder = _text_encoder(files.source, files.text_encoder, device)
     codec = files.codec.to(device)
     torch.backends.cudnn.allow_tf32 = False  # blocks of a stream would differ from the whole by 1e-3
@@ -191,19 +195,24 @@ def build(files: Files, device: torch.device, precision: Precision, threads: int
     )
 
 
-def load_weights(
-    files: Files,
-    device: torch.device,
-    precision: Precision,
-    threads: int | None = None,
-    profile_to: Path | None = None,
-) -> Weights:
-    """The language model alone; see `build`, and `compiled`."""
+def load_weights(files: Files, device: torch.device, precision: Precision) -> Weights:
+    """The language model alone; see `build`.
+
+    Raises:
+        LoadFailed: the kernel has no model of these sizes.
+    """
+    if precision == FLOAT32_PACKED and not runs(files.shape):
+        precision = FLOAT32
     weights = read_weights(files.source, files.shape, files.state, device, precision)
-    if not precision.compiled:
+    if not precision.packed:
         return weights
-    forget = partial(forget_file, list(files.state.values()))
-    return calibrated(compiled(weights, files.shape.cores(threads), forget, profile_to))
+    if not runs(files.shape):
+        raise LoadFailed(
+            f"{files.source.name} has heads or layers of sizes that {precision.name} is not made for here.",
+            hint="Set MUSICGEN_PRECISION=float32.",
+            field="model",
+        )
+    return packed(weights, files.forget)
 
 
 def check(files: Files) -> None:
@@ -288,8 +297,8 @@ def _numbers(module: nn.Module) -> int:
     return sum(tensor.numel() for tensor in (*module.parameters(), *module.buffers()))
 
 
-def _codec(source: Source, config: Any, shape: LMShape, download: Download) -> Any:
-    """AudioCraft's codec, wrapped for stereo where the language model's configuration says so."""
+def _codec(source: Source, config: Any, shape: LMShape, download: Download) -> tuple[Any, tuple[Tensor, ...]]:
+    """AudioCraft's codec, wrapped for stereo where the language model's configuration says so; see `Files`."""
     package = _read(source, "compression_state_dict.bin", download)
     builders = _builders()
     named = package.get("pretrained")
@@ -297,7 +306,7 @@ def _codec(source: Source, config: Any, shape: LMShape, download: Download) -> A
     codec = builders.get_wrapped_compression_model(codec, config)
     if (codec.num_codebooks, codec.cardinality, codec.frame_rate) != (shape.codebooks, shape.card, FRAME_RATE):
         raise source.broken("compression_state_dict.bin", "is the codec of another model")
-    return codec.eval().requires_grad_(False)
+    return codec.eval().requires_grad_(False), () if named else tuple(package["best_state"].values())
 
 
 def _built_codec(source: Source, package: dict[str, Any]) -> Any:

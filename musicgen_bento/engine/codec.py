@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from musicgen_bento.engine.seanet import Chain, alike, joined, parted
+from musicgen_bento.engine.codec_operations import Operations, TorchOperations
+from musicgen_bento.engine.seanet import Chain, Recurrent, alike, joined, parted
 
 
 class CodecDecoder:
@@ -22,12 +23,13 @@ class CodecDecoder:
 
     Args:
         codec: AudioCraft's compression model in eval mode, on its device.
+        operations: that run it; by default torch's.
 
     Raises:
         TypeError: it is built in a way that cannot be decoded in blocks.
     """
 
-    def __init__(self, codec: Any) -> None:
+    def __init__(self, codec: Any, operations: Operations | None = None) -> None:
         self.stereo = hasattr(codec, "get_left_right_codes")
         if self.stereo and codec.per_timestep:
             raise TypeError("no streaming form of codebooks interleaved in time")
@@ -36,7 +38,12 @@ class CodecDecoder:
         if getattr(seanet, "renormalize", False) or getattr(getattr(seanet, "config", None), "chunk_length_s", None):
             raise TypeError("no streaming form of a codec that scales or cuts the whole clip")
         decoder = seanet.decoder
-        self.chain = Chain(decoder.model if hasattr(decoder, "model") else decoder.layers)
+        layers = decoder.model if hasattr(decoder, "model") else decoder.layers
+        operations = operations or TorchOperations()
+        self.chain = Chain(layers, operations)
+        recurrent = [index for index, layer in enumerate(self.chain.layers) if isinstance(layer, Recurrent)]
+        # how many of the layers several clips go through together
+        self._shared = len(self.chain.layers) if operations.side_by_side else max(recurrent, default=-1) + 1
 
     def open(self) -> CodecStream:
         """Begin a clip."""
@@ -56,13 +63,24 @@ class CodecDecoder:
         batch, count = torch.stack(list(codes)), len(streams)
         if self.stereo:  # even codebooks are left, odd ones right: two items of a batch
             batch = batch.view(count, -1, 2, batch.shape[2]).transpose(1, 2).flatten(0, 1)
-        chain = joined([stream.chain for stream in streams]) if count > 1 else streams[0].chain
-        wav = chain.push(self.mono.decode_latent(batch))
-        if count > 1:
-            for stream, own in zip(streams, parted(chain, count), strict=True):
-                stream.chain = own
+        x = self.mono.decode_latent(batch).transpose(1, 2)
+        wavs = [streams[0].chain.push(x)] if count == 1 else self._together(streams, x)
         # copies: whoever keeps one clip's samples shall not keep those of all
-        return [None] * count if wav is None else [one.clone() for one in wav.reshape(count, -1, wav.shape[-1])]
+        return [None if wav is None else _channels(wav).clone() for wav in wavs]
+
+    def _together(self, streams: Sequence[CodecStream], x: Tensor) -> list[Tensor | None]:
+        """What each clip's part of x [B, n, C] adds, [C, n, 1]."""
+        heads = [stream.chain.of(stream.chain.layers[: self._shared]) for stream in streams]
+        tails = [stream.chain.of(stream.chain.layers[self._shared :]) for stream in streams]
+        head = joined(heads)
+        y = head.push(x)
+        for stream, own, tail in zip(streams, parted(head, len(streams)), tails, strict=True):
+            stream.chain = stream.chain.of(own.layers + tail.layers)
+        if y is None:
+            return [None] * len(streams)
+        return [
+            tail.push(part) if tail.layers else part for tail, part in zip(tails, y.chunk(len(streams)), strict=True)
+        ]
 
 
 class CodecStream:
@@ -89,4 +107,9 @@ class CodecStream:
     def finish(self) -> Tensor | None:
         """The samples that waited for frames to come, [C, n]."""
         wav = self.chain.finish()
-        return None if wav is None else wav.reshape(-1, wav.shape[-1])
+        return None if wav is None else _channels(wav)
+
+
+def _channels(wav: Tensor) -> Tensor:
+    """[C, n, 1] → [C, n]."""
+    return wav.reshape(-1, wav.shape[1])

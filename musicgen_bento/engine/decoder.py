@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from musicgen_bento.engine.blocks import BlockCache
 from musicgen_bento.engine.caches import Cache, cache, clip_bytes
 from musicgen_bento.engine.sampling import SamplingRows, sample
-from musicgen_bento.engine.weights import CrossAttention, Layer, LMShape, LMWeights
+from musicgen_bento.engine.weights import CrossAttention, Layer, LMShape, LMWeights, periods, sinusoids
 from musicgen_bento.precision import Precision
 
 
@@ -48,7 +49,7 @@ class Sequence:
     """
 
     rows: int
-    cache: Cache
+    cache: Cache | BlockCache
     text: Tensor
     cross: list[tuple[Tensor, Tensor]]
 
@@ -79,10 +80,8 @@ class Decoder(ABC):
     def __init__(self, shape: LMShape, precision: Precision, embeddings: Tensor) -> None:
         self.shape, self.precision = shape, precision
         self._embeddings, self._device = embeddings, embeddings.device
+        self._periods = periods(shape.dim, self._device)
         self._offsets = torch.arange(shape.codebooks, device=self._device)[:, None] * (shape.card + 1)
-        half = shape.dim // 2
-        exponent = torch.arange(half, dtype=torch.float32, device=self._device) / (half - 1)
-        self._periods = torch.full([], 10_000.0, device=self._device) ** exponent
 
     @abstractmethod
     def open(self, text: Tensor, guided: bool, positions: int) -> Sequence:
@@ -150,9 +149,8 @@ class Decoder(ABC):
         return finite(logits, sample(logits, rows, keys.to(self._device))).cpu()
 
     def sinusoids(self, positions: Tensor) -> Tensor:
-        """Embeddings [N, dim] of positions [N] (Vaswani et al. 2017), cosines first, as AudioCraft has them."""
-        phase = positions[:, None].float() / self._periods
-        return torch.cat([phase.cos(), phase.sin()], dim=-1)
+        """See `weights.sinusoids`."""
+        return sinusoids(positions, self._periods)
 
 
 class EagerDecoder(Decoder):
@@ -213,7 +211,7 @@ class EagerDecoder(Decoder):
         for span in spans:
             begin = span.sequence.cache.length
             at += list(range(begin, begin + span.positions)) * span.sequence.rows
-        return self.sinusoids(torch.tensor(at, device=self._periods.device))
+        return self.sinusoids(torch.tensor(at, device=self._device))
 
     def _self_attention(self, index: int, layer: Layer, x: Tensor, spans: list[_Span]) -> Tensor:
         """What rows [R, dim] find in their own past, [R, dim]."""
@@ -224,7 +222,9 @@ class EagerDecoder(Decoder):
             rows, positions = span.sequence.rows, span.positions
             parts = packed[span.begin : span.end].view(rows, positions, 3, shape.heads, shape.head_dim)
             parts = parts.permute(2, 0, 3, 1, 4)  # [3, rows, H, T, D]
-            heard = span.sequence.cache.attend(index, parts[0], parts[1:])
+            cache = span.sequence.cache
+            assert not isinstance(cache, BlockCache)  # the kernel's
+            heard = cache.attend(index, parts[0], parts[1:])
             found.append(heard.transpose(1, 2).reshape(rows * positions, shape.dim))
         return _rows(found)
 

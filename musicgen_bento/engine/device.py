@@ -48,7 +48,7 @@ class DeviceThread:
     def close(self) -> None:
         """Stop after the step that runs and one more, and wait for them.
 
-        However long they take: the thread must not come back from ONNX Runtime or torch to an interpreter that is gone.
+        However long they take: the thread must not come back from the kernel or torch to an interpreter that is gone.
         """
         self._closed = True
         self.wake()

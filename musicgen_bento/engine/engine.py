@@ -11,9 +11,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from musicgen_bento import kernel
 from musicgen_bento.engine.checkpoint import Checkpoint
 from musicgen_bento.engine.clip import Clip
 from musicgen_bento.engine.codec import CodecDecoder
+from musicgen_bento.engine.codec_kernel import operations
 from musicgen_bento.engine.conditioning import TextConditioner
 from musicgen_bento.engine.decoder import Need, Sequence
 from musicgen_bento.engine.decoders import decoder_of
@@ -22,7 +24,6 @@ from musicgen_bento.engine.scheduler import Scheduler
 from musicgen_bento.engine.sound import ClipSound, Sounds
 from musicgen_bento.engine.types import Chunk, Event, Failed, Finished, GenerationParams, Listener, Started, Waiting
 from musicgen_bento.errors import GenerationFailed, MusicGenError, QueueFull
-from musicgen_bento.precision import INT8
 from musicgen_bento.quiet import briefly, where
 
 _log = logging.getLogger("bentoml.musicgen")  # below BentoML's, which has a handler
@@ -83,12 +84,13 @@ class ModelEngine:
         self._shape = checkpoint.weights.shape
         self._device = checkpoint.weights.device
         self._conditioner = TextConditioner(checkpoint)
-        self._decoder = decoder_of(checkpoint.weights, max_slots, deterministic=deterministic)
-        # int8 takes the same tokens in any company, and so shall their sound be the same
-        alone = deterministic or checkpoint.weights.precision == INT8
-        self._sounds = Sounds(CodecDecoder(checkpoint.codec), self._device, alone=alone)
-        self._deterministic = deterministic
         self._threads = self._shape.cores(threads)
+        team = kernel.Team(self._threads) if self._device.type == "cpu" and kernel.available() else None
+        self._decoder = decoder_of(checkpoint.weights, max_slots, deterministic=deterministic, team=team)
+        codec = CodecDecoder(checkpoint.codec, operations(team))
+        # what the kernel makes is the same in any company
+        self._sounds = Sounds(codec, self._device, alone=deterministic and team is None)
+        self._alone = deterministic and not checkpoint.weights.precision.packed
         self._prefill_rows = PREFILL_ROWS[self._device.type]
         self._wake = wake
         self._room = room
@@ -167,7 +169,7 @@ class ModelEngine:
         began = time.perf_counter()
         ready = [slot for slot in self._running if not slot.known]
         self._prefill()
-        for company in [[slot] for slot in ready] if self._deterministic else [ready] if ready else []:
+        for company in [[slot] for slot in ready] if self._alone else [ready] if ready else []:
             self._decode(company)
         self._emit(ready)
         self._scheduler.tick()

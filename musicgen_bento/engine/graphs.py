@@ -228,8 +228,7 @@ class GraphedDecoder(EagerDecoder):
         shape, seats = self.shape, kind.seats
         inputs = self._inputs[:seats]
         tokens, position, keys = inputs[:, : shape.codebooks], inputs[:, -2], inputs[:, -1]
-        phase = position[:, None].float() / self._periods
-        x = self.embed(tokens.T) + torch.cat([phase.cos(), phase.sin()], dim=-1).to(self.weights.precision.rest)
+        x = self.embed(tokens.T) + self.sinusoids(position).to(self.weights.precision.rest)
         x = x.repeat_interleave(2, dim=0)
         ahead = torch.arange(kind.length, device=x.device) > position[:, None]  # [seats, length]
         beyond = torch.arange(self._slab.prompt, device=x.device) >= self._slab.heard[:seats, None]

@@ -76,7 +76,7 @@ class Loader:
             MusicGenError: as `checkpoint.build`.
         """
         engine = ModelEngine(
-            checkpoint.build(files, self.device, self.precision, self._threads),
+            checkpoint.build(files, self.device, self.precision),
             max_slots=max_slots(self.device, self._settings),
             max_queue=self._settings.max_queue,
             deterministic=self._settings.deterministic,
@@ -85,7 +85,8 @@ class Loader:
             room=room,
         )
         if self.device.type == "cpu":
-            _trim(0)  # reading and packing leave a tenth of a GB behind
+            files.forget()  # the codec has been packed too
+            _trim(0)
         if files.source.place == DEMO_FOLDER:
             canary.check(engine)
         return engine

@@ -123,7 +123,7 @@ class Memory:
     def join(self) -> None:
         """Wait for what cannot be stopped, without the lock.
 
-        A load is waited for to its end: an interpreter that goes while torch or ONNX Runtime is at work crashes.
+        A load is waited for to its end: an interpreter that goes while torch or the kernel is at work crashes.
         """
         deadline = time.monotonic() + NETWORK_SECONDS
         for thread, fetches in list(self._at_work.items()):

@@ -22,12 +22,12 @@ class Pages:
         tensor: of the size asked for.
     """
 
-    def __init__(self, *size: int, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(self, *size: int, dtype: torch.dtype = torch.float32, huge: bool = False) -> None:
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _UNRESERVED
         self._map = mmap.mmap(-1, max(1, dtype.itemsize * prod(size)), flags=flags)
-        if hasattr(mmap, "MADV_NOHUGEPAGE"):
+        if hasattr(mmap, "MADV_HUGEPAGE"):
             with suppress(OSError):  # a kernel that has no huge pages
-                self._map.madvise(mmap.MADV_NOHUGEPAGE)  # one of them would be a third of a clip
+                self._map.madvise(mmap.MADV_HUGEPAGE if huge else mmap.MADV_NOHUGEPAGE)
         self.tensor = torch.frombuffer(self._map, dtype=dtype, count=prod(size)).view(size)
 
     def forget(self, part: Tensor) -> None:

@@ -76,9 +76,9 @@ def product(weight: Tensor, precision: Precision) -> Product:
 
     Args:
         weight: on its device; on the meta device it stays a mere size.
-        precision: of the model; where it is compiled, the matrix stays as it is until then.
+        precision: of the model; where the kernel runs it, the matrix stays as it is until it is packed.
     """
-    if precision.compiled:
+    if precision.packed:
         return Dense(weight)
     if weight.device.type != "meta" and precision.matrices != precision.rest:
         return Half(weight)

@@ -2,7 +2,8 @@
 
 A layer keeps what it still needs of its past, gives what it can for the input so far, and gives the rest when the
 clip ends. Weights are shared by all clips; `fork` makes the state of one, and `joined` one layer of several clips in
-the same state but for its numbers. The layers of AudioCraft's EnCodec and of Hugging Face's are read alike.
+the same state but for its numbers. The layers of AudioCraft's EnCodec and of Hugging Face's are read alike. Time comes
+before channels; what is done with the numbers is `codec_operations.py`'s.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from musicgen_bento.engine.product import times
+from musicgen_bento.engine.codec_operations import Operations
 
 
 class Layer:
@@ -38,7 +39,7 @@ class Layer:
         return twin
 
     def push(self, x: Tensor) -> Tensor | None:
-        """The outputs that the inputs so far determine, [B, C, n]; None if there is none yet."""
+        """The outputs that the inputs so far determine, [B, n, C]; None if there is none yet."""
         raise NotImplementedError
 
     def finish(self) -> Tensor | None:
@@ -49,13 +50,12 @@ class Layer:
 class Pointwise(Layer):
     """An activation."""
 
-    def __init__(self, module: nn.Module) -> None:
-        self.module = module
+    def __init__(self, module: nn.Module, operations: Operations) -> None:
+        self._activate = operations.activation(module)
 
     def push(self, x: Tensor) -> Tensor:
         """One output for each input."""
-        out: Tensor = self.module(x)
-        return out
+        return self._activate(x)
 
 
 class Convolution(Layer):
@@ -63,18 +63,19 @@ class Convolution(Layer):
 
     states = ("past", "started")
 
-    def __init__(self, module: Any) -> None:
+    def __init__(self, module: Any, operations: Operations) -> None:
         convolution = _inner(module)
         self.module, self.mode = module, module.pad_mode
         if self.mode not in ("constant", "reflect", "replicate") or convolution.stride[0] != 1:
             raise TypeError(f"no streaming form of {type(module).__name__} with padding {self.mode!r}")
-        self.dilation, self.groups = convolution.dilation[0], convolution.groups
-        self.span = (convolution.kernel_size[0] - 1) * self.dilation
+        dilation = convolution.dilation[0]
+        self.span = (convolution.kernel_size[0] - 1) * dilation
         self.right = 0 if module.causal else self.span // 2
         self.left = self.span - self.right
         # inputs wanted before the first output; reflection needs one more than it reflects
         self.need = max(self.span + 1 - self.left, self.left + 1 if self.mode == "reflect" else 0)
-        self.weight, self.bias = _plain(convolution)
+        weight, bias = _plain(convolution)
+        self._convolve = operations.convolution(weight, bias, dilation, convolution.groups)
         self.reset()
 
     def reset(self) -> None:
@@ -84,39 +85,36 @@ class Convolution(Layer):
 
     def push(self, x: Tensor) -> Tensor | None:
         """As many outputs as inputs, but `right` fewer at first."""
-        x = x if self.past is None else torch.cat([self.past, x], dim=-1)
+        x = x if self.past is None else torch.cat([self.past, x], dim=1)
         if not self.started:
-            if x.shape[-1] < self.need:
+            if x.shape[1] < self.need:
                 self.past = x
                 return None
-            x = F.pad(x, (self.left, 0), self.mode)
+            x = _padded(x, self.left, 0, self.mode)
             self.started = True
-        self.past = x[..., x.shape[-1] - self.span :].clone()  # a view would keep the whole block alive
-        return self._convolve(x) if x.shape[-1] > self.span else None
+        self.past = x[:, x.shape[1] - self.span :].clone()  # a view would keep the whole block alive
+        return self._convolve(x) if x.shape[1] > self.span else None
 
     def finish(self) -> Tensor | None:
         """The last `right` outputs."""
         if self.past is None:
             return None
         if not self.started:  # a clip shorter than the padding: the module knows its own corner cases
-            whole: Tensor = self.module(self.past)
-            return whole
-        return self._convolve(F.pad(self.past, (0, self.right), self.mode)) if self.right else None
-
-    def _convolve(self, x: Tensor) -> Tensor:
-        return F.conv1d(x, self.weight, self.bias, dilation=self.dilation, groups=self.groups)
+            whole: Tensor = self.module(self.past.transpose(1, 2))
+            return whole.transpose(1, 2)
+        return self._convolve(_padded(self.past, 0, self.right, self.mode)) if self.right else None
 
 
 class Upsampling(Layer):
     """A transposed convolution whose kernel is two strides: a matrix product, then overlap-add.
 
-    The product is spelled out, because torch's conv_transpose1d is very slow on a CPU for a few wide inputs (30 ms
-    against 2 ms for 1024 to 512 channels). The bias stays out of the part carried over, or it would count twice.
+    The product is spelled out, because torch's conv_transpose1d is very slow on a CPU for a few wide inputs. The bias
+    stays out of the part carried over, or it would count twice.
     """
 
     states = ("tail", "skip")
 
-    def __init__(self, module: Any) -> None:
+    def __init__(self, module: Any, operations: Operations) -> None:
         convolution = _inner(module)
         self.stride = convolution.stride[0]
         overlap = convolution.kernel_size[0] - self.stride
@@ -125,7 +123,9 @@ class Upsampling(Layer):
         self.right = math.ceil(overlap * module.trim_right_ratio) if module.causal else overlap // 2
         self.left = overlap - self.right
         weight, self.bias = _plain(convolution)  # [in, out, 2 * stride]
-        self.taps = weight.permute(1, 2, 0).reshape(-1, weight.shape[0]).contiguous()
+        rows = weight.permute(2, 1, 0).reshape(-1, weight.shape[0], 1).contiguous()
+        self._multiply = operations.convolution(rows, None, 1, 1)
+        self._overlap = operations.overlap(self.bias)
         self.reset()
 
     def reset(self) -> None:
@@ -135,36 +135,36 @@ class Upsampling(Layer):
 
     def push(self, x: Tensor) -> Tensor:
         """`stride` outputs for each input, but `left` fewer at first."""
-        batch, _, inputs = x.shape
-        products = times(x.transpose(1, 2).flatten(0, 1), self.taps).view(batch, inputs, -1, 2, self.stride)
-        now, later = products[:, :, :, 0], products[:, :, :, 1]  # [B, n, out, stride]
-        now[:, 1:] += later[:, :-1]
-        if self.tail is not None:
-            now[:, 0] += self.tail
-        self.tail = later[:, -1].clone()
-        return self._trim(now.permute(0, 2, 1, 3).reshape(batch, -1, inputs * self.stride))
+        products = self._multiply(x).view(*x.shape[:2], 2, self.stride, -1)
+        tail = torch.zeros_like(products[:, 0, 0]) if self.tail is None else self.tail
+        y, self.tail = self._overlap(products, tail)
+        return self._trim(y)
 
     def finish(self) -> Tensor | None:
         """What the last input adds past its own stride."""
-        return None if self.tail is None else self._trim(self.tail[..., : self.stride - self.right])
+        if self.tail is None:
+            return None
+        rest = self.tail[:, : self.stride - self.right]
+        return self._trim(rest if self.bias is None else rest + self.bias)
 
     def _trim(self, y: Tensor) -> Tensor:
-        drop = min(self.skip, y.shape[-1])
+        drop = min(self.skip, y.shape[1])
         self.skip -= drop
-        return y[..., drop:] if self.bias is None else y[..., drop:] + self.bias[:, None]
+        return y[:, drop:]
 
 
 class Recurrent(Layer):
-    """The LSTM with its shortcut. Spelled out for short runs: on a CPU, nn.LSTM repacks its weights in each call."""
+    """The LSTM with its shortcut."""
 
     states = ("state",)
 
-    def __init__(self, module: Any) -> None:
+    def __init__(self, module: Any, operations: Operations) -> None:
         self.lstm, self.shortcut = module.lstm, getattr(module, "skip", True)
         if self.lstm.bidirectional or self.lstm.batch_first or self.lstm.proj_size or not self.lstm.bias:
             raise TypeError("no streaming form of this LSTM")
         names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
-        self.weights = [[getattr(self.lstm, f"{n}_l{i}") for n in names] for i in range(self.lstm.num_layers)]
+        layers = range(self.lstm.num_layers)
+        self._layers = [operations.recurrence(*(getattr(self.lstm, f"{n}_l{i}") for n in names)) for i in layers]
         self.reset()
 
     def reset(self) -> None:
@@ -173,22 +173,13 @@ class Recurrent(Layer):
 
     def push(self, x: Tensor) -> Tensor:
         """One output for each input."""
-        y = steps = x.permute(2, 0, 1)  # [n, B, C]
+        y = x
         if self.state is None:
             zero = x.new_zeros(x.shape[0], self.lstm.hidden_size)
             self.state = [(zero, zero)] * self.lstm.num_layers
-        for index, (weight_ih, weight_hh, bias_ih, bias_hh) in enumerate(self.weights):
-            hidden, cell = self.state[index]
-            gates_in = times(y.flatten(0, 1), weight_ih).view(*y.shape[:2], -1) + (bias_ih + bias_hh)
-            outputs = []
-            for gates in gates_in:
-                i, f, g, o = (times(hidden, weight_hh) + gates).chunk(4, dim=-1)
-                cell = torch.sigmoid(f) * cell + torch.sigmoid(i) * torch.tanh(g)
-                hidden = torch.sigmoid(o) * torch.tanh(cell)
-                outputs.append(hidden)
-            y = torch.stack(outputs)
-            self.state[index] = (hidden, cell)
-        return (y + steps if self.shortcut else y).permute(1, 2, 0)
+        for index, layer in enumerate(self._layers):
+            y, self.state[index] = layer(y, self.state[index])
+        return y + x if self.shortcut else y
 
 
 class Chain(Layer):
@@ -196,13 +187,17 @@ class Chain(Layer):
 
     states = ("layers",)
 
-    def __init__(self, modules: Any) -> None:
-        self.layers = [streaming(module) for module in modules]
+    def __init__(self, modules: Any, operations: Operations) -> None:
+        self.layers = [streaming(module, operations) for module in modules]
 
     def fork(self) -> Self:
         """The same layers for another clip."""
+        return self.of([layer.fork() for layer in self.layers])
+
+    def of(self, layers: list[Layer]) -> Self:
+        """A chain of these."""
         twin = copy.copy(self)
-        twin.layers = [layer.fork() for layer in self.layers]
+        twin.layers = layers
         return twin
 
     def push(self, x: Tensor) -> Tensor | None:
@@ -214,7 +209,7 @@ class Chain(Layer):
         rest: Tensor | None = None
         for layer in self.layers:
             parts = [part for part in (_through([layer], rest), layer.finish()) if part is not None]
-            rest = torch.cat(parts, dim=-1) if parts else None
+            rest = torch.cat(parts, dim=1) if parts else None
         return rest
 
 
@@ -223,9 +218,9 @@ class Residual(Layer):
 
     states = ("block", "shortcut", "early")
 
-    def __init__(self, module: Any) -> None:
-        self.block = Chain(module.block)
-        self.shortcut = Chain([] if isinstance(module.shortcut, nn.Identity) else [module.shortcut])
+    def __init__(self, module: Any, operations: Operations) -> None:
+        self.block = Chain(module.block, operations)
+        self.shortcut = Chain([] if isinstance(module.shortcut, nn.Identity) else [module.shortcut], operations)
         self.early: Tensor | None = None
 
     def fork(self) -> Self:
@@ -243,13 +238,18 @@ class Residual(Layer):
         return self._add(self.shortcut.finish(), self.block.finish())
 
     def _add(self, short: Tensor | None, y: Tensor | None) -> Tensor | None:
-        if short is not None:
-            self.early = short if self.early is None else torch.cat([self.early, short], dim=-1)
-        if y is None or self.early is None:
-            return None
-        out = self.early[..., : y.shape[-1]] + y
-        self.early = self.early[..., y.shape[-1] :].clone()
-        return out
+        """To y, which is nobody else's, what waited for it; and have wait what comes too early."""
+        early = [part for part in (self.early, short) if part is not None]
+        wanted = 0 if y is None else y.shape[1]
+        begin, left = 0, []
+        for part in early:
+            some = min(wanted - begin, part.shape[1])
+            if y is not None:
+                y[:, begin : begin + some] += part[:, :some]
+            left.append(part[:, some:])
+            begin += some
+        self.early = torch.cat(left, dim=1) if left else None
+        return y
 
 
 def alike(state: Any) -> Any:
@@ -290,25 +290,30 @@ def parted(whole: Any, clips: int) -> list[Any]:
 
 def _through(layers: list[Layer], x: Tensor | None) -> Tensor | None:
     for layer in layers:
-        if x is None or x.shape[-1] == 0:
+        if x is None or x.shape[1] == 0:
             return None
         x = layer.push(x)
     return x
 
 
-def streaming(module: Any) -> Layer:
+def streaming(module: Any, operations: Operations) -> Layer:
     """The streaming form of a module of SEANet, by what it has: both libraries name these alike."""
     if hasattr(module, "block") and hasattr(module, "shortcut"):
-        return Residual(module)
+        return Residual(module, operations)
     if hasattr(module, "lstm"):
-        return Recurrent(module)
+        return Recurrent(module, operations)
     if hasattr(module, "trim_right_ratio"):
-        return Upsampling(module)
+        return Upsampling(module, operations)
     if hasattr(module, "pad_mode"):
-        return Convolution(module)
+        return Convolution(module, operations)
     if isinstance(module, nn.ELU | nn.Identity | nn.Tanh | nn.ReLU | nn.LeakyReLU):
-        return Pointwise(module)
+        return Pointwise(module, operations)
     raise TypeError(f"no streaming form of {type(module).__name__}")
+
+
+def _padded(x: Tensor, left: int, right: int, mode: str) -> Tensor:
+    """[B, n, C] with positions before and after it."""
+    return F.pad(x.transpose(1, 2), (left, right), mode).transpose(1, 2)
 
 
 def _inner(module: Any) -> Any:

@@ -126,6 +126,18 @@ class LMWeights:
         return Size(numbers, in_matrices)
 
 
+def periods(dim: int, device: torch.device) -> Tensor:
+    """Of the embeddings of positions, [dim / 2]."""
+    exponent = torch.arange(dim // 2, dtype=torch.float32, device=device) / (dim // 2 - 1)
+    return torch.full([], 10_000.0, device=device) ** exponent
+
+
+def sinusoids(positions: Tensor, over: Tensor) -> Tensor:
+    """Embeddings [N, dim] of positions [N], by their periods (Vaswani et al. 2017), cosines first as in AudioCraft."""
+    phase = positions[:, None].float() / over
+    return torch.cat([phase.cos(), phase.sin()], dim=-1)
+
+
 def _parts(part: Any) -> Iterator[Tensor | Product]:
     """The tensors and products of a part of the model, and of its parts."""
     if isinstance(part, Tensor | Dense | Half):

@@ -10,15 +10,16 @@ import numpy as np
 import pytest
 import torch
 
+from musicgen_bento.engine.blocks import BlockCache
 from musicgen_bento.engine.codec import CodecDecoder, CodecStream
-from musicgen_bento.engine.compiled_decoder import CompiledDecoder
 from musicgen_bento.engine.engine import ModelEngine, Slot
 from musicgen_bento.engine.kv_cache import KVCache
+from musicgen_bento.engine.packed_decoder import PackedDecoder
 from musicgen_bento.engine.quantized_cache import QuantizedKVCache
 from musicgen_bento.engine.sound import ClipSound
 from musicgen_bento.engine.types import Chunk, Event, Failed, Finished, GenerationParams, Started, Waiting
 from musicgen_bento.errors import GenerationFailed, QueueFull
-from musicgen_bento.precision import FLOAT32, FLOAT32_COMPILED, INT8, Precision
+from musicgen_bento.precision import FLOAT32, FLOAT32_PACKED, INT8, Precision
 from tests.models import MONO, Story, engine, make_one, params
 
 
@@ -33,7 +34,7 @@ def idle(model: ModelEngine) -> bool:
     return model.load == (0, 0) and not model._running and not model._slots
 
 
-@pytest.mark.parametrize("how", [FLOAT32_COMPILED, INT8], ids=lambda how: how.name)
+@pytest.mark.parametrize("how", [FLOAT32_PACKED, INT8], ids=lambda how: how.name)
 def test_nothing_is_left_after_a_thousand_mixed_requests(how: Precision) -> None:
     chance = random.Random(1)
     model = engine(slots=4, queue=8, how=how)
@@ -123,15 +124,18 @@ def test_a_model_that_gives_nan_fails_that_clip_and_says_so(monkeypatch: pytest.
     stories = [Story(), Story()]
     for number, story in enumerate(stories):
         model.submit(str(number), params(duration=0.5, cfg_coef=1.0), story)
-    step = CompiledDecoder.step
+    draw = PackedDecoder.draw
 
-    def poisoned(self: CompiledDecoder, sequences: list[object], *rest: torch.Tensor) -> torch.Tensor:
-        logits = step(self, sequences, *rest)  # type: ignore[arg-type]
+    def poisoned(self: PackedDecoder, sequences: list[object], tokens: torch.Tensor, *rest: object) -> torch.Tensor:
+        """What the first clip remembers is not a number any more; the kernel sees it in its logits."""
         if len(sequences) == 2 and model._slots["0"].clip.position == 9:
-            return torch.cat([logits[:1] * torch.nan, logits[1:]])
-        return logits
+            sequence = model._slots["0"].sequence
+            assert sequence
+            assert isinstance(sequence.cache, BlockCache)
+            sequence.cache._blocks._pages.tensor[sequence.cache._taken[-1]] = 255
+        return draw(self, sequences, tokens, *rest)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(CompiledDecoder, "step", poisoned)
+    monkeypatch.setattr(PackedDecoder, "draw", poisoned)
     while model.step():
         pass
     assert isinstance(stories[0].end, Failed)
@@ -140,14 +144,14 @@ def test_a_model_that_gives_nan_fails_that_clip_and_says_so(monkeypatch: pytest.
     assert idle(model)
 
 
-@pytest.mark.parametrize("broken", ["step", "open"])
+@pytest.mark.parametrize("broken", ["draw", "open"])
 def test_a_crash_in_the_model_fails_whom_it_hits_and_the_next_is_served(
     monkeypatch: pytest.MonkeyPatch, broken: str
 ) -> None:
     model = engine()
     story = Story()
     with monkeypatch.context() as patch:
-        patch.setattr(CompiledDecoder, broken, lambda *_: 1 / 0)
+        patch.setattr(PackedDecoder, broken, lambda *_: 1 / 0)
         model.submit("hit", params("secret prompt"), story)
         while model.step():
             pass

@@ -18,10 +18,10 @@ from pathlib import Path
 from musicgen_bento.engine import checkpoint
 from musicgen_bento.engine.engine import ModelEngine
 from musicgen_bento.engine.hub import Source
-from musicgen_bento.precision import FLOAT32_COMPILED
+from musicgen_bento.precision import FLOAT32_PACKED
 from musicgen_bento.engine.types import Chunk, GenerationParams
 torch.set_num_threads(1)
-model = checkpoint.load(Source("tiny", Path(sys.argv[1])), torch.device("cpu"), FLOAT32_COMPILED)
+model = checkpoint.load(Source("tiny", Path(sys.argv[1])), torch.device("cpu"), FLOAT32_PACKED)
 engine = ModelEngine(model, max_slots=1, max_queue=1, deterministic=True)
 events = []
 engine.submit("only", GenerationParams("calm piano", 1.0, 42), events.append)

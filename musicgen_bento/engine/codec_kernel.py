@@ -1,0 +1,135 @@
+"""The same by the kernel, on a CPU: a clip's samples are the same in any company, and in blocks of any length."""
+
+from __future__ import annotations
+
+import ctypes
+
+import torch
+from torch import Tensor, nn
+
+from musicgen_bento import kernel
+from musicgen_bento.engine.codec_operations import Along, Operations, Overlap, Recurrence, State, TorchOperations
+from musicgen_bento.engine.pages import Pages
+from musicgen_bento.engine.seats import up
+from musicgen_bento.kernel import LANES
+
+
+def operations(team: kernel.Team | None) -> Operations:
+    """The kernel's, or torch's where there is none."""
+    return TorchOperations() if team is None else KernelOperations(team)
+
+
+class KernelOperations(TorchOperations):
+    """See `Operations`. What the kernel does not have is torch's.
+
+    Args:
+        team: whose threads run them.
+    """
+
+    side_by_side = False
+
+    def __init__(self, team: kernel.Team) -> None:
+        self._team, self._kernel = team, kernel.library()
+
+    def convolution(self, weight: Tensor, bias: Tensor | None, dilation: int, groups: int) -> Along:
+        """See `Operations`."""
+        if groups != 1:
+            return super().convolution(weight, bias, dilation, groups)
+        packed = _Packed(weight, bias, dilation)
+        span, outputs, team = (weight.shape[2] - 1) * dilation, len(weight), self._team
+
+        def convolve(x: Tensor) -> Tensor:
+            x = x.contiguous()
+            clips, positions = x.shape[:2]
+            y = torch.empty(clips, positions - span, outputs)
+            self._kernel.codec_convolve(
+                team.handle, ctypes.byref(packed.convolution), x.data_ptr(), clips, positions, y.data_ptr()
+            )
+            return y
+
+        return convolve
+
+    def activation(self, module: nn.Module) -> Along:
+        """See `Operations`."""
+        if not isinstance(module, nn.ELU) or module.alpha != 1:
+            return super().activation(module)
+        team = self._team
+
+        def elu(x: Tensor) -> Tensor:
+            x = x.contiguous()
+            y = torch.empty_like(x)
+            self._kernel.codec_elu(team.handle, x.data_ptr(), 1, x.numel(), 0, y.data_ptr())
+            return y
+
+        return elu
+
+    def overlap(self, bias: Tensor | None) -> Overlap:
+        """See `Operations`."""
+        team, kept = self._team, None if bias is None else bias.contiguous()
+
+        def add(products: Tensor, tail: Tensor) -> tuple[Tensor, Tensor]:
+            clips, times, _, stride, channels = products.shape
+            added = torch.zeros(channels) if kept is None else kept
+            tail, y = tail.clone(), torch.empty(clips, times * stride, channels)
+            self._kernel.codec_overlap(
+                team.handle,
+                products.data_ptr(),
+                added.data_ptr(),
+                *(clips, times, stride, channels),
+                tail.data_ptr(),
+                y.data_ptr(),
+            )
+            return y, tail
+
+        return add
+
+    def recurrence(self, weight_ih: Tensor, weight_hh: Tensor, bias_ih: Tensor, bias_hh: Tensor) -> Recurrence:
+        """See `Operations`."""
+        units = weight_hh.shape[1]
+        if units % LANES:
+            return super().recurrence(weight_ih, weight_hh, bias_ih, bias_hh)
+        # sixteen units side by side, gate by gate
+        order = torch.arange(4 * units).view(4, -1, LANES).transpose(0, 1).flatten()
+        heard = _Packed(weight_ih[order, :, None], (bias_ih + bias_hh)[order], 1)
+        before = _Packed(weight_hh[order, :, None], None, 1)
+        recurrence = kernel.Recurrence(before.weight.data_ptr(), heard.convolution)
+        kept, team = (heard, before), self._team
+
+        def recur(x: Tensor, state: State) -> tuple[Tensor, State]:
+            assert kept  # what `recurrence` points to
+            x = x.contiguous()
+            clips, positions = x.shape[:2]
+            y, gates = torch.empty_like(x), torch.empty(clips, positions, 4 * units)
+            hidden, cell = torch.stack([state[0], state[0]]), state[1].clone()
+            self._kernel.codec_recur(
+                team.handle,
+                ctypes.byref(recurrence),
+                x.data_ptr(),
+                clips,
+                positions,
+                *(each.data_ptr() for each in (gates, hidden, cell, y)),
+            )
+            return y, (hidden[0], cell)
+
+        return recur
+
+
+class _Packed:
+    """Weights [out, in, taps] and what is added, as the kernel has them.
+
+    Attributes:
+        weight: packed.
+        convolution: as the kernel has it.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, dilation: int) -> None:
+        weight = weight.float().contiguous()
+        outputs, inputs, taps = weight.shape
+        self._pages = Pages(up(outputs, LANES) * inputs * taps, huge=True)
+        self.weight, self._bias = self._pages.tensor, torch.zeros(up(outputs, LANES))
+        if bias is not None:
+            self._bias[:outputs] = bias
+        kernel.library().codec_pack(weight.data_ptr(), outputs, inputs, taps, None, self.weight.data_ptr())
+        self.convolution = kernel.Convolution(
+            self.weight.data_ptr(), self._bias.data_ptr(), inputs, outputs, taps, dilation
+        )

@@ -1,0 +1,190 @@
+"""The project's own kernel, in C (`native/`): on a CPU the language model's forward pass, all layers in one call, and
+what the codec is made of.
+
+`make setup`, or whatever builds the package, compiles it with zig's C compiler, which comes as a Python package, for
+each kind of processor below. Nothing is compiled later.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import platform
+import sys
+from ctypes import POINTER, Structure, c_float, c_int64, c_uint64, c_void_p
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+FOLDER = Path(__file__).parent / "native"
+LANES, DEPTH = 16, 64
+"""Outputs of a matrix are a multiple of the first; inputs of one in bytes, of the second."""
+
+WIDEST_HEAD = 128
+BLOCK = 64
+"""Positions of a block of keys and values."""
+
+# By machine, the best first: what /proc/cpuinfo has to say of the processor, by any of its names.
+VARIANTS = {
+    "x86_64": (
+        ("x86_64-avx512", {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl", "avx512_vnni"}),
+        ("x86_64-avx2", {"avx2", "fma", "f16c", "bmi1", "bmi2", "movbe"}),
+    ),
+    "aarch64": (("aarch64-dotprod", {"asimddp"}),),
+}
+
+
+class Matrix(Structure):
+    """See `product.h`."""
+
+    _fields_ = (("packed", c_void_p), ("scales", c_void_p), ("outputs", c_int64), ("inputs", c_int64))
+
+
+class Norm(Structure):
+    """See `product.h`."""
+
+    _fields_ = (("weight", c_void_p), ("bias", c_void_p))
+
+
+class Layer(Structure):
+    """See `decoder.c`. What it has of cross-attention is zeros where there is none."""
+
+    _fields_ = (
+        ("norm1", Norm),
+        ("query_key_value", Matrix),
+        ("out", Matrix),
+        ("norm_cross", Norm),
+        ("query", Matrix),
+        ("key_value", Matrix),
+        ("out_cross", Matrix),
+        ("norm2", Norm),
+        ("linear1", Matrix),
+        ("linear2", Matrix),
+    )
+
+
+class Model(Structure):
+    """See `decoder.c`."""
+
+    _fields_ = (
+        ("dim", c_int64),
+        ("hidden", c_int64),
+        ("heads", c_int64),
+        ("layers", c_int64),
+        ("layer", POINTER(Layer)),
+        ("out_norm", Norm),
+        ("logits", Matrix),
+        ("codebooks", c_int64),
+        ("card", c_int64),
+        ("embeddings", c_void_p),
+        ("places", c_void_p),
+    )
+
+
+class Clip(Structure):
+    """See `decoder.c`."""
+
+    _fields_ = (
+        ("own", c_void_p * 2),
+        ("heard", c_void_p),
+        ("heard_length", c_int64),
+        ("position", c_int64),
+        ("seed", c_uint64),
+        ("key", c_uint64),
+        ("top_k", c_int64),
+        ("temperature", c_float),
+        ("top_p", c_float),
+        ("cfg_coef", c_float),
+    )
+
+
+class Convolution(Structure):
+    """See `codec.c`."""
+
+    _fields_ = (
+        ("packed", c_void_p),
+        ("bias", c_void_p),
+        ("inputs", c_int64),
+        ("outputs", c_int64),
+        ("taps", c_int64),
+        ("dilation", c_int64),
+    )
+
+
+class Recurrence(Structure):
+    """See `codec.c`."""
+
+    _fields_ = (("packed", c_void_p), ("input", Convolution))
+
+
+_CALLS: dict[str, tuple[Any, tuple[Any, ...]]] = {
+    "decoder_open": (c_void_p, (POINTER(Model), c_int64, c_void_p)),
+    "decoder_close": (None, (c_void_p,)),
+    "decoder_block": (c_int64, (c_void_p,)),
+    "decoder_forward": (None, (c_void_p, c_void_p, c_int64, c_void_p, c_void_p)),
+    "decoder_draw": (None, (c_void_p, c_void_p, c_int64, c_void_p, c_void_p)),
+    "decoder_prompt": (None, (c_void_p, c_void_p, c_int64, c_void_p)),
+    "decoder_spent": (None, (c_void_p, c_void_p)),
+    "team_new": (c_void_p, (c_int64,)),
+    "team_free": (None, (c_void_p,)),
+    "codec_convolve": (None, (c_void_p, POINTER(Convolution), c_void_p, c_int64, c_int64, c_void_p)),
+    "codec_recur": (None, (c_void_p, POINTER(Recurrence), c_void_p, c_int64, c_int64, *[c_void_p] * 4)),
+    "codec_elu": (None, (c_void_p, c_void_p, c_int64, c_int64, c_int64, c_void_p)),
+    "codec_overlap": (None, (c_void_p, c_void_p, c_void_p, *[c_int64] * 4, c_void_p, c_void_p)),
+    "codec_pack": (None, (c_void_p, c_int64, c_int64, c_int64, c_void_p, c_void_p)),
+    "matrix_pack": (None, (c_void_p, c_int64, c_int64, c_int64, c_void_p, c_void_p)),
+}
+
+
+def fits(processor: set[str], variants: tuple[tuple[str, set[str]], ...]) -> str | None:
+    """The first variant that a processor of these features has, by name."""
+    return next((name for name, needs in variants if needs <= processor), None)
+
+
+@cache
+def library() -> Any:
+    """The kernel for this processor; None where there is none, or it was not compiled."""
+    name = fits(_features(), VARIANTS.get(platform.machine(), ())) if sys.platform == "linux" else None
+    path = FOLDER / f"{name}.so"
+    if name is None or not path.is_file():
+        return None
+    return bound(path)
+
+
+def bound(path: Path) -> Any:
+    """A kernel, with its functions' types."""
+    found = ctypes.CDLL(str(path))
+    for name, (result, arguments) in _CALLS.items():
+        function = getattr(found, name)
+        function.restype, function.argtypes = result, arguments
+    return found
+
+
+class Team:
+    """Threads that run the kernel's calls, one call at a time.
+
+    Args:
+        size: how many there are, the calling one included.
+
+    Raises:
+        MemoryError: there is none for it.
+    """
+
+    def __init__(self, size: int) -> None:
+        self._library = library()
+        self.handle = self._library.team_new(size)
+        if self.handle is None:
+            raise MemoryError("threads")
+
+    def __del__(self) -> None:
+        if getattr(self, "handle", None) is not None:
+            self._library.team_free(self.handle)
+
+
+def available() -> bool:
+    """Whether there is a kernel for this processor."""
+    return library() is not None
+
+
+def _features() -> set[str]:
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    return {word for line in lines if line.startswith(("flags", "Features")) for word in line.split()}

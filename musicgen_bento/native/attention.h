@@ -1,0 +1,180 @@
+/* Keys and values in bytes or floats, and attention to them.
+ *
+ * They lie in blocks of 64 positions, each of all layers and heads. In a block a head of a layer has a unit:
+ *
+ *     keys, as a matrix whose outputs are positions: [4][D / 4][16][4] bytes, or [4][D][16] floats
+ *     values [64][D]
+ *     of bytes the scales of the 64 keys, and of the 64 values
+ *
+ * Of bytes each position of a head has scales of its own, so nothing has to be known of the music beforehand. A query has two
+ * parts, as the rows of a product. Softmax goes block by block with the largest so far (Milakov and Gimelshein 2018,
+ * arXiv:1805.02867), so each byte is read once.
+ */
+#pragma once
+
+#include "product.h"
+
+#define POSITIONS 64 /* of a block */
+#define WIDEST 128   /* numbers of a head */
+
+static inline int64_t unit_bytes(int64_t dim, int floats) {
+  return 2 * POSITIONS * (floats ? dim * (int64_t)sizeof(float) : dim + (int64_t)sizeof(float));
+}
+
+/* x [count] in bytes; its scale, which is no number where one of them is none. */
+static inline float bytes_of(const float *x, int64_t count, int8_t *to) {
+  F most = {0}, broken = {0};
+  for (int64_t i = 0; i < count; i += LANES) {
+    most = larger(magnitude(load(x + i)), most);
+    broken += load(x + i) * 0.0f;
+  }
+  const float top = largest(most);
+  const F per = all(top > 0 ? LEVELS / top : 0);
+  for (int64_t i = 0; i < count; i += LANES) {
+    const C bytes = __builtin_convertvector(__builtin_convertvector(nearest(load(x + i) * per), I), C);
+    memcpy(to + i, &bytes, sizeof bytes);
+  }
+  return top / LEVELS + total(broken);
+}
+
+static inline void keep_floats(uint8_t *unit, int64_t place, int64_t dim, const float *key, const float *value) {
+  float *keys = (float *)unit + place / LANES * LANES * dim + place % LANES;
+  for (int64_t i = 0; i < dim; i++) keys[i * LANES] = key[i];
+  memcpy((float *)unit + (POSITIONS + place) * dim, value, dim * sizeof *value);
+}
+
+static inline void keep_bytes(uint8_t *unit, int64_t place, int64_t dim, const float *key, const float *value) {
+  int8_t bytes[WIDEST];
+  float *scales = (float *)(unit + 2 * POSITIONS * dim);
+  scales[place] = bytes_of(key, dim, bytes);
+  uint8_t *to = unit + place / LANES * LANES * dim + place % LANES * 4;
+  for (int64_t i = 0; i < dim; i += 4) {
+    uint32_t four;
+    memcpy(&four, bytes + i, sizeof four);
+    four ^= MIDDLE * 0x01010101u; /* the same as to add it */
+    memcpy(to + i * LANES, &four, sizeof four);
+  }
+  scales[POSITIONS + place] = bytes_of(value, dim, (int8_t *)unit + POSITIONS * dim + place * dim);
+}
+
+/* Keep the key and the value [D] of a position. */
+static void keep(uint8_t *const *blocks, int64_t at, int64_t position, int64_t dim, int floats, const float *key,
+                 const float *value) {
+  (floats ? keep_floats : keep_bytes)(blocks[position / POSITIONS] + at, position % POSITIONS, dim, key, value);
+}
+
+/* Have the place of a position's key and value near before it is kept. */
+static inline void expect(uint8_t *const *blocks, int64_t at, int64_t position, int64_t dim) {
+  const uint8_t *unit = blocks[position / POSITIONS] + at;
+  const int64_t place = position % POSITIONS;
+  for (int64_t i = 0; i < dim; i += 4) __builtin_prefetch(unit + place / LANES * LANES * dim + i * LANES, 1);
+  __builtin_prefetch(unit + (POSITIONS + place) * dim, 1);
+  __builtin_prefetch(unit + 2 * POSITIONS * dim + place * sizeof(float), 1);
+  __builtin_prefetch(unit + 2 * POSITIONS * dim + (POSITIONS + place) * sizeof(float), 1);
+}
+
+/* Have the beginning of a head's unit near. */
+static inline void expect_unit(const uint8_t *unit, int64_t dim) {
+  for (int64_t i = 0; i < POSITIONS * dim; i += 64) __builtin_prefetch(unit + i);
+}
+
+/* A query [D], divided by the root of D: as it is, and in two parts. */
+typedef struct {
+  _Alignas(64) float floats[WIDEST];
+  int8_t bytes[2 * WIDEST];
+  int32_t sums[2];
+  float scale;
+} Query;
+
+/* Scores of sixteen positions. */
+static inline F scores_of(const Query *q, const uint8_t *unit, int64_t i, const int64_t dim, const int floats,
+                          const uint8_t *next) {
+  if (floats) {
+    F sum = {0};
+    for (int64_t j = 0; j < dim; j++) sum += load((const float *)unit + i * LANES * dim + j * LANES) * q->floats[j];
+    return sum;
+  }
+  I coarse = {0}, fine = {0};
+  for (int64_t j = 0; j < dim; j += 4) {
+    const uint8_t *keys = unit + i * LANES * dim + j * LANES;
+    const int8_t *part = q->bytes + j / DEPTH * 2 * DEPTH + j % DEPTH;
+    int32_t c, f;
+    memcpy(&c, part, sizeof c);
+    memcpy(&f, part + DEPTH, sizeof f);
+    __builtin_prefetch(next + (keys - unit));
+    coarse = dot4(coarse, keys, c);
+    fine = dot4(fine, keys, f);
+  }
+  const F whole = __builtin_convertvector(coarse - q->sums[0], F);
+  const F rest = __builtin_convertvector(fine - q->sums[1], F);
+  const float *scales = (const float *)(unit + 2 * POSITIONS * dim);
+  return (whole + rest * (1.0f / FINER)) * q->scale * load(scales + i * LANES);
+}
+
+/* out [D] += weights [count] times values [count][D]. */
+static inline void add_values(F *out, const float *weights, const uint8_t *unit, int64_t count, const int64_t dim,
+                              const int floats, const uint8_t *next) {
+  for (int64_t t = 0; t < count; t++) {
+    if (!floats) __builtin_prefetch(next + (POSITIONS + t) * dim);
+    for (int64_t i = 0; i < dim; i += LANES) {
+      C bytes;
+      if (!floats) memcpy(&bytes, unit + (POSITIONS + t) * dim + i, sizeof bytes);
+      out[i / LANES] += weights[t] * (floats ? load((const float *)unit + (POSITIONS + t) * dim + i)
+                                             : __builtin_convertvector(bytes, F));
+    }
+  }
+}
+
+/* `after`: what will be read when this is done. */
+__attribute__((always_inline)) static inline void attend_to(
+    uint8_t *const *blocks, int64_t at, int64_t length, const int64_t dim, const int floats, const float *query, float *found,
+    const uint8_t *after) {
+  _Alignas(64) float weights[POSITIONS];
+  Query q;
+  const float root = 1.0f / __builtin_sqrtf((float)dim);
+  for (int64_t i = 0; i < dim; i++) q.floats[i] = query[i] * root;
+  if (!floats) {
+    Parts parts = {NULL, q.bytes, 2, q.sums, &q.scale};
+    divide(q.floats, dim, (dim + DEPTH - 1) / DEPTH * DEPTH, &parts, 0);
+  }
+  F sum = {0}, out[WIDEST / LANES] = {{0}};
+  float top = -__builtin_inff();
+  for (int64_t begin = 0; begin < length; begin += POSITIONS) {
+    const uint8_t *unit = blocks[begin / POSITIONS] + at;
+    const uint8_t *next = begin + POSITIONS < length ? blocks[begin / POSITIONS + 1] + at : after;
+    const float *scales = (const float *)(unit + 2 * POSITIONS * dim) + POSITIONS;
+    const int64_t count = length - begin < POSITIONS ? length - begin : POSITIONS;
+    F scores[POSITIONS / LANES], most = all(top);
+    const int64_t stretches = (count + LANES - 1) / LANES;
+    for (int64_t i = 0; i < stretches; i++) {
+      const I lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+      scores[i] = choose(lane + (int32_t)(i * LANES) < (int32_t)count, scores_of(&q, unit, i, dim, floats, next),
+                         all(-__builtin_inff()));
+      most = larger(scores[i], most);
+    }
+    const float before = top;
+    top = largest(most);
+    const F fade = exponential(all(before - top));
+    sum *= fade;
+    for (int64_t i = 0; i < dim / LANES; i++) out[i] *= fade;
+    for (int64_t i = 0; i < stretches; i++) {
+      const F weight = exponential(scores[i] - top);
+      sum += choose(scores[i] == -__builtin_inff(), all(0), weight);
+      store(weights + i * LANES, floats ? weight : weight * load(scales + i * LANES));
+    }
+    add_values(out, weights, unit, count, dim, floats, next);
+  }
+  const F whole = all(1.0f / total(sum));
+  for (int64_t i = 0; i < dim / LANES; i++) store(found + i * LANES, out[i] * whole);
+}
+
+/* What a query [D] finds in the first `length` positions, [D]. */
+static void attend(uint8_t *const *blocks, int64_t at, int64_t length, int64_t dim, int floats, const float *query,
+                   float *found, const uint8_t *after) {
+  if (dim == 64 && !floats) /* of all released models */
+    attend_to(blocks, at, length, 64, 0, query, found, after);
+  else if (dim == 64)
+    attend_to(blocks, at, length, 64, 1, query, found, after);
+  else
+    attend_to(blocks, at, length, dim, floats, query, found, after);
+}

@@ -1,0 +1,358 @@
+/* The language model's forward pass on a CPU: any rows, each the next position of some clip, through all layers.
+ *
+ * Pre-norm transformer layers without biases, as AudioCraft's. All threads go through the same phases; in each they take
+ * parts until none is left, and meet before the next.
+ */
+#include "attention.h"
+#include "product.h"
+#include "sampling.h"
+#include "team.h"
+
+typedef struct {
+  Norm norm1;
+  Matrix query_key_value, out;
+  Norm norm_cross;
+  Matrix query, key_value, out_cross; /* outputs 0: no cross-attention */
+  Norm norm2;
+  Matrix linear1, linear2;
+} Layer;
+
+typedef struct {
+  int64_t dim, hidden, heads, layers;
+  const Layer *layer;
+  Norm out_norm;
+  Matrix logits;
+  int64_t codebooks, card;
+  const float *embeddings; /* [codebooks][card + 1][dim] */
+  const float *places;     /* [positions][dim] */
+} Model;
+
+/* The next position of a clip that hears its prompt, or of one that does not. */
+typedef struct {
+  uint8_t *const *own;   /* blocks of its past, with room for this position */
+  uint8_t *const *heard; /* blocks of its prompt; NULL: it hears none */
+  int64_t position, heard_length;
+} Row;
+
+/* One step of a clip: what it reads, and how it is to be drawn from what the model says. */
+typedef struct {
+  uint8_t *const *own[2]; /* of the row that hears the prompt, and of the one that does not; NULL: there is none */
+  uint8_t *const *heard;
+  int64_t heard_length, position;
+  uint64_t seed, key;
+  int64_t top_k;
+  float temperature, top_p, cfg_coef;
+} Clip;
+
+/* What the first thread's time goes to; waiting is for the others, and waking for the system to wake them. */
+enum { WAKING, NORMS, PRODUCTS, KEEPING, ATTENTION, SAMPLING, WAITING, KINDS };
+
+typedef struct {
+  Model model;
+  Team *team;
+  int tiles, floats;
+  int64_t most; /* rows at once */
+  float *x, *wide, *found; /* [most] of dim; the widest; dim */
+  Parts parts;
+  int32_t *hearing; /* [most] */
+  Row *row;         /* [most], of a step */
+  float *said;      /* [most][outputs], of a step; and as much to work in */
+  /* of the piece of work at hand */
+  const Row *rows;
+  int64_t count, hears;
+  float *logits;
+  const float *text;
+  uint8_t *const *prompt;
+  const Clip *clips; /* NULL: rows come with their inputs, and no token is drawn */
+  int64_t clip_count;
+  const int64_t *tokens; /* [clips][codebooks] */
+  int64_t *drawn;
+  int64_t spent[KINDS], now; /* nanoseconds */
+} Decoder;
+
+static int64_t widest(const Model *m) { return m->hidden > 3 * m->dim ? m->hidden : 3 * m->dim; }
+
+static inline void count_time(Decoder *d, int me, int kind) {
+  if (me) return;
+  const int64_t now = nanoseconds();
+  d->spent[kind] += now - d->now;
+  d->now = now;
+}
+
+/* A phase of this kind is over. */
+static void over(Decoder *d, int me, int kind) {
+  count_time(d, me, kind);
+  meet(d->team);
+  count_time(d, me, WAITING);
+}
+
+/* Rows of x, normed where there is a norm, for a product with `m`. `which`: of x, or NULL. */
+static void prepare(Decoder *d, int me, const float *x, int64_t width, const Norm *norm, const Matrix *m, int64_t count,
+                    const int32_t *which) {
+  for (int64_t i; (i = take(d->team, me, count)) >= 0;) {
+    const float *row = x + (which ? which[i] : i) * width;
+    float *floats = d->parts.floats + i * width;
+    if (norm)
+      normed(row, norm, width, floats);
+    else if (d->floats)
+      memcpy(floats, row, width * sizeof *row);
+    if (!d->floats) divide(norm ? floats : row, width, m->inputs, &d->parts, (int)i);
+  }
+  over(d, me, NORMS);
+}
+
+/* All of `m`; the next one that will be multiplied with is asked for. */
+static void multiply(Decoder *d, int me, const Matrix *m, int64_t count, Result to, const Matrix *next) {
+  for (int64_t group; (group = take(d->team, me, m->outputs / LANES)) >= 0;)
+    outputs(m, &d->parts, &to, group * LANES, (int)count, d->tiles);
+  const int64_t first = share_of(d->team, me, next->outputs / LANES) * LANES * next->inputs;
+  const uint8_t *begin = (const uint8_t *)next->packed + first * (d->floats ? sizeof(float) : 1);
+  for (int64_t i = 0; i < AHEAD; i += 64) __builtin_prefetch(begin + i);
+  over(d, me, PRODUCTS);
+}
+
+static int64_t unit_of(const Decoder *d, int64_t layer, int64_t head) {
+  const Model *m = &d->model;
+  return (layer * m->heads + head) * unit_bytes(m->dim / m->heads, d->floats);
+}
+
+/* The first unit that a row attends to in a layer's head. */
+static const uint8_t *first_unit(uint8_t *const *blocks, int64_t at) { return blocks[0] + at; }
+
+static void self_attention(Decoder *d, int me, int64_t index) {
+  const Model *m = &d->model;
+  const Layer *layer = &m->layer[index];
+  const int64_t dim = m->dim, head_dim = dim / m->heads, tasks = d->count * m->heads;
+  prepare(d, me, d->x, dim, &layer->norm1, &layer->query_key_value, d->count, NULL);
+  multiply(d, me, &layer->query_key_value, d->count, (Result){d->wide, 3 * dim, SET, NULL}, &layer->out);
+  for (int64_t task; (task = take(d->team, me, tasks)) >= 0;) {
+    const int64_t row = task / m->heads, head = task % m->heads, next = task + 1 < tasks ? task + 1 : task;
+    if (!d->floats)
+      expect(d->rows[next / m->heads].own, unit_of(d, index, next % m->heads), d->rows[next / m->heads].position, head_dim);
+    const float *key = d->wide + row * 3 * dim + dim + head * head_dim;
+    keep(d->rows[row].own, unit_of(d, index, head), d->rows[row].position, head_dim, d->floats, key, key + dim);
+  }
+  const int64_t first = share_of(d->team, me, tasks);
+  if (first < tasks) expect_unit(first_unit(d->rows[first / m->heads].own, unit_of(d, index, first % m->heads)), head_dim);
+  over(d, me, KEEPING);
+  for (int64_t task; (task = take(d->team, me, tasks)) >= 0;) {
+    const int64_t row = task / m->heads, head = task % m->heads, next = task + 1 < tasks ? task + 1 : task;
+    attend(d->rows[row].own, unit_of(d, index, head), d->rows[row].position + 1, head_dim, d->floats,
+           d->wide + row * 3 * dim + head * head_dim, d->found + row * dim + head * head_dim,
+           first_unit(d->rows[next / m->heads].own, unit_of(d, index, next % m->heads)));
+  }
+  over(d, me, ATTENTION);
+  prepare(d, me, d->found, dim, NULL, &layer->out, d->count, NULL);
+  multiply(d, me, &layer->out, d->count, (Result){d->x, dim, ADD, NULL}, d->hears ? &layer->query : &layer->linear1);
+}
+
+static void cross_attention(Decoder *d, int me, int64_t index) {
+  const Model *m = &d->model;
+  const Layer *layer = &m->layer[index];
+  const int64_t dim = m->dim, head_dim = dim / m->heads, tasks = d->hears * m->heads;
+  prepare(d, me, d->x, dim, &layer->norm_cross, &layer->query, d->hears, d->hearing);
+  multiply(d, me, &layer->query, d->hears, (Result){d->wide, dim, SET, NULL}, &layer->out_cross);
+  for (int64_t task; (task = take(d->team, me, tasks)) >= 0;) {
+    const int64_t row = task / m->heads, head = task % m->heads, next = task + 1 < tasks ? task + 1 : task;
+    const Row *of = &d->rows[d->hearing[row]];
+    attend(of->heard, unit_of(d, index, head), of->heard_length, head_dim, d->floats,
+           d->wide + row * dim + head * head_dim, d->found + row * dim + head * head_dim,
+           first_unit(d->rows[d->hearing[next / m->heads]].heard, unit_of(d, index, next % m->heads)));
+  }
+  over(d, me, ATTENTION);
+  prepare(d, me, d->found, dim, NULL, &layer->out_cross, d->hears, NULL);
+  multiply(d, me, &layer->out_cross, d->hears, (Result){d->x, dim, ADD, d->hearing}, &layer->linear1);
+}
+
+static void feed_forward(Decoder *d, int me, const Layer *layer, const Matrix *next) {
+  const Model *m = &d->model;
+  prepare(d, me, d->x, m->dim, &layer->norm2, &layer->linear1, d->count, NULL);
+  multiply(d, me, &layer->linear1, d->count, (Result){d->wide, m->hidden, GELU, NULL}, &layer->linear2);
+  prepare(d, me, d->wide, m->hidden, NULL, &layer->linear2, d->count, NULL);
+  multiply(d, me, &layer->linear2, d->count, (Result){d->x, m->dim, ADD, NULL}, next);
+}
+
+/* How many rows the next phases are about. Few are multiplied without tiles. */
+static void gather(Decoder *d, int64_t count) {
+  d->count = count;
+  d->parts.lines = d->tiles && count > AT_ONCE ? (2 * count + TILE - 1) / TILE * TILE : 2 * count;
+}
+
+/* The rows of the clips' tokens. */
+static void embed(Decoder *d, int me) {
+  const Model *m = &d->model;
+  for (int64_t clip; (clip = take(d->team, me, d->clip_count)) >= 0;) {
+    float *x = d->x + clip * m->dim; /* one row of each clip; the second ones follow */
+    memcpy(x, m->places + d->clips[clip].position * m->dim, m->dim * sizeof *x);
+    for (int64_t k = 0; k < m->codebooks; k++) {
+      const float *embedding = m->embeddings + (k * (m->card + 1) + d->tokens[clip * m->codebooks + k]) * m->dim;
+      for (int64_t i = 0; i < m->dim; i += LANES) store(x + i, load(x + i) + load(embedding + i));
+    }
+    for (int64_t row = d->clip_count; row < d->count; row++)
+      if (d->rows[row].own == d->clips[clip].own[1]) memcpy(d->x + row * m->dim, x, m->dim * sizeof *x);
+  }
+  over(d, me, NORMS);
+}
+
+/* Guided logits to tokens. */
+static void draw(Decoder *d, int me) {
+  const Model *m = &d->model;
+  for (int64_t task; (task = take(d->team, me, d->clip_count * m->codebooks)) >= 0;) {
+    const int64_t clip = task / m->codebooks, first = task % m->codebooks * m->card, width = m->logits.outputs;
+    const Clip *of = &d->clips[clip];
+    float *x = d->said + clip * width + first;
+    if (of->own[1]) {
+      int64_t row = d->clip_count;
+      while (d->rows[row].own != of->own[1]) row++;
+      const float *deaf = d->said + row * width + first;
+      for (int64_t i = 0; i < m->card; i++) x[i] = deaf[i] + (x[i] - deaf[i]) * of->cfg_coef;
+    }
+    const Drawing by = {of->temperature, of->top_p, of->top_k, of->seed, of->key};
+    d->drawn[task] = drawn(x, d->said + d->most * width + clip * width + first, m->card, first, &by);
+  }
+  over(d, me, SAMPLING);
+}
+
+static void forward(Team *team, int me, void *with) {
+  Decoder *d = with;
+  const Model *m = &d->model;
+  meet(team);
+  count_time(d, me, WAKING);
+  if (d->clips) embed(d, me);
+  if (d->tiles) tiles_begin();
+  for (int64_t index = 0; index < m->layers; index++) {
+    self_attention(d, me, index);
+    if (d->hears) cross_attention(d, me, index);
+    feed_forward(d, me, &m->layer[index], index + 1 < m->layers ? &m->layer[index + 1].query_key_value : &m->logits);
+  }
+  if (d->logits) {
+    prepare(d, me, d->x, m->dim, &m->out_norm, &m->logits, d->count, NULL);
+    multiply(d, me, &m->logits, d->count, (Result){d->logits, m->logits.outputs, SET, NULL}, &m->layer[0].query_key_value);
+  }
+  if (d->tiles) tiles_end();
+  if (d->clips) draw(d, me);
+}
+
+static void remember_prompt(Team *team, int me, void *with) {
+  Decoder *d = with;
+  const Model *m = &d->model;
+  const int64_t dim = m->dim, head_dim = dim / m->heads;
+  if (d->tiles) tiles_begin();
+  for (int64_t index = 0; index < m->layers; index++) {
+    const Matrix *matrix = &m->layer[index].key_value;
+    prepare(d, me, d->text, dim, NULL, matrix, d->count, NULL);
+    multiply(d, me, matrix, d->count, (Result){d->wide, 2 * dim, SET, NULL}, matrix);
+    for (int64_t task; (task = take(team, me, d->count * m->heads)) >= 0;) {
+      const int64_t row = task / m->heads, head = task % m->heads;
+      const float *key = d->wide + row * 2 * dim + head * head_dim;
+      keep(d->prompt, unit_of(d, index, head), d->hears + row, head_dim, d->floats, key, key + dim);
+    }
+    over(d, me, KEEPING);
+  }
+  if (d->tiles) tiles_end();
+}
+
+/* ---- what Python calls */
+
+void decoder_close(Decoder *d) {
+  free(d->x), free(d->wide), free(d->found), free(d->hearing), free(d->row), free(d->said);
+  free(d->parts.floats), free(d->parts.parts), free(d->parts.sums), free(d->parts.scales);
+  free(d);
+}
+
+/* NULL: there is no memory for it. */
+Decoder *decoder_open(const Model *model, int64_t most, Team *team) {
+  Decoder *d = room(sizeof *d);
+  if (!d) return NULL;
+  const int64_t lines = (2 * most + TILE - 1) / TILE * TILE;
+  d->model = *model, d->most = most;
+  d->floats = !model->logits.scales, d->tiles = !d->floats && has_tiles();
+  d->x = room(most * model->dim * sizeof(float));
+  d->wide = room(most * widest(model) * sizeof(float));
+  d->found = room(most * model->dim * sizeof(float));
+  d->hearing = room(most * sizeof(int32_t));
+  d->parts = (Parts){room(most * widest(model) * sizeof(float)), room(lines * (widest(model) + DEPTH)), lines,
+                     room(lines * sizeof(int32_t)), room(most * sizeof(float))};
+  d->row = room(most * sizeof(Row));
+  d->said = room(2 * most * model->logits.outputs * sizeof(float));
+  d->team = team;
+  if (d->row && d->said && d->x && d->wide && d->found && d->hearing && d->parts.floats && d->parts.parts && d->parts.sums &&
+      d->parts.scales)
+    return d;
+  decoder_close(d);
+  return NULL;
+}
+
+/* Bytes of a block of keys and values. */
+int64_t decoder_block(const Decoder *d) {
+  return d->model.layers * d->model.heads * unit_bytes(d->model.dim / d->model.heads, d->floats);
+}
+
+static void run(Decoder *d, const Row *rows, int64_t count, float *logits) {
+  gather(d, count);
+  d->rows = rows, d->logits = logits, d->hears = 0;
+  for (int64_t i = 0; i < count; i++)
+    if (rows[i].heard) d->hearing[d->hears++] = (int32_t)i;
+  d->now = nanoseconds();
+  together(d->team, forward, d);
+}
+
+/* x [count, dim], the rows' inputs -> logits [count, outputs], or none where that is NULL. Positions of one clip may
+ * come together, in their order. At most `most` rows. */
+void decoder_forward(Decoder *d, const Row *rows, int64_t count, const float *x, float *logits) {
+  memcpy(d->x, x, count * d->model.dim * sizeof *x);
+  d->clips = NULL;
+  run(d, rows, count, logits);
+}
+
+/* A step of clips: tokens [clips, codebooks] -> the next ones, -1 where logits are not finite. At most `most` rows. */
+void decoder_draw(Decoder *d, const Clip *clips, int64_t count, const int64_t *tokens, int64_t *drawn) {
+  int64_t rows = count;
+  for (int64_t i = 0; i < count; i++) {
+    const Clip *of = &clips[i];
+    d->row[i] = (Row){of->own[0], of->heard, of->position, of->heard_length};
+    if (of->own[1]) d->row[rows++] = (Row){of->own[1], NULL, of->position, 0};
+  }
+  d->clips = clips, d->clip_count = count, d->tokens = tokens, d->drawn = drawn;
+  run(d, d->row, rows, d->said);
+}
+
+/* Keys and values of a prompt, text [count, dim], into blocks with room for them. */
+void decoder_prompt(Decoder *d, const float *text, int64_t count, uint8_t *const *blocks) {
+  d->prompt = blocks;
+  for (int64_t done = 0; done < count; done += d->most) {
+    d->text = text + done * d->model.dim, d->hears = done;
+    gather(d, count - done < d->most ? count - done : d->most);
+    d->now = nanoseconds();
+    together(d->team, remember_prompt, d);
+  }
+}
+
+/* Nanoseconds [KINDS] since this was asked last. */
+void decoder_spent(Decoder *d, int64_t *spent) {
+  memcpy(spent, d->spent, sizeof d->spent);
+  memset(d->spent, 0, sizeof d->spent);
+}
+
+/* Some rows of a matrix, float32 [outputs, width], as they are multiplied with; `scales` NULL: as floats. */
+void matrix_pack(const float *matrix, int64_t outputs, int64_t width, int64_t inputs, void *packed, float *scales) {
+  for (int64_t o = 0; o < outputs; o++) {
+    const float *row = matrix + o * width;
+    const int64_t begin = o / LANES * LANES * inputs;
+    if (!scales) {
+      float *to = (float *)packed + begin + o % LANES;
+      for (int64_t i = 0; i < width; i++) to[i * LANES] = row[i];
+      continue;
+    }
+    float top = 0;
+    for (int64_t i = 0; i < width; i++) {
+      const float size = __builtin_fabsf(row[i]);
+      top = size > top ? size : top;
+    }
+    scales[o] = top / LEVELS;
+    const float per = top > 0 ? LEVELS / top : 0;
+    uint8_t *to = (uint8_t *)packed + begin + o % LANES * 4;
+    for (int64_t i = 0; i < width; i++)
+      to[i / 4 * 64 + i % 4] = (uint8_t)((int)__builtin_rintf(row[i] * per) + MIDDLE);
+  }
+}
