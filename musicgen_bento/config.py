@@ -39,7 +39,7 @@ class Settings(BaseSettings):
     )
     max_duration: float = Field(300.0, ge=0.1, le=3600, description="longest clip, in seconds")
     deterministic: bool = Field(
-        False, description="same bytes for a seed in any company, in the float precisions too; slower"
+        False, description="same bytes for a seed in any company, where torch makes the clips too; slower"
     )
     allow_any_model: bool = Field(False, description="let HTTP clients name models outside the catalogue")
     allow_anonymous: bool = Field(False, description="let the launchers listen beyond this machine")
