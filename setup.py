@@ -21,14 +21,17 @@ KINDS = {  # as musicgen_bento/kernel.py names them
     "x86_64-avx2": ("x86_64-linux-gnu.2.17", "x86_64_v3"),
     "aarch64-dotprod": ("aarch64-linux-gnu.2.17", "generic+dotprod"),
 }
-# A product and a sum may be one operation, which rounds once.
-FLAGS = ("-O3", "-ffp-contract=fast", "-fno-math-errno", "-Wall", "-Wextra", "-Werror")
+# A product and a sum in one expression are one operation, which rounds once: wherever the expression stands, so that no
+# two places round differently.
+FLAGS = ("-O3", "-ffp-contract=on", "-fno-math-errno", "-Wall", "-Wextra", "-Werror")
 LIBRARY = ("-shared", "-fPIC", "-pthread", "-s", "-lm")
 
 
 def compile_kernel() -> None:
     """Each kind of it, beside its sources."""
     sources = sorted(NATIVE.glob("*.c"))
+    if not sources:
+        raise SystemExit(f"The kernel's sources are missing: {NATIVE}/*.c")
     with TemporaryDirectory() as folder:
         caches = {"ZIG_GLOBAL_CACHE_DIR": folder, "ZIG_LOCAL_CACHE_DIR": folder}
         for name, (target, processor) in KINDS.items():

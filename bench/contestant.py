@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import IO, Any
@@ -21,6 +22,7 @@ import torch
 from bench import machine
 from bench.machine import device
 from bench.steps import Contestant, load_ours, measure, synchronize
+from musicgen_bento import kernel
 from musicgen_bento.engine.hub import Source
 from musicgen_bento.engine.names import resolve
 from musicgen_bento.engine.pages import Pages
@@ -53,16 +55,23 @@ def bandwidth() -> float:
     """Bytes a second of reading memory with all threads, the best of a few times: of 1 GB, or of 8 GB of a GPU's."""
     if device().type == "cuda":
         numbers = torch.ones(2**31, device=device())
+        read: Callable[[], object] = numbers.sum
     else:
-        numbers = Pages(2**28, huge=True).tensor.fill_(1)  # as the matrices lie
+        numbers = Pages(2**28, huge=True).tensor.fill_(1)  # as the matrices lie, and read as they are
+        team = kernel.Team(torch.get_num_threads()) if kernel.available() else None
+        read = numbers.sum if team is None else partial(_read, team, numbers)
     found = []
     for _ in range(6):
         synchronize(device())
         began = time.perf_counter()
-        numbers.sum()
+        read()
         synchronize(device())
         found.append(time.perf_counter() - began)
     return numbers.nbytes / min(found)
+
+
+def _read(team: kernel.Team, numbers: torch.Tensor) -> None:
+    kernel.library().kernel_read(team.handle, numbers.data_ptr(), numbers.nbytes)
 
 
 def peak_gb() -> float:

@@ -8,12 +8,16 @@ each kind of processor below. Nothing is compiled later.
 from __future__ import annotations
 
 import ctypes
+import logging
+import os
 import platform
 import sys
 from ctypes import POINTER, Structure, c_float, c_int64, c_uint64, c_void_p
 from functools import cache
 from pathlib import Path
 from typing import Any
+
+_log = logging.getLogger("bentoml.musicgen")  # below BentoML's, which has a handler
 
 FOLDER = Path(__file__).parent / "native"
 LANES, DEPTH = 16, 64
@@ -23,7 +27,7 @@ WIDEST_HEAD = 128
 BLOCK = 64
 """Positions of a block of keys and values."""
 
-# By machine, the best first: what /proc/cpuinfo has to say of the processor, by any of its names.
+# By machine, the best first: what /proc/cpuinfo has to name among the processor's features.
 VARIANTS = {
     "x86_64": (
         ("x86_64-avx512", {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl", "avx512_vnni"}),
@@ -114,6 +118,7 @@ class Recurrence(Structure):
     """See `codec.c`."""
 
     _fields_ = (("packed", c_void_p), ("input", Convolution))
+    kept: Any  # what it points to
 
 
 _CALLS: dict[str, tuple[Any, tuple[Any, ...]]] = {
@@ -128,10 +133,13 @@ _CALLS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "team_free": (None, (c_void_p,)),
     "codec_convolve": (None, (c_void_p, POINTER(Convolution), c_void_p, c_int64, c_int64, c_void_p)),
     "codec_recur": (None, (c_void_p, POINTER(Recurrence), c_void_p, c_int64, c_int64, *[c_void_p] * 4)),
-    "codec_elu": (None, (c_void_p, c_void_p, c_int64, c_int64, c_int64, c_void_p)),
+    "codec_elu": (None, (c_void_p, c_void_p, c_int64, c_void_p)),
     "codec_overlap": (None, (c_void_p, c_void_p, c_void_p, *[c_int64] * 4, c_void_p, c_void_p)),
-    "codec_pack": (None, (c_void_p, c_int64, c_int64, c_int64, c_void_p, c_void_p)),
-    "matrix_pack": (None, (c_void_p, c_int64, c_int64, c_int64, c_void_p, c_void_p)),
+    "codec_pack": (None, (c_void_p, c_int64, c_int64, c_int64, c_void_p)),
+    "codec_sizes": (None, (c_void_p,)),
+    "kernel_read": (c_int64, (c_void_p, c_void_p, c_int64)),
+    "kernel_sizes": (None, (c_void_p,)),
+    "matrix_pack": (None, (c_void_p, c_void_p, c_int64, c_int64, c_int64, c_void_p, c_void_p)),
 }
 
 
@@ -140,23 +148,48 @@ def fits(processor: set[str], variants: tuple[tuple[str, set[str]], ...]) -> str
     return next((name for name, needs in variants if needs <= processor), None)
 
 
+class Row(Structure):
+    """See `decoder.c`."""
+
+    _fields_ = (("own", c_void_p), ("heard", c_void_p), ("position", c_int64), ("heard_length", c_int64))
+
+
 @cache
 def library() -> Any:
-    """The kernel for this processor; None where there is none, or it was not compiled."""
-    name = fits(_features(), VARIANTS.get(platform.machine(), ())) if sys.platform == "linux" else None
-    path = FOLDER / f"{name}.so"
-    if name is None or not path.is_file():
+    """The kernel for this processor; None where there is none, or none that can be used."""
+    if sys.platform != "linux":
         return None
-    return bound(path)
+    try:
+        name = fits(_features(), VARIANTS.get(platform.machine(), ()))
+        return None if name is None else bound(FOLDER / f"{name}.so")
+    except (OSError, AttributeError) as error:
+        _log.warning("There is no kernel, so that steps are slower (%s). `make setup` compiles it.", type(error).__name__)
+        return None
 
 
 def bound(path: Path) -> Any:
-    """A kernel, with its functions' types."""
+    """A kernel, with its functions' types.
+
+    Raises:
+        OSError: it cannot be loaded, or was compiled from other sources than these.
+        AttributeError: it lacks a function.
+    """
     found = ctypes.CDLL(str(path))
     for name, (result, arguments) in _CALLS.items():
         function = getattr(found, name)
         function.restype, function.argtypes = result, arguments
+    for function, structures in _SIZES.items():
+        sizes = (c_int64 * len(structures))()
+        getattr(found, function)(sizes)
+        if list(sizes) != [ctypes.sizeof(structure) for structure in structures]:
+            raise OSError(f"{path.name} was compiled from other sources")
     return found
+
+
+_SIZES: dict[str, tuple[type[Structure], ...]] = {
+    "kernel_sizes": (Matrix, Norm, Layer, Model, Clip, Row),
+    "codec_sizes": (Convolution, Recurrence),
+}
 
 
 class Team:
@@ -175,8 +208,11 @@ class Team:
         if self.handle is None:
             raise MemoryError("threads")
 
+        self._process = os.getpid()
+
     def __del__(self) -> None:
-        if getattr(self, "handle", None) is not None:
+        # in a fork of the process there are no threads to end
+        if getattr(self, "handle", None) is not None and self._process == os.getpid():
             self._library.team_free(self.handle)
 
 

@@ -44,7 +44,7 @@ def precision(device: torch.device, settings: Settings) -> Precision:
         return on(device)[settings.precision]
     except KeyError:
         hint = f"Set MUSICGEN_PRECISION to one of: {', '.join(['auto', *on(device)])}."
-        kind = "a CPU" if settings.precision == "int8" else "an x86 CPU or a GPU"
+        kind = "a CPU that the kernel runs on" if settings.precision == "int8" else "an x86 CPU or a GPU"
         raise LoadFailed(f"{settings.precision} is for {kind}, not for {device}.", hint=hint) from None
 
 

@@ -1,6 +1,6 @@
 """What the language model's numbers are held in, and what that takes.
 
-Five ways on a CPU or a GPU. The matrices, nearly all of a model, are what costs memory and time: each step reads all of
+The matrices, nearly all of a model, are what costs memory and time: each step reads all of
 them once. What attention remembers of each clip has a dtype of its own, and so has everything else
 (embeddings, norms, activations).
 """

@@ -20,6 +20,7 @@ from musicgen_bento.engine.hub import Source
 from musicgen_bento.engine.packed import packed
 from musicgen_bento.engine.packed_decoder import PackedDecoder
 from musicgen_bento.engine.released import read_weights
+from musicgen_bento.engine.product import Dense
 from musicgen_bento.engine.sampling import SamplingRows
 from musicgen_bento.precision import FLOAT32_PACKED, INT8, Precision
 from tests.models import CPU, MONO, folder
@@ -165,9 +166,31 @@ def test_calls_from_several_threads_have_their_own_teams() -> None:
     assert all((each == 12).all() for each in found)
 
 
-def test_a_structure_is_as_large_as_in_c() -> None:
-    """Their fields are named twice, in C and in Python."""
-    assert ctypes.sizeof(kernel.Matrix) == 32
-    assert ctypes.sizeof(kernel.Layer) == 3 * 16 + 7 * 32
-    assert ctypes.sizeof(kernel.Model) == 5 * 8 + 16 + 32 + 4 * 8
-    assert ctypes.sizeof(kernel.Clip) == 8 * 8 + 3 * 4 + 4
+def test_a_kernel_of_other_sources_is_not_used(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Their fields are named twice, in C and in Python; and what cannot be loaded is as if it were not there."""
+
+    class Grown(ctypes.Structure):
+        _fields_ = (*kernel.Clip._fields_, ("more", ctypes.c_int64))
+
+    kernel.library.cache_clear()
+    with monkeypatch.context() as patch:
+        patch.setitem(kernel._SIZES, "kernel_sizes", (*kernel._SIZES["kernel_sizes"][:4], Grown, kernel.Row))
+        assert kernel.library() is None
+    kernel.library.cache_clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(kernel, "FOLDER", tmp_path)
+        assert kernel.library() is None
+    kernel.library.cache_clear()
+    assert kernel.library() is not None
+
+
+def test_a_matrix_with_what_is_no_number_is_seen(kind: Any) -> None:
+    files = open_files(Source("tiny", folder(MONO)))
+    weights = read_weights(files.source, files.shape, files.state, CPU, INT8)
+    layer = weights.layers[1].linear1
+    assert isinstance(layer, Dense)
+    layer.weight = layer.weight.clone()
+    layer.weight[5, 3] = torch.nan
+    decoder = PackedDecoder(packed(weights), 1, kernel.Team(1))
+    one = decoder.open(torch.zeros(1, files.shape.dim), False, 30)
+    assert decoder.step([one], torch.zeros(1, 4, dtype=torch.int64), torch.ones(1)).isnan().all()

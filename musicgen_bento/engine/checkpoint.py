@@ -16,8 +16,10 @@ from __future__ import annotations
 import logging
 import pickle
 import re
+import sys
 import threading
 import warnings
+import zipfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -92,7 +94,7 @@ class Files:
         state: its tensors by name, as the file has them.
         text_encoder: T5's folder.
         codec: AudioCraft's compression model; its tensors are in the file until they are used.
-        codec_state: those of its tensors that are the file's own.
+        mapped: the files whose tensors these are.
         size: of the language model.
         float32_numbers: how many T5 and the codec have, which are float32 in every precision.
     """
@@ -102,13 +104,14 @@ class Files:
     state: dict[str, Tensor]
     text_encoder: Path
     codec: Any
-    codec_state: tuple[Tensor, ...]
+    mapped: tuple[Path, ...]
     size: Size
     float32_numbers: int
 
     def forget(self) -> None:
         """What was read of them takes no memory any more; whoever wants it reads it again."""
-        forget_file([*self.state.values(), *self.codec_state])
+        for path in self.mapped:
+            forget_file(path)
 
     def bytes(self, precision: Precision) -> int:
         """What the model takes in memory, with the language model in this precision."""
@@ -155,14 +158,14 @@ def open_files(source: Source, download: Download | None = None) -> Files:
     name = str(config.conditioners.description.t5.name)
     text_encoder = source.companion(name, T5_FILES, beside=T5_BESIDE, download=download)
     text_numbers = _text_numbers(source, text_encoder, weights)
-    codec, codec_state = _codec(source, config, shape, download)
+    codec = _codec(source, config, shape, download)
     return Files(
         source=source,
         shape=shape,
         state=state,
         text_encoder=text_encoder,
         codec=codec,
-        codec_state=codec_state,
+        mapped=tuple(source.file(name, download) for name in ("state_dict.bin", "compression_state_dict.bin")),
         size=weights.size,
         float32_numbers=text_numbers + _numbers(codec),
     )
@@ -228,12 +231,21 @@ def _read(source: Source, filename: str, download: Download) -> dict[str, Any]:
     """One checkpoint file; tensors and plain values only, mapped rather than read."""
     path = source.file(filename, download)
     try:
+        if not _own_order(path):
+            raise source.broken(filename, "was written by a machine whose numbers begin at the other end")
         package = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError) as error:
+    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, zipfile.BadZipFile) as error:
         raise source.broken(filename, "is truncated or no checkpoint at all") from error
     if not isinstance(package, dict):
         raise source.broken(filename, "does not hold what a MusicGen checkpoint holds")
     return package
+
+
+def _own_order(path: Path) -> bool:
+    """Whether a file's bytes are in this machine's order. torch would turn them where they are mapped."""
+    with zipfile.ZipFile(path) as file:
+        orders = [file.read(name) for name in file.namelist() if name.endswith("/byteorder")]
+    return all(order.decode(errors="replace") == sys.byteorder for order in orders)
 
 
 def _config(source: Source, filename: str, package: dict[str, Any]) -> Any:
@@ -297,8 +309,8 @@ def _numbers(module: nn.Module) -> int:
     return sum(tensor.numel() for tensor in (*module.parameters(), *module.buffers()))
 
 
-def _codec(source: Source, config: Any, shape: LMShape, download: Download) -> tuple[Any, tuple[Tensor, ...]]:
-    """AudioCraft's codec, wrapped for stereo where the language model's configuration says so; see `Files`."""
+def _codec(source: Source, config: Any, shape: LMShape, download: Download) -> Any:
+    """AudioCraft's codec, wrapped for stereo where the language model's configuration says so."""
     package = _read(source, "compression_state_dict.bin", download)
     builders = _builders()
     named = package.get("pretrained")
@@ -306,7 +318,7 @@ def _codec(source: Source, config: Any, shape: LMShape, download: Download) -> t
     codec = builders.get_wrapped_compression_model(codec, config)
     if (codec.num_codebooks, codec.cardinality, codec.frame_rate) != (shape.codebooks, shape.card, FRAME_RATE):
         raise source.broken("compression_state_dict.bin", "is the codec of another model")
-    return codec.eval().requires_grad_(False), () if named else tuple(package["best_state"].values())
+    return codec.eval().requires_grad_(False)
 
 
 def _built_codec(source: Source, package: dict[str, Any]) -> Any:

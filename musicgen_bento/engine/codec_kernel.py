@@ -29,11 +29,12 @@ class KernelOperations(TorchOperations):
     side_by_side = False
 
     def __init__(self, team: kernel.Team) -> None:
-        self._team, self._kernel = team, kernel.library()
+        self._team, self._kernel, self.exact = team, kernel.library(), True
 
     def convolution(self, weight: Tensor, bias: Tensor | None, dilation: int, groups: int) -> Along:
         """See `Operations`."""
         if groups != 1:
+            self.exact = False
             return super().convolution(weight, bias, dilation, groups)
         packed = _Packed(weight, bias, dilation)
         span, outputs, team = (weight.shape[2] - 1) * dilation, len(weight), self._team
@@ -52,13 +53,14 @@ class KernelOperations(TorchOperations):
     def activation(self, module: nn.Module) -> Along:
         """See `Operations`."""
         if not isinstance(module, nn.ELU) or module.alpha != 1:
+            self.exact &= isinstance(module, nn.Identity)
             return super().activation(module)
         team = self._team
 
         def elu(x: Tensor) -> Tensor:
             x = x.contiguous()
             y = torch.empty_like(x)
-            self._kernel.codec_elu(team.handle, x.data_ptr(), 1, x.numel(), 0, y.data_ptr())
+            self._kernel.codec_elu(team.handle, x.data_ptr(), x.numel(), y.data_ptr())
             return y
 
         return elu
@@ -87,16 +89,16 @@ class KernelOperations(TorchOperations):
         """See `Operations`."""
         units = weight_hh.shape[1]
         if units % LANES:
+            self.exact = False
             return super().recurrence(weight_ih, weight_hh, bias_ih, bias_hh)
         # sixteen units side by side, gate by gate
         order = torch.arange(4 * units).view(4, -1, LANES).transpose(0, 1).flatten()
         heard = _Packed(weight_ih[order, :, None], (bias_ih + bias_hh)[order], 1)
         before = _Packed(weight_hh[order, :, None], None, 1)
         recurrence = kernel.Recurrence(before.weight.data_ptr(), heard.convolution)
-        kept, team = (heard, before), self._team
+        recurrence.kept, team = (heard, before), self._team
 
         def recur(x: Tensor, state: State) -> tuple[Tensor, State]:
-            assert kept  # what `recurrence` points to
             x = x.contiguous()
             clips, positions = x.shape[:2]
             y, gates = torch.empty_like(x), torch.empty(clips, positions, 4 * units)
@@ -129,7 +131,7 @@ class _Packed:
         self.weight, self._bias = self._pages.tensor, torch.zeros(up(outputs, LANES))
         if bias is not None:
             self._bias[:outputs] = bias
-        kernel.library().codec_pack(weight.data_ptr(), outputs, inputs, taps, None, self.weight.data_ptr())
+        kernel.library().codec_pack(weight.data_ptr(), outputs, inputs, taps, self.weight.data_ptr())
         self.convolution = kernel.Convolution(
             self.weight.data_ptr(), self._bias.data_ptr(), inputs, outputs, taps, dilation
         )

@@ -30,9 +30,11 @@ class Operations(Protocol):
     Attributes:
         side_by_side: whether all layers are best run for several clips together. If not, those after the LSTM are run
             clip by clip: their weights are small, and a clip's numbers then stay in the processor's caches.
+        exact: whether all that it has made so far gives a clip the same numbers in any company.
     """
 
     side_by_side: bool
+    exact: bool
 
     def convolution(self, weight: Tensor, bias: Tensor | None, dilation: int, groups: int) -> Along:
         """Of stride 1, without padding; weight [out, in / groups, taps]."""
@@ -51,6 +53,7 @@ class TorchOperations:
     """See `Operations`."""
 
     side_by_side = True
+    exact = False
 
     def convolution(self, weight: Tensor, bias: Tensor | None, dilation: int, groups: int) -> Along:
         """See `Operations`."""

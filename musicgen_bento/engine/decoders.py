@@ -18,7 +18,7 @@ def decoder_of(
     Args:
         weights: of the model.
         seats: most clips at once.
-        deterministic: each clip is stepped alone.
+        deterministic: each clip is stepped alone, where its bits would depend on its company.
         team: whose threads make the steps, where the kernel does; by default as many as the model is best run on.
     """
     if isinstance(weights, PackedWeights):

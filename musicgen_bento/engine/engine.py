@@ -61,8 +61,8 @@ class ModelEngine:
         checkpoint: the model.
         max_slots: clips made together.
         max_queue: clips that may wait.
-        deterministic: step each clip alone, so that its bits depend on no company. Float products round differently
-            in batches of different sizes.
+        deterministic: where torch makes them, step each clip alone, so that its bits depend on no company: its products
+            round differently in batches of different sizes.
         threads: how many cores a step may use; by default what torch uses in the calling thread.
         wake: called when there is work.
         room: asked before the running clips take more memory, and told when they take less: whether they may take so
@@ -87,9 +87,10 @@ class ModelEngine:
         self._threads = self._shape.cores(threads)
         team = kernel.Team(self._threads) if self._device.type == "cpu" and kernel.available() else None
         self._decoder = decoder_of(checkpoint.weights, max_slots, deterministic=deterministic, team=team)
-        codec = CodecDecoder(checkpoint.codec, operations(team))
+        layers = operations(team)
+        codec = CodecDecoder(checkpoint.codec, layers)
         # what the kernel makes is the same in any company
-        self._sounds = Sounds(codec, self._device, alone=deterministic and team is None)
+        self._sounds = Sounds(codec, self._device, alone=deterministic and not layers.exact)
         self._alone = deterministic and not checkpoint.weights.precision.packed
         self._prefill_rows = PREFILL_ROWS[self._device.type]
         self._wake = wake

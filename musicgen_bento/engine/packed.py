@@ -114,6 +114,7 @@ class _Packer:
     """
 
     def __init__(self, weights: LMWeights) -> None:
+        self._team = kernel.Team(torch.get_num_threads())
         self._bytes = weights.precision.matrices == torch.int8
         pages = Pages(sum(map(self._size, _products(weights))), dtype=torch.uint8, huge=True)
         self._next = pages.tensor.data_ptr()
@@ -137,7 +138,7 @@ class _Packer:
             self._floats[: some.numel()].view(some.shape).copy_(some)
             to = begin + first * inputs * self._width
             scale = scales[first:].data_ptr() if self._bytes else None
-            kernel.library().matrix_pack(self._floats.data_ptr(), len(some), width, inputs, to, scale)
+            kernel.library().matrix_pack(self._team.handle, self._floats.data_ptr(), len(some), width, inputs, to, scale)
         self.kept.append(scales)
         self._next += self._size(product)
         return kernel.Matrix(begin, scales.data_ptr() if self._bytes else None, len(scales), inputs)

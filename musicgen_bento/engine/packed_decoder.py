@@ -52,7 +52,7 @@ class PackedDecoder(Decoder):
         each = 2 * count(self._positions) + (count(MAX_TOKENS) if cross else 0)
         self._blocks = Blocks(seats * each, block_bytes(shape, weights.precision))
         self._free = seats
-        self._company: tuple[list[Sequence], SamplingRows, Any] | None = None
+        self._company: tuple[list[Sequence], SamplingRows, Tensor, Any] | None = None
 
     def __del__(self) -> None:
         if getattr(self, "_handle", None) is not None:
@@ -135,7 +135,8 @@ class PackedDecoder(Decoder):
 
     def _clips(self, sequences: list[Sequence], cfg_coef: Tensor, rows: SamplingRows) -> Any:
         """As the kernel has them, made anew only when the company changes."""
-        if self._company is None or self._company[0] != sequences or self._company[1] is not rows:
+        known = self._company
+        if known is None or known[0] != sequences or known[1] is not rows or known[2] is not cfg_coef:
             clips = (kernel.Clip * len(sequences))()
             parameters = zip(
                 *(each.tolist() for each in (rows.seeds, rows.top_k, rows.temperature, rows.top_p, cfg_coef)),
@@ -150,8 +151,8 @@ class PackedDecoder(Decoder):
                 clip.heard = cache.prompt.data_ptr() if cache.tokens else None
                 clip.heard_length, clip.seed, clip.top_k = cache.tokens, seed, top_k
                 clip.temperature, clip.top_p, clip.cfg_coef = temperature, top_p, cfg
-            self._company = (list(sequences), rows, clips)
-        return self._company[2]
+            self._company = known = (list(sequences), rows, cfg_coef, clips)
+        return known[3]
 
     def _forward(self, rows: list[_Row], x: Tensor, logits: Tensor | None) -> None:
         """The rows' inputs [R, dim] → their logits, where they are wanted."""

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import ctypes
 import mmap
-from collections.abc import Iterable
+import sys
+from collections.abc import Iterator
 from contextlib import suppress
 from math import prod
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -43,20 +45,28 @@ class Pages:
             self._map.madvise(mmap.MADV_DONTNEED, first, last - first)
 
 
-def forget_file(tensors: Iterable[Tensor]) -> None:
-    """Take pages of a mapped file out of this process's memory; those that are wanted again are read again.
+def forget_file(path: Path) -> None:
+    """Take the pages of a mapped file out of this process's memory; those that are wanted again are read again.
+
+    By where the system has mapped it, and not by what lies there: memory of any other kind would be zeros after this.
 
     Args:
-        tensors: as `torch.load` maps them, each with a storage that is a part of the file. Memory of any other kind
-            would be zeros after this.
+        path: of the file, whoever has mapped it.
     """
     if _madvise is None:
         return
-    storages = (tensor.untyped_storage() for tensor in tensors)  # a tensor of its own may be larger than the file
-    for begin, size in {(storage.data_ptr(), storage.nbytes()) for storage in storages}:
-        first = begin // mmap.PAGESIZE * mmap.PAGESIZE  # what comes before is of the file too
-        _madvise(ctypes.c_void_p(first), ctypes.c_size_t(begin + size - first), _DONT_NEED)
+    for begin, end in _mapped(str(path.resolve())):
+        _madvise(ctypes.c_void_p(begin), ctypes.c_size_t(end - begin), _DONT_NEED)
+
+
+def _mapped(path: str) -> Iterator[tuple[int, int]]:
+    """Where a file lies in this process's memory: begin and end of each part."""
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        fields = line.split(maxsplit=5)
+        if len(fields) == 6 and fields[5] == path:
+            begin, end = fields[0].split("-")
+            yield int(begin, 16), int(end, 16)
 
 
 _DONT_NEED = getattr(mmap, "MADV_DONTNEED", None)
-_madvise: Any = None if _DONT_NEED is None else getattr(ctypes.CDLL(None), "madvise", None)
+_madvise: Any = getattr(ctypes.CDLL(None), "madvise", None) if sys.platform == "linux" else None

@@ -1,8 +1,8 @@
 """When clips' tokens become sound: in blocks, small at first, and those of several clips together where they may.
 
 Together is faster: a block has few rows for a product, and on a GPU it is hundreds of small kernels. But a float's last
-bits depend on the size of its batch. So where a seed promises the same bytes in any company, a clip is decoded alone,
-in blocks that are always the same.
+bits may depend on the size of its batch, where torch decodes. So where a seed promises the same bytes in any company,
+and the codec does not keep that by itself, a clip is decoded alone, in blocks that are always the same.
 """
 
 from __future__ import annotations

@@ -21,20 +21,32 @@ static inline int64_t unit_bytes(int64_t dim, int floats) {
   return 2 * POSITIONS * (floats ? dim * (int64_t)sizeof(float) : dim + (int64_t)sizeof(float));
 }
 
-/* x [count] in bytes; its scale, which is no number where one of them is none. */
-static inline float bytes_of(const float *x, int64_t count, int8_t *to) {
+/* Of x [count], so that the largest is a whole byte; NaN where one of them is not finite. */
+static inline float scale_of(const float *x, int64_t count) {
   F most = {0}, broken = {0};
   for (int64_t i = 0; i < count; i += LANES) {
     most = larger(magnitude(load(x + i)), most);
     broken += load(x + i) * 0.0f;
   }
-  const float top = largest(most);
-  const F per = all(top > 0 ? LEVELS / top : 0);
+  return largest(most) / LEVELS + total(broken);
+}
+
+/* x [count] in bytes, by a scale. */
+static inline void to_bytes(const float *x, int64_t count, float scale, int8_t *to) {
+  const F per = all(scale > 0 ? 1.0f / scale : 0); /* of NaN too */
   for (int64_t i = 0; i < count; i += LANES) {
-    const C bytes = __builtin_convertvector(__builtin_convertvector(nearest(load(x + i) * per), I), C);
+    const F v = load(x + i) * per;
+    const C bytes = __builtin_convertvector(__builtin_convertvector(nearest(choose(v == v, v, all(0))), I), C);
     memcpy(to + i, &bytes, sizeof bytes);
   }
-  return top / LEVELS + total(broken);
+}
+
+/* Four bytes as `dot4` has them. */
+static inline void keep_four(uint8_t *to, const int8_t *bytes) {
+  uint32_t four;
+  memcpy(&four, bytes, sizeof four);
+  four ^= MIDDLE * 0x01010101u; /* the same as to add it */
+  memcpy(to, &four, sizeof four);
 }
 
 static inline void keep_floats(uint8_t *unit, int64_t place, int64_t dim, const float *key, const float *value) {
@@ -46,15 +58,11 @@ static inline void keep_floats(uint8_t *unit, int64_t place, int64_t dim, const 
 static inline void keep_bytes(uint8_t *unit, int64_t place, int64_t dim, const float *key, const float *value) {
   int8_t bytes[WIDEST];
   float *scales = (float *)(unit + 2 * POSITIONS * dim);
-  scales[place] = bytes_of(key, dim, bytes);
+  scales[place] = scale_of(key, dim), scales[POSITIONS + place] = scale_of(value, dim);
+  to_bytes(key, dim, scales[place], bytes);
   uint8_t *to = unit + place / LANES * LANES * dim + place % LANES * 4;
-  for (int64_t i = 0; i < dim; i += 4) {
-    uint32_t four;
-    memcpy(&four, bytes + i, sizeof four);
-    four ^= MIDDLE * 0x01010101u; /* the same as to add it */
-    memcpy(to + i * LANES, &four, sizeof four);
-  }
-  scales[POSITIONS + place] = bytes_of(value, dim, (int8_t *)unit + POSITIONS * dim + place * dim);
+  for (int64_t i = 0; i < dim; i += 4) keep_four(to + i * LANES, bytes + i);
+  to_bytes(value, dim, scales[POSITIONS + place], (int8_t *)unit + POSITIONS * dim + place * dim);
 }
 
 /* Keep the key and the value [D] of a position. */

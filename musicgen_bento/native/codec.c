@@ -1,7 +1,7 @@
 /* What EnCodec's decoder is made of, in float32, time before channels: convolutions of stride 1, ELU, and an LSTM.
  *
  * Every sum is made in one order, whatever it is beside: a clip's samples are the same in any company, and in blocks of
- * any length.
+ * any length. (Clips shorter than the padding are not the kernel's.)
  */
 #include "simd.h"
 #include "team.h"
@@ -169,24 +169,21 @@ static void recur_work(Team *team, int me, void *with) {
 typedef struct {
   const float *x;
   float *y;
-  int64_t clips, count, before; /* numbers of a clip, and of what comes before them in y */
+  int64_t count;
 } Activating;
 
 #define STRETCH 4096
 
 static void elu_work(Team *team, int me, void *with) {
   const Activating *work = with;
-  const int64_t parts = (work->count + STRETCH - 1) / STRETCH;
-  for (int64_t task; (task = take(team, me, parts * work->clips)) >= 0;) {
-    const float *x = work->x + task / parts * work->count;
-    float *y = work->y + task / parts * (work->count + work->before) + work->before;
-    const int64_t end = (task % parts + 1) * STRETCH < work->count ? (task % parts + 1) * STRETCH : work->count;
-    for (int64_t i = task % parts * STRETCH; i < end; i += LANES) {
+  for (int64_t task; (task = take(team, me, (work->count + STRETCH - 1) / STRETCH)) >= 0;) {
+    const int64_t end = (task + 1) * STRETCH < work->count ? (task + 1) * STRETCH : work->count;
+    for (int64_t i = task * STRETCH; i < end; i += LANES) {
       const int64_t left = end - i < LANES ? end - i : LANES;
       F v = {0};
-      memcpy(&v, x + i, left * sizeof v[0]);
+      memcpy(&v, work->x + i, left * sizeof v[0]);
       v = choose(v > 0.0f, v, exponential(v) - 1.0f);
-      memcpy(y + i, &v, left * sizeof v[0]);
+      memcpy(work->y + i, &v, left * sizeof v[0]);
     }
   }
   meet(team);
@@ -225,6 +222,12 @@ Team *team_new(int64_t size) { return team_open((int)size); }
 
 void team_free(Team *team) { team_close(team); }
 
+/* Of the structures that Python has too, in the order of kernel.py. */
+void codec_sizes(int64_t *sizes) {
+  const int64_t found[] = {sizeof(Convolution), sizeof(Recurrence)};
+  memcpy(sizes, found, sizeof found);
+}
+
 /* x [clips][times][inputs] -> y [clips][times - (taps - 1) * dilation][outputs] */
 void codec_convolve(Team *team, const Convolution *of, const float *x, int64_t clips, int64_t times, float *y) {
   Convolving work = {of, x, y, clips, times};
@@ -241,9 +244,8 @@ void codec_recur(Team *team, const Recurrence *of, const float *x, int64_t clips
   if (times % 2) memcpy(hidden, hidden + clips * units, clips * units * sizeof *hidden);
 }
 
-/* x [clips][count] -> y [clips][before + count], behind what comes before. */
-void codec_elu(Team *team, const float *x, int64_t clips, int64_t count, int64_t before, float *y) {
-  Activating work = {x, y, clips, count, before};
+void codec_elu(Team *team, const float *x, int64_t count, float *y) {
+  Activating work = {x, y, count};
   together(team, elu_work, &work);
 }
 
@@ -255,10 +257,10 @@ void codec_overlap(Team *team, const float *products, const float *bias, int64_t
   together(team, overlap_work, &work);
 }
 
-/* Weights [outputs][inputs][taps] -> packed. `order`: which output comes where; NULL: as they are. */
-void codec_pack(const float *weight, int64_t outputs, int64_t inputs, int64_t taps, const int64_t *order, float *packed) {
+/* Weights [outputs][inputs][taps] -> packed. */
+void codec_pack(const float *weight, int64_t outputs, int64_t inputs, int64_t taps, float *packed) {
   for (int64_t o = 0; o < outputs; o++) {
-    const float *row = weight + (order ? order[o] : o) * inputs * taps;
+    const float *row = weight + o * inputs * taps;
     float *to = packed + o / LANES * LANES * inputs * taps + o % LANES;
     for (int64_t tap = 0; tap < taps; tap++)
       for (int64_t i = 0; i < inputs; i++) to[(tap * inputs + i) * LANES] = row[i * taps + tap];

@@ -59,7 +59,8 @@ typedef struct {
   float *said;      /* [most][outputs], of a step; and as much to work in */
   /* of the piece of work at hand */
   const Row *rows;
-  int64_t count, hears;
+  int64_t count; /* rows */
+  int64_t hears; /* of them hear a prompt; of a prompt itself, the position of the first */
   float *logits;
   const float *text;
   uint8_t *const *prompt;
@@ -283,6 +284,12 @@ Decoder *decoder_open(const Model *model, int64_t most, Team *team) {
   return NULL;
 }
 
+/* Of the structures that Python has too, in the order of kernel.py. */
+void kernel_sizes(int64_t *sizes) {
+  const int64_t found[] = {sizeof(Matrix), sizeof(Norm), sizeof(Layer), sizeof(Model), sizeof(Clip), sizeof(Row)};
+  memcpy(sizes, found, sizeof found);
+}
+
 /* Bytes of a block of keys and values. */
 int64_t decoder_block(const Decoder *d) {
   return d->model.layers * d->model.heads * unit_bytes(d->model.dim / d->model.heads, d->floats);
@@ -305,7 +312,8 @@ void decoder_forward(Decoder *d, const Row *rows, int64_t count, const float *x,
   run(d, rows, count, logits);
 }
 
-/* A step of clips: tokens [clips, codebooks] -> the next ones, -1 where logits are not finite. At most `most` rows. */
+/* A step of clips: tokens [clips, codebooks] -> the next ones, -1 of each codebook whose logits are not finite. At most
+ * `most` rows. */
 void decoder_draw(Decoder *d, const Clip *clips, int64_t count, const int64_t *tokens, int64_t *drawn) {
   int64_t rows = count;
   for (int64_t i = 0; i < count; i++) {
@@ -334,25 +342,73 @@ void decoder_spent(Decoder *d, int64_t *spent) {
   memset(d->spent, 0, sizeof d->spent);
 }
 
-/* Some rows of a matrix, float32 [outputs, width], as they are multiplied with; `scales` NULL: as floats. */
-void matrix_pack(const float *matrix, int64_t outputs, int64_t width, int64_t inputs, void *packed, float *scales) {
-  for (int64_t o = 0; o < outputs; o++) {
-    const float *row = matrix + o * width;
-    const int64_t begin = o / LANES * LANES * inputs;
-    if (!scales) {
-      float *to = (float *)packed + begin + o % LANES;
-      for (int64_t i = 0; i < width; i++) to[i * LANES] = row[i];
-      continue;
+typedef struct {
+  const uint8_t *memory;
+  int64_t bytes;
+  atomic_int_fast64_t sum;
+} Reading;
+
+static void read_work(Team *team, int me, void *with) {
+  Reading *work = with;
+  const int64_t part = 1 << 16;
+  I sum = {0};
+  for (int64_t at; (at = take(team, me, work->bytes / part)) >= 0;)
+    for (const uint8_t *from = work->memory + at * part, *end = from + part; from < end; from += sizeof(I)) {
+      I next;
+      memcpy(&next, from, sizeof next);
+      __builtin_prefetch(from + AHEAD);
+      sum += next;
     }
-    float top = 0;
-    for (int64_t i = 0; i < width; i++) {
-      const float size = __builtin_fabsf(row[i]);
-      top = size > top ? size : top;
-    }
-    scales[o] = top / LEVELS;
-    const float per = top > 0 ? LEVELS / top : 0;
-    uint8_t *to = (uint8_t *)packed + begin + o % LANES * 4;
-    for (int64_t i = 0; i < width; i++)
-      to[i / 4 * 64 + i % 4] = (uint8_t)((int)__builtin_rintf(row[i] * per) + MIDDLE);
+  atomic_fetch_add(&work->sum, total_of_integers(sum));
+  meet(team);
+}
+
+/* Read memory once, as matrices are read: what a step can be measured against. */
+int64_t kernel_read(Team *team, const uint8_t *memory, int64_t bytes) {
+  Reading work = {memory, bytes, 0};
+  together(team, read_work, &work);
+  return work.sum;
+}
+
+typedef struct {
+  const float *matrix;
+  int64_t outputs, width, inputs;
+  void *packed;
+  float *scales;
+} Packing;
+
+static void pack_floats(const Packing *work, int64_t output) {
+  const float *row = work->matrix + output * work->width;
+  float *to = (float *)work->packed + output / LANES * LANES * work->inputs + output % LANES;
+  for (int64_t i = 0; i < work->width; i++) to[i * LANES] = row[i];
+}
+
+static void pack_bytes(const Packing *work, int64_t output) {
+  const float *row = work->matrix + output * work->width;
+  uint8_t *to = (uint8_t *)work->packed + output / LANES * LANES * work->inputs + output % LANES * 4;
+  for (int64_t i = 0; i < work->width; i += WIDEST) {
+    const int64_t count = work->width - i < WIDEST ? work->width - i : WIDEST;
+    int8_t bytes[WIDEST];
+    to_bytes(row + i, count, work->scales[output], bytes);
+    for (int64_t j = 0; j < count; j += 4) keep_four(to + (i + j) * LANES, bytes + j);
   }
+}
+
+static void pack_work(Team *team, int me, void *with) {
+  const Packing *work = with;
+  for (int64_t output; (output = take(team, me, work->outputs)) >= 0;) {
+    if (work->scales) {
+      work->scales[output] = scale_of(work->matrix + output * work->width, work->width);
+      pack_bytes(work, output);
+    } else
+      pack_floats(work, output);
+  }
+  meet(team);
+}
+
+/* Some rows of a matrix, float32 [outputs, width], as they are multiplied with; `scales` NULL: as floats. */
+void matrix_pack(Team *team, const float *matrix, int64_t outputs, int64_t width, int64_t inputs, void *packed,
+                 float *scales) {
+  Packing work = {matrix, outputs, width, inputs, packed, scales};
+  together(team, pack_work, &work);
 }

@@ -23,7 +23,7 @@
 typedef struct {
   const void *packed;  /* [outputs / 16][inputs / 4][16][4] bytes, or [outputs / 16][inputs][16] floats */
   const float *scales; /* [outputs]; NULL: floats */
-  int64_t outputs, inputs; /* multiples of LANES and DEPTH */
+  int64_t outputs, inputs; /* multiples of LANES, and in bytes of DEPTH */
 } Matrix;
 
 typedef struct {
@@ -33,7 +33,7 @@ typedef struct {
 /* Rows of a product: as they are for a matrix of floats; for one of bytes in two parts, lines 2 r and 2 r + 1. Sixteen
  * lines of DEPTH numbers are a tile. */
 typedef struct {
-  float *floats; /* [rows][inputs] */
+  float *floats; /* [rows][inputs]; of bytes normed rows, before they are divided */
   int8_t *parts; /* [inputs / DEPTH][lines][DEPTH] */
   int64_t lines; /* 2 * rows; a multiple of TILE where there are tiles */
   int32_t *sums; /* [2 * rows] of the numbers in a part, times MIDDLE */
@@ -53,7 +53,7 @@ static inline int8_t *line(const Parts *of, int64_t number, int64_t i) {
   return of->parts + (i / DEPTH * of->lines + number) * DEPTH + i % DEPTH;
 }
 
-/* x [width] -> row `row` of parts that are `inputs` long. What is not a number makes the scale none. */
+/* x [width] -> row `row` of parts that are `inputs` long. What is not finite makes the scale NaN. */
 static void divide(const float *x, int64_t width, int64_t inputs, Parts *to, int row) {
   F most = {0}, sum = {0};
   for (int64_t i = 0; i < width; i += LANES) {

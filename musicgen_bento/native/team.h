@@ -90,7 +90,7 @@ static void *serve(void *argument) {
   free(argument);
   for (unsigned done = 0;; done++) {
     const int64_t until = nanoseconds() + AWAKE;
-    while (!begun(team, done) && nanoseconds() < until) relax(0);
+    for (int spins = 0; !begun(team, done) && nanoseconds() < until; spins++) relax(spins);
     if (!begun(team, done)) {
       pthread_mutex_lock(&team->lock);
       while (!begun(team, done)) pthread_cond_wait(&team->wake, &team->lock);
@@ -141,9 +141,12 @@ __attribute__((unused)) static Team *team_open(int size) {
   if (!team) return NULL;
   team->size = 1;
   team->threads = room(size * sizeof *team->threads), team->queues = room(size * sizeof *team->queues);
+  if (!team->threads || !team->queues) {
+    free(team->threads), free(team->queues), free(team);
+    return NULL;
+  }
   pthread_mutex_init(&team->lock, NULL);
   pthread_cond_init(&team->wake, NULL);
-  if (team->threads && team->queues)
-    while (team->size < size && join(team)) team->size++;
+  while (team->size < size && join(team)) team->size++;
   return team;
 }
