@@ -163,7 +163,9 @@ def library() -> Any:
         name = fits(_features(), VARIANTS.get(platform.machine(), ()))
         return None if name is None else bound(FOLDER / f"{name}.so")
     except (OSError, AttributeError) as error:
-        _log.warning("There is no kernel, so that steps are slower (%s). `make setup` compiles it.", type(error).__name__)
+        _log.warning(
+            "There is no kernel, so that steps are slower (%s). `make setup` compiles it.", type(error).__name__
+        )
         return None
 
 

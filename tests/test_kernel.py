@@ -19,8 +19,8 @@ from musicgen_bento.engine.codec_operations import Operations, TorchOperations
 from musicgen_bento.engine.hub import Source
 from musicgen_bento.engine.packed import packed
 from musicgen_bento.engine.packed_decoder import PackedDecoder
-from musicgen_bento.engine.released import read_weights
 from musicgen_bento.engine.product import Dense
+from musicgen_bento.engine.released import read_weights
 from musicgen_bento.engine.sampling import SamplingRows
 from musicgen_bento.precision import FLOAT32_PACKED, INT8, Precision
 from tests.models import CPU, MONO, folder

@@ -138,7 +138,9 @@ class _Packer:
             self._floats[: some.numel()].view(some.shape).copy_(some)
             to = begin + first * inputs * self._width
             scale = scales[first:].data_ptr() if self._bytes else None
-            kernel.library().matrix_pack(self._team.handle, self._floats.data_ptr(), len(some), width, inputs, to, scale)
+            kernel.library().matrix_pack(
+                self._team.handle, self._floats.data_ptr(), len(some), width, inputs, to, scale
+            )
         self.kept.append(scales)
         self._next += self._size(product)
         return kernel.Matrix(begin, scales.data_ptr() if self._bytes else None, len(scales), inputs)
