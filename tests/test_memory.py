@@ -130,7 +130,7 @@ def test_the_least_recently_used_of_two_makes_room_for_a_third(turns: Callable[.
 
 def test_a_clip_in_the_making_keeps_its_model_and_the_other_waits_in_line(turns: Callable[..., Turns]) -> None:
     two = turns()
-    long = two.ask("a", duration=5)
+    long = two.ask("a", duration=25)
     until(lambda: heard(long))
     other = two.ask("b")
     until(lambda: two.state("b") == ("loading", "waiting", 0))
@@ -148,7 +148,7 @@ def test_who_comes_after_waits_behind_who_waits_and_nobody_starves(turns: Callab
     """Clips for a come all the time; b has its turn when those that came before it are done."""
     two = turns(max_slots=2)
     order: list[str] = []
-    first = two.ask("a", duration=2)
+    first = two.ask("a", duration=12)
     until(lambda: heard(first))
     stories = {"b": two.ask("b")}
     until(lambda: two.state("b")[1] == "waiting")

@@ -240,9 +240,9 @@ def test_a_file_that_was_read_is_forgotten_and_read_again(tmp_path: Path) -> Non
     mapped = torch.load(tmp_path / "file", mmap=True)
     for name, tensor in wanted.items():
         assert torch.equal(mapped[name], tensor)
+    heap = torch.full((2**20,), 7.0)
     process = psutil.Process()
     before = process.memory_info().rss
-    heap = torch.full((2**20,), 7.0)
     forget_file(tmp_path / "another")
     forget_file(tmp_path / "file")
     assert (heap == 7).all()
