@@ -35,9 +35,10 @@ def profile(source: Source, precision: Precision, device: torch.device, position
     model = checkpoint.build(files, device, precision)
     shape, language_model = model.weights.shape, ours(model.weights)
     parts = {"language model": median(measure(language_model, 1, position))}
-    logits = torch.randn(1, shape.codebooks, shape.card, device=device)
-    rows = SamplingRows.of([0], [1.0], [250], [0.0], device)
-    parts["sampling"] = _milliseconds(lambda: sample(logits, rows, torch.tensor([position], device=device)), device)
+    if not precision.packed:  # by the kernel it is a part of the step
+        logits = torch.randn(1, shape.codebooks, shape.card, device=device)
+        rows = SamplingRows.of([0], [1.0], [250], [0.0], device)
+        parts["sampling"] = _milliseconds(lambda: sample(logits, rows, torch.tensor([position], device=device)), device)
     team = kernel.Team(shape.cores()) if device.type == "cpu" and kernel.available() else None
     stream = CodecDecoder(model.codec, operations(team)).open()
     tokens = torch.randint(shape.card, (shape.codebooks, BLOCK), device=device)

@@ -155,8 +155,8 @@ def _profile(result: Result) -> list[str]:
     return [
         f"One step of one clip at position {found['position']}, {found['precision']}: 20 ms of music.",
         markdown(["part", "ms"], rows),
-        f"Operators of the language model, {found['calls']:.0f} calls a step; torch's profiler makes each a little "
-        "longer.",
+        f"Inside the language model, {found['calls']:.0f} calls a step: as the kernel counts, or by torch's profiler, "
+        "which makes each a little longer.",
         markdown(["operator", "calls a step", "own ms a step"], inside),
     ]
 
