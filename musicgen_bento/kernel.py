@@ -12,6 +12,7 @@ import logging
 import os
 import platform
 import sys
+from collections.abc import Callable
 from ctypes import POINTER, Structure, c_float, c_int64, c_uint64, c_void_p
 from functools import cache
 from pathlib import Path
@@ -212,9 +213,9 @@ class Team:
 
         self._process = os.getpid()
 
-    def __del__(self) -> None:
+    def __del__(self, process: Callable[[], int] = os.getpid) -> None:  # at the interpreter's end there is no `os` here
         # in a fork of the process there are no threads to end
-        if getattr(self, "handle", None) is not None and self._process == os.getpid():
+        if getattr(self, "handle", None) is not None and self._process == process():
             self._library.team_free(self.handle)
 
 

@@ -74,13 +74,14 @@ class CodecDecoder:
         tails = [stream.chain.of(stream.chain.layers[self._shared :]) for stream in streams]
         head = joined(heads)
         y = head.push(x)
-        for stream, own, tail in zip(streams, parted(head, len(streams)), tails, strict=True):
-            stream.chain = stream.chain.of(own.layers + tail.layers)
-        if y is None:
-            return [None] * len(streams)
-        return [
-            tail.push(part) if tail.layers else part for tail, part in zip(tails, y.chunk(len(streams)), strict=True)
-        ]
+        parts = [None] * len(streams) if y is None else y.chunk(len(streams))
+        made = []
+        for own, tail, part in zip(parted(head, len(streams)), tails, parts, strict=True):
+            tail = joined([tail])  # a copy: whoever fails leaves the streams as they were
+            made.append((own.layers + tail.layers, tail.push(part) if tail.layers and part is not None else part))
+        for stream, (layers, _) in zip(streams, made, strict=True):
+            stream.chain = stream.chain.of(layers)
+        return [wav for _, wav in made]
 
 
 class CodecStream:

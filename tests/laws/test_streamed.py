@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
-from itertools import accumulate, pairwise
+from itertools import accumulate, count, pairwise
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from transformers import EncodecConfig, EncodecModel
 
 from musicgen_bento.engine.codec import CodecDecoder
 from musicgen_bento.engine.codec_kernel import operations
+from musicgen_bento.engine.seanet import Upsampling
 from musicgen_bento.engine.sound import BLOCK, BLOCKS, Sounds
 from musicgen_bento.kernel import Team
 from tests.models import MONO, load
@@ -159,6 +160,32 @@ def test_clips_decoded_together(kind: str, how: str) -> None:
         torch.testing.assert_close(made, whole(kind, code), atol=1e-5, rtol=0)
         if how == "kernel":
             assert torch.equal(made, streamed(kind, code, [], how))  # to the bit as alone, in one block
+
+
+@HOW
+def test_who_fails_together_can_be_tried_alone(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the last layers of the second of two: neither has gone on."""
+    decoder = decoder_of("audiocraft", how)
+    codes = [torch.randint(0, 2048, (4, 40)) for _ in range(2)]
+    streams, parts = [decoder.open() for _ in codes], [[] for _ in codes]
+    for part, wav in zip(parts, decoder.push(streams, [code[:, :20] for code in codes]), strict=True):
+        part.append(wav)
+    plain, calls = Upsampling.push, count(1)
+    with monkeypatch.context() as patch:
+
+        def failing(self: Upsampling, x: torch.Tensor) -> torch.Tensor:
+            made = plain(self, x)
+            if next(calls) == (8 if how == "kernel" else 4):
+                raise MemoryError
+            return made
+
+        patch.setattr(Upsampling, "push", failing)
+        with pytest.raises(MemoryError):
+            decoder.push(streams, [code[:, 20:] for code in codes])
+    for stream, part, code in zip(streams, parts, codes, strict=True):
+        part += [stream.push(code[:, 20:]), stream.finish()]
+        made = torch.cat([piece for piece in part if piece is not None], dim=1)
+        torch.testing.assert_close(made, whole("audiocraft", code), atol=1e-5, rtol=0)
 
 
 class Fed:
