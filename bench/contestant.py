@@ -58,7 +58,7 @@ def bandwidth() -> float:
         read: Callable[[], object] = numbers.sum
     else:
         numbers = Pages(2**28, huge=True).tensor.fill_(1)  # as the matrices lie, and read as they are
-        team = kernel.Team(torch.get_num_threads()) if kernel.available() else None
+        team = kernel.team(torch.get_num_threads())
         read = numbers.sum if team is None else partial(_read, team, numbers)
     found = []
     for _ in range(6):

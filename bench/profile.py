@@ -39,7 +39,7 @@ def profile(source: Source, precision: Precision, device: torch.device, position
         logits = torch.randn(1, shape.codebooks, shape.card, device=device)
         rows = SamplingRows.of([0], [1.0], [250], [0.0], device)
         parts["sampling"] = _milliseconds(lambda: sample(logits, rows, torch.tensor([position], device=device)), device)
-    team = kernel.Team(shape.cores()) if device.type == "cpu" and kernel.available() else None
+    team = kernel.team(shape.cores()) if device.type == "cpu" else None
     stream = CodecDecoder(model.codec, operations(team)).open()
     tokens = torch.randint(shape.card, (shape.codebooks, BLOCK), device=device)
     parts["codec"] = _milliseconds(lambda: stream.push(tokens), device) / BLOCK

@@ -111,10 +111,10 @@ class Ours:
         self._guidance = torch.full((batch,), CFG_COEF, device=self.device)
         for _ in range(batch):
             self._sequences.append(self.decoder.open(text.to(self._rest), guided=True, positions=room))
-        for sequence in self._sequences:
-            if isinstance(sequence.cache, BlockCache):
-                sequence.cache.make_up(position)
         if isinstance(self.decoder, PackedDecoder):
+            for sequence in self._sequences:
+                assert isinstance(sequence.cache, BlockCache)
+                sequence.cache.make_up(position)
             return
         past = torch.randn(2, 2, shape.heads, 1, shape.head_dim, device=self.device, dtype=self._rest)
         for sequence in self._sequences if position else ():

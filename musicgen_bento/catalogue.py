@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from musicgen_bento.kernel import BLOCK
+
 if TYPE_CHECKING:
     from musicgen_bento.precision import Precision
 
@@ -64,7 +66,7 @@ class ModelCard:
             seconds: the longest clip that may be asked for.
         """
         positions = min(self.window, seconds) * 50 + 3
-        positions = -(-positions // 64) * 64 if precision.packed else positions  # in blocks
+        positions = -(-positions // BLOCK) * BLOCK if precision.packed else positions
         own = 2 * positions * precision.cached  # of each channel of keys and values, guided
         prompt = 512 * (precision.cached if precision.packed else precision.rest.itemsize)  # a long one
         clip = 2 * self.layers * self.dim * int(own + prompt)

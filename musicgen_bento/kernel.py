@@ -219,6 +219,11 @@ class Team:
             self._library.team_free(self.handle)
 
 
+def team(size: int) -> Team | None:
+    """So many threads; None where there is no kernel for them."""
+    return Team(size) if available() else None
+
+
 def available() -> bool:
     """Whether there is a kernel for this processor."""
     return library() is not None

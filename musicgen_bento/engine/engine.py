@@ -85,7 +85,7 @@ class ModelEngine:
         self._device = checkpoint.weights.device
         self._conditioner = TextConditioner(checkpoint)
         self._threads = self._shape.cores(threads)
-        team = kernel.Team(self._threads) if self._device.type == "cpu" and kernel.available() else None
+        team = kernel.team(self._threads) if self._device.type == "cpu" else None
         self._decoder = decoder_of(checkpoint.weights, max_slots, deterministic=deterministic, team=team)
         layers = operations(team)
         codec = CodecDecoder(checkpoint.codec, layers)
