@@ -143,11 +143,12 @@ class OursGraphed(Ours):
         """See `Contestant`."""
         super().begin(batch, position, text)
         self._rows = SamplingRows.of([0] * batch, [1.0] * batch, [250] * batch, [0.0] * batch, self.device)
-        self._keys = torch.arange(batch)
+        self._keys = list(range(batch))
 
     def step(self, tokens: Tensor) -> Tensor:
         """See `Contestant`."""
-        return self.decoder.draw(self._sequences, tokens.cpu(), self._guidance, self._rows, self._keys)
+        read = tokens.tolist()
+        return torch.tensor(self.decoder.draw(self._sequences, read, self._guidance, self._rows, self._keys))
 
 
 def load_ours(source: Source, precision: Precision, device: torch.device) -> Ours:

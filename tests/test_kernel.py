@@ -144,10 +144,8 @@ def test_numbers_that_do_not_fit_are_nobodys(kind: Any) -> None:
     decoder.prefill(pair[0], inputs)
     decoder.prefill(pair[1], inputs + 3e38)
     rows = SamplingRows.of([0, 0], [0.0, 0.0], [0, 0], [0.0, 0.0], CPU)
-    drawn = decoder.draw(
-        pair, torch.zeros(2, 4, dtype=torch.int64), torch.ones(2), rows, torch.zeros(2, dtype=torch.int64)
-    )
-    assert (drawn[0] >= 0).all()
+    drawn = decoder.draw(pair, [[0] * 4] * 2, torch.ones(2), rows, [0, 0])
+    assert min(drawn[0]) >= 0
 
 
 def test_calls_from_several_threads_have_their_own_teams() -> None:

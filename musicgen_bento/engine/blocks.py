@@ -6,7 +6,9 @@ of them to others when it is over. How a block is laid out is the kernel's busin
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import heapq
+from collections.abc import Iterable, Iterator
+from itertools import pairwise
 
 import torch
 
@@ -37,7 +39,7 @@ class Blocks:
 
     def __init__(self, most: int, size: int) -> None:
         self._pages = Pages(most, size, dtype=torch.uint8, huge=size >= 2**20)
-        self._free = list(range(most))[::-1]
+        self._free = list(range(most))  # a heap: the first are taken first, so that they stay close together
 
     @property
     def free(self) -> int:
@@ -50,7 +52,7 @@ class Blocks:
         Raises:
             IndexError: there is none.
         """
-        return self._free.pop()
+        return heapq.heappop(self._free)
 
     def address(self, block: int) -> int:
         """Where it is."""
@@ -61,10 +63,23 @@ class Blocks:
         self._pages.tensor[block].zero_()
 
     def give_back(self, blocks: Iterable[int]) -> None:
-        """They are not wanted any more, and take no memory."""
-        for block in blocks:
-            self._pages.forget(self._pages.tensor[block])
-            self._free.append(block)
+        """They are not wanted any more, and take no memory but of pages that others have a part of.
+
+        Those go with the last of them: what takes a part of a large page back gets small ones for it, which a processor
+        reads more slowly.
+        """
+        given = set(blocks)
+        self._free = sorted([*self._free, *given])  # a heap too
+        for run in _runs(self._free):
+            if not given.isdisjoint(run):
+                self._pages.forget(self._pages.tensor[run.start : run.stop])
+
+
+def _runs(ascending: list[int]) -> Iterator[range]:
+    """Numbers that follow each other."""
+    begins = [i for i, number in enumerate(ascending) if i == 0 or number != ascending[i - 1] + 1]
+    for begin, end in pairwise([*begins, len(ascending)]):
+        yield range(ascending[begin], ascending[end - 1] + 1)
 
 
 class BlockCache:

@@ -11,6 +11,8 @@ A model hears at most `window` frames (30 s). A longer clip is made in windows, 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -86,25 +88,24 @@ class Clip:
         self.primed = self.window_frames - self.stride
         self.start += self.stride
         self.position = self.primed
-        return np.stack([self.column(position) for position in range(self.primed)], axis=1)
+        return np.array([self.column(position) for position in range(self.primed)], dtype=np.int64).T
 
-    def column(self, position: int) -> Tokens:
+    def column(self, position: int) -> list[int]:
         """The tokens [K] at a position of this window; the special token where there is none."""
-        column = np.full(self.pattern.codebooks, self.special, dtype=np.int64)
-        for codebook in range(self.pattern.codebooks):
-            frame = self.pattern.frame(position, codebook)
-            if 0 <= frame < self.window_frames:
-                column[codebook] = self.tokens[codebook, self.start + frame]
-        return column
+        there = range(self.window_frames)
+        return [
+            int(self.tokens[codebook, self.start + frame]) if frame in there else self.special
+            for codebook, frame in enumerate(self.pattern.frames(position))
+        ]
 
-    def read(self) -> Tokens:
+    def read(self) -> list[int]:
         """What the model reads to predict the next position: the last filled column [K]."""
         return self.column(self.position)
 
-    def accept(self, sampled: Tokens) -> None:
+    def accept(self, sampled: Sequence[int]) -> None:
         """Fill the next position with a sample [K]; what is known already, or has no frame, stays as it is."""
         self.position += 1
-        for codebook in range(self.pattern.codebooks):
-            frame = self.pattern.frame(self.position, codebook)
-            if self.primed <= frame < self.window_frames:
+        made = range(self.primed, self.window_frames)
+        for codebook, frame in enumerate(self.pattern.frames(self.position)):
+            if frame in made:
                 self.tokens[codebook, self.start + frame] = sampled[codebook]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -20,6 +21,9 @@ from musicgen_bento.engine.caches import Cache, cache, clip_bytes
 from musicgen_bento.engine.sampling import SamplingRows, sample
 from musicgen_bento.engine.weights import CrossAttention, Layer, LMShape, LMWeights, periods, sinusoids
 from musicgen_bento.precision import Precision
+
+Columns: TypeAlias = list[list[int]]
+"""Tokens of a position of B clips, [B][K]."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,22 +135,26 @@ class Decoder(ABC):
 
     @torch.inference_mode()
     def draw(
-        self, sequences: list[Sequence], tokens: Tensor, cfg_coef: Tensor, rows: SamplingRows, keys: Tensor
-    ) -> Tensor:
+        self, sequences: list[Sequence], tokens: Columns, cfg_coef: Tensor, rows: SamplingRows, keys: list[int]
+    ) -> Columns:
         """One position for each of B sequences, sampled.
+
+        A step has used up every cache of the processor, so that a call of torch for a few numbers takes a tenth of a
+        millisecond: what is read and drawn are plain numbers.
 
         Args:
             sequences: B of them.
-            tokens: what each reads, [B, K], on the host.
+            tokens: what each reads, [B][K].
             cfg_coef: guidance [B]; ignored for sequences of one row.
             rows: parameters of sampling.
-            keys: what the draws are keyed by, [B], on the host.
+            keys: what the draws are keyed by, [B].
 
         Returns:
-            Tokens [B, K] on the host; -1 where the logits are not finite.
+            Tokens [B][K]; of a clip whose logits are not finite, -1 among them.
         """
-        logits = self.step(sequences, tokens.to(self._device), cfg_coef)
-        return finite(logits, sample(logits, rows, keys.to(self._device))).cpu()
+        logits = self.step(sequences, torch.tensor(tokens, device=self._device), cfg_coef)
+        drawn: Columns = finite(logits, sample(logits, rows, torch.tensor(keys, device=self._device))).tolist()
+        return drawn
 
     def sinusoids(self, positions: Tensor) -> Tensor:
         """See `weights.sinusoids`."""

@@ -44,9 +44,9 @@ class DelayPattern:
         """The position that completes the last of so many frames; as many steps does a clip of them take."""
         return frames + self.max_delay
 
-    def frame(self, position: int, codebook: int) -> int:
-        """The frame of a codebook's token at a position; out of [0, frames) where the special token stands."""
-        return position - 1 - self.delays[codebook]
+    def frames(self, position: int) -> list[int]:
+        """The frame of each codebook's token at a position; out of [0, frames) where the special token stands."""
+        return [position - 1 - delay for delay in self.delays]
 
     def complete_frames(self, position: int) -> int:
         """How many frames have every codebook once this position is filled."""

@@ -266,11 +266,10 @@ class ModelEngine:
         """One position of each clip."""
         rows, cfg_coef = self._parameters(slots)
         sequences = [slot.sequence for slot in slots if slot.sequence is not None]
-        tokens = torch.tensor([slot.clip.read().tolist() for slot in slots])
-        keys = torch.tensor([slot.clip.key for slot in slots])
-        sampled = self._decoder.draw(sequences, tokens, cfg_coef, rows, keys).numpy()
+        read = [slot.clip.read() for slot in slots]
+        sampled = self._decoder.draw(sequences, read, cfg_coef, rows, [slot.clip.key for slot in slots])
         for slot, column in zip(slots, sampled, strict=True):
-            if column[0] < 0:
+            if min(column) < 0:
                 error = GenerationFailed("The model gave NaN.", hint="Try another seed, or MUSICGEN_PRECISION=float32.")
                 self._end(slot, Failed(error))
                 continue

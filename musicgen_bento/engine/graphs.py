@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from musicgen_bento.engine.capture import Graphs
-from musicgen_bento.engine.decoder import EagerDecoder, Need, Sequence, finite
+from musicgen_bento.engine.decoder import Columns, EagerDecoder, Need, Sequence, finite
 from musicgen_bento.engine.kv_cache import KVCache
 from musicgen_bento.engine.sampling import SamplingRows, sample
 from musicgen_bento.engine.seats import seat_of, up
@@ -136,8 +136,8 @@ class GraphedDecoder(EagerDecoder):
 
     @torch.inference_mode()
     def draw(
-        self, sequences: list[Sequence], tokens: Tensor, cfg_coef: Tensor, rows: SamplingRows, keys: Tensor
-    ) -> Tensor:
+        self, sequences: list[Sequence], tokens: Columns, cfg_coef: Tensor, rows: SamplingRows, keys: list[int]
+    ) -> Columns:
         """See `Decoder.draw`."""
         seats = [seat_of(sequence, self._seated) for sequence in sequences]
         if self._rows is None or self._rows[0] is not rows or self._rows[1] != seats:
@@ -146,7 +146,7 @@ class GraphedDecoder(EagerDecoder):
         # of all who sit: those that nobody asked for write too, where they will be written anew
         lengths = [sequence.cache.length for sequence in self._seated]
         self._told[: len(lengths), -2] = torch.tensor(lengths)
-        self._told[seats, :-2], self._told[seats, -1] = tokens, keys
+        self._told[seats, :-2], self._told[seats, -1] = torch.tensor(tokens), torch.tensor(keys)
         self._inputs.copy_(self._told, non_blocking=True)  # of the step before it has been taken: its tokens are here
         longest = max(sequence.cache.length for sequence in sequences) + 1
         kind = _Kind(
@@ -157,7 +157,7 @@ class GraphedDecoder(EagerDecoder):
             rows.any_noise,
         )
         work = partial(self._position, kind)
-        drawn = (self._graphs.run(kind, work) if self._graphs else work()).cpu()[seats]
+        drawn: Columns = (self._graphs.run(kind, work) if self._graphs else work()).cpu()[seats].tolist()
         for sequence in sequences:
             sequence.cache.advance(1)
         return drawn

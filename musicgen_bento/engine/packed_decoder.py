@@ -13,7 +13,7 @@ from torch import Tensor
 
 from musicgen_bento import kernel
 from musicgen_bento.engine.blocks import BlockCache, Blocks, block_bytes, count
-from musicgen_bento.engine.decoder import Decoder, Sequence
+from musicgen_bento.engine.decoder import Columns, Decoder, Sequence
 from musicgen_bento.engine.packed import PackedWeights
 from musicgen_bento.engine.sampling import SamplingRows
 from musicgen_bento.engine.seats import up
@@ -118,20 +118,19 @@ class PackedDecoder(Decoder):
         return unheard + (logits[hearing] - unheard) * cfg_coef[:, None, None]  # of one row: hearing + 0
 
     def draw(
-        self, sequences: list[Sequence], tokens: Tensor, cfg_coef: Tensor, rows: SamplingRows, keys: Tensor
-    ) -> Tensor:
+        self, sequences: list[Sequence], tokens: Columns, cfg_coef: Tensor, rows: SamplingRows, keys: list[int]
+    ) -> Columns:
         """See `Decoder.draw`."""
-        clips = self._clips(sequences, cfg_coef, rows)
-        for clip, sequence, key in zip(clips, sequences, keys.tolist(), strict=True):
-            cache = _cache(sequence)
+        clips, caches = self._clips(sequences, cfg_coef, rows), [_cache(sequence) for sequence in sequences]
+        for clip, cache, key in zip(clips, caches, keys, strict=True):
             cache.reach(1)
             clip.position, clip.key = cache.length, key
-        tokens = tokens.contiguous()
-        drawn = torch.empty_like(tokens)
-        self._kernel.decoder_draw(self._handle, clips, len(clips), tokens.data_ptr(), drawn.data_ptr())
-        for sequence in sequences:
-            _cache(sequence).advance(1)
-        return drawn.masked_fill((drawn < 0).any(dim=1, keepdim=True), -1)
+        numbers = ctypes.c_int64 * (len(clips) * self.shape.codebooks)
+        read, drawn = numbers(*(token for column in tokens for token in column)), numbers()
+        self._kernel.decoder_draw(self._handle, clips, len(clips), read, drawn)
+        for cache in caches:
+            cache.advance(1)
+        return [drawn[at : at + self.shape.codebooks] for at in range(0, len(drawn), self.shape.codebooks)]
 
     def _clips(self, sequences: list[Sequence], cfg_coef: Tensor, rows: SamplingRows) -> Any:
         """As the kernel has them, made anew only when the company changes."""

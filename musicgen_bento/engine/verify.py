@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -98,13 +97,13 @@ def _lead(model: Checkpoint, contexts: str, seconds: float) -> _Lead:
     rows = SamplingRows.of(list(range(count)), [temperature] * count, [TOP_K] * count, [0.0] * count, CPU)
     decoder, read, said, counts = _Steps(model, frames), [], [], []
     for _ in range(clips[0].steps):
-        read.append(torch.from_numpy(np.stack([clip.read() for clip in clips])))
+        read.append(torch.tensor([clip.read() for clip in clips]))
         logits = decoder(read[-1])
         said.append(logits.log_softmax(dim=-1))
         keys = torch.tensor([clip.key for clip in clips])
-        wanted = [0 <= shape.pattern.frame(clips[0].position + 1, k) < frames for k in range(shape.codebooks)]
+        wanted = [0 <= frame < frames for frame in shape.pattern.frames(clips[0].position + 1)]
         counts.append(torch.tensor(wanted))
-        for clip, column in zip(clips, sample(logits, rows, keys).numpy(), strict=True):
+        for clip, column in zip(clips, sample(logits, rows, keys).tolist(), strict=True):
             clip.accept(column)
     return _Lead(contexts, torch.stack(read), torch.stack(said), torch.stack(counts))
 

@@ -109,7 +109,8 @@ static inline F scores_of(const Query *q, const uint8_t *unit, int64_t i, const 
     int32_t c, f;
     memcpy(&c, part, sizeof c);
     memcpy(&f, part + DEPTH, sizeof f);
-    __builtin_prefetch(next + (keys - unit));
+    __builtin_prefetch(next + (keys - unit), 0, 2);
+    __builtin_prefetch(keys + NEAR);
     coarse = dot4(coarse, keys, c);
     fine = dot4(fine, keys, f);
   }
@@ -123,7 +124,10 @@ static inline F scores_of(const Query *q, const uint8_t *unit, int64_t i, const 
 static inline void add_values(F *out, const float *weights, const uint8_t *unit, int64_t count, const int64_t dim,
                               const int floats, const uint8_t *next) {
   for (int64_t t = 0; t < count; t++) {
-    if (!floats) __builtin_prefetch(next + (POSITIONS + t) * dim);
+    if (!floats) {
+      __builtin_prefetch(next + (POSITIONS + t) * dim, 0, 2);
+      __builtin_prefetch(unit + (POSITIONS + t) * dim + NEAR);
+    }
     for (int64_t i = 0; i < dim; i += LANES) {
       C bytes;
       if (!floats) memcpy(&bytes, unit + (POSITIONS + t) * dim + i, sizeof bytes);

@@ -55,7 +55,8 @@ typedef struct {
   float *x, *wide, *found; /* [most] of dim; the widest; dim */
   Parts parts;
   int32_t *hearing; /* [most] */
-  Row *row;         /* [most], of a step */
+  Row *row;         /* [most], of a step: one of each clip, then the second ones */
+  int32_t *second;  /* [clips], of a step: each clip's second row, or -1 */
   float *said;      /* [most][outputs], of a step; and as much to work in */
   /* of the piece of work at hand */
   const Row *rows;
@@ -108,7 +109,7 @@ static void multiply(Decoder *d, int me, const Matrix *m, int64_t count, Result 
     outputs(m, &d->parts, &to, group * LANES, (int)count, d->tiles);
   const int64_t first = share_of(d->team, me, next->outputs / LANES) * LANES * next->inputs;
   const uint8_t *begin = (const uint8_t *)next->packed + first * (d->floats ? sizeof(float) : 1);
-  for (int64_t i = 0; i < AHEAD; i += 64) __builtin_prefetch(begin + i);
+  for (int64_t i = 0; i < FAR; i += 64) __builtin_prefetch(begin + i);
   over(d, me, PRODUCTS);
 }
 
@@ -183,14 +184,13 @@ static void gather(Decoder *d, int64_t count) {
 static void embed(Decoder *d, int me) {
   const Model *m = &d->model;
   for (int64_t clip; (clip = take(d->team, me, d->clip_count)) >= 0;) {
-    float *x = d->x + clip * m->dim; /* one row of each clip; the second ones follow */
+    float *x = d->x + clip * m->dim;
     memcpy(x, m->places + d->clips[clip].position * m->dim, m->dim * sizeof *x);
     for (int64_t k = 0; k < m->codebooks; k++) {
       const float *embedding = m->embeddings + (k * (m->card + 1) + d->tokens[clip * m->codebooks + k]) * m->dim;
       for (int64_t i = 0; i < m->dim; i += LANES) store(x + i, load(x + i) + load(embedding + i));
     }
-    for (int64_t row = d->clip_count; row < d->count; row++)
-      if (d->rows[row].own == d->clips[clip].own[1]) memcpy(d->x + row * m->dim, x, m->dim * sizeof *x);
+    if (d->second[clip] >= 0) memcpy(d->x + d->second[clip] * m->dim, x, m->dim * sizeof *x);
   }
   over(d, me, NORMS);
 }
@@ -202,10 +202,8 @@ static void draw(Decoder *d, int me) {
     const int64_t clip = task / m->codebooks, first = task % m->codebooks * m->card, width = m->logits.outputs;
     const Clip *of = &d->clips[clip];
     float *x = d->said + clip * width + first;
-    if (of->own[1]) {
-      int64_t row = d->clip_count;
-      while (d->rows[row].own != of->own[1]) row++;
-      const float *deaf = d->said + row * width + first;
+    if (d->second[clip] >= 0) {
+      const float *deaf = d->said + d->second[clip] * width + first;
       for (int64_t i = 0; i < m->card; i++) x[i] = deaf[i] + (x[i] - deaf[i]) * of->cfg_coef;
     }
     const Drawing by = {of->temperature, of->top_p, of->top_k, of->seed, of->key};
@@ -256,7 +254,7 @@ static void remember_prompt(Team *team, int me, void *with) {
 /* ---- what Python calls */
 
 void decoder_close(Decoder *d) {
-  free(d->x), free(d->wide), free(d->found), free(d->hearing), free(d->row), free(d->said);
+  free(d->x), free(d->wide), free(d->found), free(d->hearing), free(d->row), free(d->second), free(d->said);
   free(d->parts.floats), free(d->parts.parts), free(d->parts.sums), free(d->parts.scales);
   free(d);
 }
@@ -275,9 +273,10 @@ Decoder *decoder_open(const Model *model, int64_t most, Team *team) {
   d->parts = (Parts){room(most * widest(model) * sizeof(float)), room(lines * (widest(model) + DEPTH)), lines,
                      room(lines * sizeof(int32_t)), room(most * sizeof(float))};
   d->row = room(most * sizeof(Row));
+  d->second = room(most * sizeof(int32_t));
   d->said = room(2 * most * model->logits.outputs * sizeof(float));
   d->team = team;
-  if (d->row && d->said && d->x && d->wide && d->found && d->hearing && d->parts.floats && d->parts.parts && d->parts.sums &&
+  if (d->row && d->second && d->said && d->x && d->wide && d->found && d->hearing && d->parts.floats && d->parts.parts && d->parts.sums &&
       d->parts.scales)
     return d;
   decoder_close(d);
@@ -319,6 +318,7 @@ void decoder_draw(Decoder *d, const Clip *clips, int64_t count, const int64_t *t
   for (int64_t i = 0; i < count; i++) {
     const Clip *of = &clips[i];
     d->row[i] = (Row){of->own[0], of->heard, of->position, of->heard_length};
+    d->second[i] = of->own[1] ? (int32_t)rows : -1;
     if (of->own[1]) d->row[rows++] = (Row){of->own[1], NULL, of->position, 0};
   }
   d->clips = clips, d->clip_count = count, d->tokens = tokens, d->drawn = drawn;
@@ -355,8 +355,8 @@ static void read_work(Team *team, int me, void *with) {
   for (int64_t at; (at = take(team, me, work->bytes / part)) >= 0;)
     for (const uint8_t *from = work->memory + at * part, *end = from + part; from < end; from += sizeof(I)) {
       I next;
+      ask(from);
       memcpy(&next, from, sizeof next);
-      __builtin_prefetch(from + AHEAD);
       sum += next;
     }
   atomic_fetch_add(&work->sum, total_of_integers(sum));
