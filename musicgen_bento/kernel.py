@@ -118,7 +118,7 @@ class Convolution(Structure):
 class Recurrence(Structure):
     """See `codec.c`."""
 
-    _fields_ = (("packed", c_void_p), ("input", Convolution))
+    _fields_ = (("packed", c_void_p), ("scales", c_void_p), ("input", Convolution))
     kept: Any  # what it points to
 
 

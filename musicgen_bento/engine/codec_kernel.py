@@ -14,6 +14,10 @@ from musicgen_bento.engine.seats import up
 from musicgen_bento.kernel import LANES
 
 
+_LEVELS = 2**15 - 1  # of a number in 16 bits, either way
+_SMALLEST = torch.finfo(torch.float32).tiny
+
+
 def operations(team: kernel.Team | None) -> Operations:
     """The kernel's, or torch's where there is none."""
     return TorchOperations() if team is None else KernelOperations(team)
@@ -94,9 +98,12 @@ class KernelOperations(TorchOperations):
         # sixteen units side by side, gate by gate
         order = torch.arange(4 * units).view(4, -1, LANES).transpose(0, 1).flatten()
         heard = _Packed(weight_ih[order, :, None], (bias_ih + bias_hh)[order], 1)
-        before = _Packed(weight_hh[order, :, None], None, 1)
-        recurrence = kernel.Recurrence(before.weight.data_ptr(), heard.convolution)
-        recurrence.kept, team = (heard, before), self._team
+        scales = weight_hh.float().abs().amax(dim=1).clamp(min=_SMALLEST) / _LEVELS
+        numbers = (weight_hh / scales[:, None]).round().view(4, -1, LANES, units).permute(1, 3, 0, 2)
+        before, scales = Pages(*numbers.shape, dtype=torch.int16, huge=True), scales[order]
+        before.tensor.copy_(numbers)
+        recurrence = kernel.Recurrence(before.tensor.data_ptr(), scales.data_ptr(), heard.convolution)
+        recurrence.kept, team = (heard, before, scales), self._team
 
         def recur(x: Tensor, state: State) -> tuple[Tensor, State]:
             x = x.contiguous()

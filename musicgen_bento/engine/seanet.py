@@ -85,6 +85,8 @@ class Convolution(Layer):
 
     def push(self, x: Tensor) -> Tensor | None:
         """As many outputs as inputs, but `right` fewer at first."""
+        if not self.span:
+            return self._convolve(x)
         x = x if self.past is None else torch.cat([self.past, x], dim=1)
         if not self.started:
             if x.shape[1] < self.need:

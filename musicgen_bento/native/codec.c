@@ -1,5 +1,8 @@
 /* What EnCodec's decoder is made of, in float32, time before channels: convolutions of stride 1, ELU, and an LSTM.
  *
+ * All of what an LSTM does with what it heard before is read anew for each frame, so that it is kept in 16 bits: beside
+ * float32 its sound differs by some millionths.
+ *
  * Every sum is made in one order, whatever it is beside: a clip's samples are the same in any company, and in blocks of
  * any length. (Clips shorter than the padding are not the kernel's.)
  */
@@ -14,8 +17,7 @@
 #define PAIR 1
 #endif
 #define MANY (8 * ROWS)  /* rows of a task */
-#define NEAR (256 << 10) /* bytes of a matrix that stay near while rows go by */
-#define AHEAD 4096
+#define STAYS (256 << 10) /* bytes of a matrix that stay near while rows go by */
 #define HIDDEN 4 /* clips at once, of an LSTM */
 
 typedef struct {
@@ -26,8 +28,9 @@ typedef struct {
 
 /* One layer; `units` come in sixteens, of each the four gates: [units / 16][4][16]. */
 typedef struct {
-  const float *packed; /* [units / 16][4][units][16]: with what was heard before */
-  Convolution input;   /* of one tap, to [4 * units], with the bias of both */
+  const int16_t *packed; /* [units / 16][units][4][16]: with what was heard before */
+  const float *scales;   /* [units / 16][4][16], of these */
+  Convolution input;     /* of one tap, to [4 * units], with the bias of both */
 } Recurrence;
 
 typedef struct {
@@ -46,8 +49,8 @@ __attribute__((always_inline)) static inline void convolve_rows(
     const float *from = x + tap * of->dilation * of->inputs;
     for (int64_t i = 0; i < of->inputs; i++, w += LANES) {
       const F first = load(w), second = pair > 1 ? load(w + depth * LANES) : first;
-      __builtin_prefetch((const char *)w + AHEAD);
-      if (pair > 1) __builtin_prefetch((const char *)(w + depth * LANES) + AHEAD);
+      ask(w);
+      if (pair > 1) ask(w + depth * LANES);
 #pragma clang loop unroll(full)
       for (int r = 0; r < rows; r++) {
         const F value = all(from[r * of->inputs + i]);
@@ -95,7 +98,7 @@ static void convolve_phase(Team *team, int me, const Convolving *work) {
   const int64_t span = (of->taps - 1) * of->dilation, rows = work->times - span;
   const int64_t parts = (rows + MANY - 1) / MANY, all_parts = parts * work->clips;
   const int64_t groups = (of->outputs + PAIR * LANES - 1) / (PAIR * LANES);
-  const int near = groups * PAIR * LANES * of->taps * of->inputs * (int64_t)sizeof(float) <= NEAR;
+  const int near = groups * PAIR * LANES * of->taps * of->inputs * (int64_t)sizeof(float) <= STAYS;
   for (int64_t task; (task = take(team, me, groups * all_parts)) >= 0;) {
     const int64_t part = near ? task / groups : task % all_parts, group = near ? task % groups : task / all_parts;
     const int64_t clip = part / parts, begin = part % parts * MANY, output = group * PAIR * LANES;
@@ -127,13 +130,16 @@ static inline F hyperbolic(F x) { return 2.0f * sigmoid(2.0f * x) - 1.0f; }
 __attribute__((always_inline)) static inline void recur_some(
     const Recurring *work, int64_t unit, int64_t time, int64_t first, const int clips) {
   const int64_t units = work->units, count = work->input.clips, times = work->input.times;
-  const float *w = work->of->packed + 4 * unit * units;
+  const int16_t *w = work->of->packed + 4 * unit * units;
   const float *before = work->hidden + (time % 2 * count + first) * units;
   F sums[4 * HIDDEN] = {{0}};
   for (int64_t i = 0; i < units; i++) {
-    for (int gate = 0; gate < 4; gate++) {
-      const F row = load(w + (gate * units + i) * LANES);
-      __builtin_prefetch((const char *)(w + (gate * units + i) * LANES) + AHEAD);
+#pragma clang loop unroll(full)
+    for (int gate = 0; gate < 4; gate++, w += LANES) {
+      H numbers;
+      memcpy(&numbers, w, sizeof numbers);
+      const F row = __builtin_convertvector(numbers, F);
+      if (gate % 2 == 0) ask(w);
 #pragma clang loop unroll(full)
       for (int clip = 0; clip < clips; clip++) sums[gate * HIDDEN + clip] += row * before[clip * units + i];
     }
@@ -142,7 +148,8 @@ __attribute__((always_inline)) static inline void recur_some(
     const int64_t row = (first + clip) * times + time;
     F gate[4];
     for (int i = 0; i < 4; i++)
-      gate[i] = sums[i * HIDDEN + clip] + load(work->gates + row * 4 * units + 4 * unit + i * LANES);
+      gate[i] = sums[i * HIDDEN + clip] * load(work->of->scales + 4 * unit + i * LANES) +
+                load(work->gates + row * 4 * units + 4 * unit + i * LANES);
     float *cell = work->cell + (first + clip) * units + unit;
     const F next = sigmoid(gate[1]) * load(cell) + sigmoid(gate[0]) * hyperbolic(gate[2]);
     const F heard = sigmoid(gate[3]) * hyperbolic(next);

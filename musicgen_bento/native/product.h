@@ -15,8 +15,6 @@
 #define FINER 254.0f  /* as many levels of the second part make one of the first */
 #define AT_ONCE 4     /* rows, of two parts each: their sums are kept in registers */
 #define FLOATS 8      /* rows of floats at once */
-#define NEAR 2048     /* bytes: what will be read so soon is asked for into the first cache, */
-#define FAR 6144      /* and so soon into the second */
 #define DEPTH 64      /* numbers of a line that lie together */
 #define TILE 16       /* lines of one */
 #define TILES 4       /* of sums at once */
@@ -48,14 +46,6 @@ typedef struct {
   enum { SET, ADD, GELU } how;
   const int32_t *rows; /* where in `out` each row goes; NULL: where it is */
 } Result;
-
-/* A line of memory is about to be read: ask for those to come. One at a time, which no compiler may gather; a few at once
- * and memory gives a fifth less (docs/performance.md). */
-static inline void ask(const void *memory) {
-  __builtin_prefetch((const char *)memory + FAR, 0, 2);
-  __builtin_prefetch((const char *)memory + NEAR);
-  __asm__ volatile("" ::: "memory");
-}
 
 /* Where number `i` of a line is. */
 static inline int8_t *line(const Parts *of, int64_t number, int64_t i) {

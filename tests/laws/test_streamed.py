@@ -15,17 +15,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import EncodecConfig, EncodecModel
 
+from musicgen_bento.engine import checkpoint
 from musicgen_bento.engine.codec import CodecDecoder
 from musicgen_bento.engine.codec_kernel import operations
+from musicgen_bento.engine.names import resolve
 from musicgen_bento.engine.seanet import Upsampling
 from musicgen_bento.engine.sound import BLOCK, BLOCKS, Sounds
 from musicgen_bento.kernel import Team
+from musicgen_bento.precision import FLOAT32
 from tests.models import MONO, load
 from tests.server import Server
 
 
 @cache
 def codec(kind: str) -> Any:
+    if kind == "demo":
+        return checkpoint.build(checkpoint.open_files(resolve("demo")), torch.device("cpu"), FLOAT32).codec
     if kind.startswith("audiocraft"):
         model = load(MONO).codec
     else:
@@ -99,6 +104,16 @@ def test_any_chunking(kind: str, how: str, frames: int, cuts: list[int], seed: i
     torch.testing.assert_close(made, expected, atol=1e-5, rtol=0)
     if how == "kernel" and frames > 10:  # a shorter clip may be one that torch decodes whole
         assert torch.equal(made, streamed(kind, codes, [7], how))
+
+
+@HOW
+def test_a_trained_codec(how: str) -> None:
+    """The built-in model's: by the kernel its LSTM has weights of 16 bits."""
+    shape = codec("demo").num_codebooks, 500
+    codes = torch.randint(0, codec("demo").cardinality, shape, generator=torch.Generator().manual_seed(5))
+    made, expected = streamed("demo", codes, list(range(20, 500, 20)), how), whole("demo", codes)
+    assert expected.std() > 0.05
+    torch.testing.assert_close(made, expected, atol=1e-5, rtol=0)
 
 
 @HOW
