@@ -25,6 +25,9 @@ LANES, DEPTH = 16, 64
 """Outputs of a matrix are a multiple of the first; inputs of one in bytes, of the second."""
 
 WIDEST_HEAD = 128
+SHORT = 24
+"""Tokens of a prompt that is folded (`native/folded.h`)."""
+
 BLOCK = 64
 """Positions of a block of keys and values."""
 
@@ -91,6 +94,7 @@ class Clip(Structure):
     _fields_ = (
         ("own", c_void_p * 2),
         ("heard", c_void_p),
+        ("folded", c_void_p),
         ("heard_length", c_int64),
         ("position", c_int64),
         ("seed", c_uint64),
@@ -129,6 +133,8 @@ _CALLS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "decoder_forward": (None, (c_void_p, c_void_p, c_int64, c_void_p, c_void_p)),
     "decoder_draw": (None, (c_void_p, c_void_p, c_int64, c_void_p, c_void_p)),
     "decoder_prompt": (None, (c_void_p, c_void_p, c_int64, c_void_p)),
+    "decoder_folded": (c_int64, (c_void_p, c_int64)),
+    "decoder_fold": (c_int64, (c_void_p, c_void_p, c_int64, c_void_p)),
     "decoder_spent": (None, (c_void_p, c_void_p)),
     "team_new": (c_void_p, (c_int64,)),
     "team_free": (None, (c_void_p,)),
@@ -152,7 +158,13 @@ def fits(processor: set[str], variants: tuple[tuple[str, set[str]], ...]) -> str
 class Row(Structure):
     """See `decoder.c`."""
 
-    _fields_ = (("own", c_void_p), ("heard", c_void_p), ("position", c_int64), ("heard_length", c_int64))
+    _fields_ = (
+        ("own", c_void_p),
+        ("heard", c_void_p),
+        ("folded", c_void_p),
+        ("position", c_int64),
+        ("heard_length", c_int64),
+    )
 
 
 @cache

@@ -13,8 +13,9 @@ from itertools import pairwise
 import torch
 
 from musicgen_bento.engine.pages import Pages
+from musicgen_bento.engine.seats import up
 from musicgen_bento.engine.weights import LMShape
-from musicgen_bento.kernel import BLOCK
+from musicgen_bento.kernel import BLOCK, DEPTH, LANES, SHORT
 from musicgen_bento.precision import Precision
 
 
@@ -27,6 +28,17 @@ def block_bytes(shape: LMShape, precision: Precision) -> int:
     """Of one block. In bytes each position of a head has two scales."""
     scale = 4 if precision.cache == torch.int8 else 0
     return 2 * BLOCK * shape.layers * shape.heads * (shape.head_dim * precision.cache.itemsize + scale)
+
+
+def folds(precision: Precision, tokens: int) -> bool:
+    """Whether a clip folds a prompt of so many tokens (`native/folded.h`), and has no blocks of it."""
+    return precision.cache == torch.int8 and 0 < tokens <= SHORT
+
+
+def folded_bytes(shape: LMShape, tokens: int) -> int:
+    """Of such a prompt."""
+    rows, width = up(shape.heads * tokens, LANES), up(shape.heads * tokens, DEPTH)
+    return shape.layers * (rows * up(shape.dim, DEPTH) + shape.dim * width + 4 * (rows + shape.dim))
 
 
 class Blocks:
@@ -95,16 +107,23 @@ class BlockCache:
         length: positions filled already.
         rows: addresses of each row's blocks, [rows, most].
         prompt: of the prompt's.
+        folded: where the folded prompt is; 0 where it is not folded.
         tokens: of the prompt.
     """
 
     def __init__(self, blocks: Blocks, rows: int, positions: int, tokens: int) -> None:
-        self.length, self.tokens = 0, tokens
+        self.length, self.tokens, self.folded = 0, tokens, 0
+        self._pages: Pages | None = None  # of the folded prompt
         self._blocks = blocks
         self._taken: list[int] = []
         self._filled = 0  # blocks of each row
         self.rows = torch.zeros(rows, count(positions), dtype=torch.int64)
         self.prompt = torch.tensor([self._take() for _ in range(count(tokens))], dtype=torch.int64)
+
+    def fold(self, tokens: int, size: int) -> None:
+        """Have `size` bytes for a prompt that is folded."""
+        self._pages = Pages(size, dtype=torch.uint8, huge=True)
+        self.tokens, self.folded = tokens, self._pages.tensor.data_ptr()
 
     def reach(self, positions: int) -> None:
         """Have room for so many positions more."""
@@ -132,6 +151,7 @@ class BlockCache:
         """The clip is over."""
         self._blocks.give_back(self._taken)
         self._taken.clear()
+        self._pages = None
 
     def _take(self) -> int:
         self._taken.append(self._blocks.take())

@@ -6,7 +6,7 @@ from typing import TypeAlias
 
 import torch
 
-from musicgen_bento.engine.blocks import block_bytes, count
+from musicgen_bento.engine.blocks import block_bytes, count, folded_bytes, folds
 from musicgen_bento.engine.kv_cache import KVCache
 from musicgen_bento.engine.quantized_cache import QuantizedKVCache
 from musicgen_bento.engine.weights import LMShape
@@ -45,7 +45,10 @@ def clip_bytes(shape: LMShape, precision: Precision, rows: int, positions: int, 
     if shape.text == "prepend":
         positions, prompt = prompt + positions, 0
     if precision.packed:
-        return block_bytes(shape, precision) * (rows * count(positions) + count(prompt))
+        blocks = rows * count(positions)
+        if folds(precision, prompt):
+            return block_bytes(shape, precision) * blocks + folded_bytes(shape, prompt)
+        return block_bytes(shape, precision) * (blocks + count(prompt))
     cross = 2 * shape.layers * shape.dim * prompt * precision.rest.itemsize
     if precision.cache == torch.uint8:
         return cross + QuantizedKVCache.bytes(shape.layers, rows, shape.heads, positions, shape.head_dim)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from musicgen_bento import kernel
-from musicgen_bento.engine.blocks import BlockCache, Blocks, block_bytes, count
+from musicgen_bento.engine.blocks import BlockCache, Blocks, block_bytes, count, folds
 from musicgen_bento.engine.decoder import Columns, Decoder, Sequence
 from musicgen_bento.engine.packed import PackedWeights
 from musicgen_bento.engine.sampling import SamplingRows
@@ -23,7 +23,7 @@ PREFILL = 32  # rows at once
 SPENT = ("waking", "norms", "products", "keeping", "attention", "sampling", "waiting")
 """What a step's time goes to, as the kernel counts it."""
 
-_Row = tuple[int, int, int, int]  # as `Row` in decoder.c
+_Row = tuple[int, int, int, int, int]  # as `Row` in decoder.c
 
 
 class PackedDecoder(Decoder):
@@ -70,8 +70,13 @@ class PackedDecoder(Decoder):
             raise IndexError("no seat is free")
         rows, text = 2 if guided else 1, text.contiguous()
         tokens = len(text) if self.shape.text == "cross" else 0
-        cache = BlockCache(self._blocks, rows, self._positions, tokens)
-        if tokens:
+        folded = folds(self.precision, tokens)
+        cache = BlockCache(self._blocks, rows, self._positions, 0 if folded else tokens)
+        if folded:
+            cache.fold(tokens, self._kernel.decoder_folded(self._handle, tokens))
+            if not self._kernel.decoder_fold(self._handle, text.data_ptr(), tokens, cache.folded):
+                raise MemoryError("a prompt")
+        elif tokens:
             self._kernel.decoder_prompt(self._handle, text.data_ptr(), tokens, cache.prompt.data_ptr())
         self._free -= 1
         return Sequence(rows, cache, text, [])
@@ -147,7 +152,7 @@ class PackedDecoder(Decoder):
                 cache = _cache(sequence)
                 for index, own in enumerate(cache.rows):
                     clip.own[index] = own.data_ptr()
-                clip.heard = cache.prompt.data_ptr() if cache.tokens else None
+                clip.heard, clip.folded = _prompt(cache)
                 clip.heard_length, clip.seed, clip.top_k = cache.tokens, seed, top_k
                 clip.temperature, clip.top_p, clip.cfg_coef = temperature, top_p, cfg
             self._company = known = (list(sequences), rows, cfg_coef, clips)
@@ -171,9 +176,15 @@ def _cache(sequence: Sequence) -> BlockCache:
     return sequence.cache
 
 
+def _prompt(cache: BlockCache) -> tuple[int, int]:
+    """Where the blocks of a clip's prompt are, and where it is folded; 0 where they are not."""
+    return (cache.prompt.data_ptr() if len(cache.prompt) else 0), cache.folded
+
+
 def _rows(cache: BlockCache, position: int) -> list[_Row]:
     """A clip's rows at a position, the first of which hears the prompt."""
-    prompt = cache.prompt.data_ptr() if cache.tokens else 0
+    prompt = _prompt(cache)
     return [
-        (own.data_ptr(), prompt if index == 0 else 0, position, cache.tokens) for index, own in enumerate(cache.rows)
+        (own.data_ptr(), *(prompt if index == 0 else (0, 0)), position, cache.tokens)
+        for index, own in enumerate(cache.rows)
     ]

@@ -4,6 +4,7 @@
  * parts until none is left, and meet before the next.
  */
 #include "attention.h"
+#include "folded.h"
 #include "product.h"
 #include "sampling.h"
 #include "team.h"
@@ -30,7 +31,8 @@ typedef struct {
 /* The next position of a clip that hears its prompt, or of one that does not. */
 typedef struct {
   uint8_t *const *own;   /* blocks of its past, with room for this position */
-  uint8_t *const *heard; /* blocks of its prompt; NULL: it hears none */
+  uint8_t *const *heard; /* blocks of its prompt; NULL: it hears none, or */
+  const uint8_t *folded; /* a short one, and this is what became of it */
   int64_t position, heard_length;
 } Row;
 
@@ -38,6 +40,7 @@ typedef struct {
 typedef struct {
   uint8_t *const *own[2]; /* of the row that hears the prompt, and of the one that does not; NULL: there is none */
   uint8_t *const *heard;
+  const uint8_t *folded;
   int64_t heard_length, position;
   uint64_t seed, key;
   int64_t top_k;
@@ -54,7 +57,7 @@ typedef struct {
   int64_t most; /* rows at once */
   float *x, *wide, *found; /* [most] of dim; the widest; dim */
   Parts parts;
-  int32_t *hearing; /* [most] */
+  int32_t *hearing, *short_hearing; /* [most] */
   Row *row;         /* [most], of a step: one of each clip, then the second ones */
   int32_t *second;  /* [clips], of a step: each clip's second row, or -1 */
   float *said;      /* [most][outputs], of a step; and as much to work in */
@@ -62,9 +65,12 @@ typedef struct {
   const Row *rows;
   int64_t count; /* rows */
   int64_t hears; /* of them hear a prompt; of a prompt itself, the position of the first */
+  int64_t hears_short; /* of them hear one that is folded */
   float *logits;
   const float *text;
-  uint8_t *const *prompt;
+  uint8_t *const *prompt; /* NULL: it is folded */
+  uint8_t *folding;
+  float *unpacked; /* of each thread, to fold in */
   const Clip *clips; /* NULL: rows come with their inputs, and no token is drawn */
   int64_t clip_count;
   const int64_t *tokens; /* [clips][codebooks] */
@@ -121,6 +127,10 @@ static int64_t unit_of(const Decoder *d, int64_t layer, int64_t head) {
 /* The first unit that a row attends to in a layer's head. */
 static const uint8_t *first_unit(uint8_t *const *blocks, int64_t at) { return blocks[0] + at; }
 
+static Folded folded_of(const Decoder *d, const Row *row, int64_t layer) {
+  return folded(row->folded, layer, d->model.dim, d->model.heads, row->heard_length);
+}
+
 static void self_attention(Decoder *d, int me, int64_t index) {
   const Model *m = &d->model;
   const Layer *layer = &m->layer[index];
@@ -145,7 +155,10 @@ static void self_attention(Decoder *d, int me, int64_t index) {
   }
   over(d, me, ATTENTION);
   prepare(d, me, d->found, dim, NULL, &layer->out, d->count, NULL);
-  multiply(d, me, &layer->out, d->count, (Result){d->x, dim, ADD, NULL}, d->hears ? &layer->query : &layer->linear1);
+  Folded own;
+  if (d->hears_short) own = folded_of(d, &d->rows[d->short_hearing[0]], index);
+  const Matrix *next = d->hears ? &layer->query : d->hears_short ? &own.scores : &layer->linear1;
+  multiply(d, me, &layer->out, d->count, (Result){d->x, dim, ADD, NULL}, next);
 }
 
 static void cross_attention(Decoder *d, int me, int64_t index) {
@@ -164,6 +177,36 @@ static void cross_attention(Decoder *d, int me, int64_t index) {
   over(d, me, ATTENTION);
   prepare(d, me, d->found, dim, NULL, &layer->out_cross, d->hears, NULL);
   multiply(d, me, &layer->out_cross, d->hears, (Result){d->x, dim, ADD, d->hearing}, &layer->linear1);
+}
+
+/* Products of rows with matrices of their own: `heard`, or the scores. */
+static void multiply_own(Decoder *d, int me, int64_t index, int heard, Result to) {
+  const int64_t some = 4, most = (heard ? d->model.dim : up(d->model.heads * SHORT, LANES)) / LANES, tasks = (most + some - 1) / some;
+  for (int64_t task; (task = take(d->team, me, d->hears_short * tasks)) >= 0;) {
+    const int64_t row = task / tasks;
+    const Folded own = folded_of(d, &d->rows[d->short_hearing[row]], index);
+    const Matrix *m = heard ? &own.heard : &own.scores;
+    for (int64_t group = task % tasks * some, i = 0; i < some && (group + i) * LANES < m->outputs; i++)
+      some_rows(m, &d->parts, &to, (group + i) * LANES, (int)row, 1);
+  }
+  over(d, me, PRODUCTS);
+}
+
+/* Cross-attention of those whose prompt is folded. */
+static void short_attention(Decoder *d, int me, int64_t index) {
+  const Model *m = &d->model;
+  const Layer *layer = &m->layer[index];
+  const int64_t width = widest(m);
+  prepare(d, me, d->x, m->dim, &layer->norm_cross, &layer->query, d->hears_short, d->short_hearing);
+  multiply_own(d, me, index, 0, (Result){d->wide, width, SET, NULL});
+  for (int64_t row; (row = take(d->team, me, d->hears_short)) >= 0;) {
+    const int64_t tokens = d->rows[d->short_hearing[row]].heard_length;
+    float *scores = d->wide + row * width;
+    soften(scores, m->heads, tokens);
+    divide(scores, up(m->heads * tokens, LANES), up(m->heads * tokens, DEPTH), &d->parts, (int)row);
+  }
+  over(d, me, NORMS);
+  multiply_own(d, me, index, 1, (Result){d->x, m->dim, ADD, d->short_hearing});
 }
 
 static void feed_forward(Decoder *d, int me, const Layer *layer, const Matrix *next) {
@@ -222,6 +265,7 @@ static void forward(Team *team, int me, void *with) {
   for (int64_t index = 0; index < m->layers; index++) {
     self_attention(d, me, index);
     if (d->hears) cross_attention(d, me, index);
+    if (d->hears_short) short_attention(d, me, index);
     feed_forward(d, me, &m->layer[index], index + 1 < m->layers ? &m->layer[index + 1].query_key_value : &m->logits);
   }
   if (d->logits) {
@@ -230,6 +274,21 @@ static void forward(Team *team, int me, void *with) {
   }
   if (d->tiles) tiles_end();
   if (d->clips) draw(d, me);
+}
+
+/* The prompt whose keys and values are in `wide`, for a layer. */
+static void fold(Decoder *d, int me, int64_t index) {
+  const Model *m = &d->model;
+  const Layer *layer = &m->layer[index];
+  const Folded to = folded(d->folding, index, m->dim, m->heads, d->count);
+  const float *keys = d->wide, *values = keys + m->dim;
+  float *unpacked = d->unpacked + me * folding_room(m->dim, m->heads);
+  for (int64_t task; (task = take(d->team, me, m->heads + m->dim / LANES)) >= 0;)
+    if (task < m->heads)
+      fold_scores(&layer->query, keys, 2 * m->dim, m->dim, m->heads, d->count, task, &to.scores, unpacked);
+    else
+      fold_heard(&layer->out_cross, values, 2 * m->dim, m->dim, m->heads, d->count, (task - m->heads) * LANES, &to.heard,
+                 unpacked);
 }
 
 static void remember_prompt(Team *team, int me, void *with) {
@@ -241,11 +300,14 @@ static void remember_prompt(Team *team, int me, void *with) {
     const Matrix *matrix = &m->layer[index].key_value;
     prepare(d, me, d->text, dim, NULL, matrix, d->count, NULL);
     multiply(d, me, matrix, d->count, (Result){d->wide, 2 * dim, SET, NULL}, matrix);
-    for (int64_t task; (task = take(team, me, d->count * m->heads)) >= 0;) {
-      const int64_t row = task / m->heads, head = task % m->heads;
-      const float *key = d->wide + row * 2 * dim + head * head_dim;
-      keep(d->prompt, unit_of(d, index, head), d->hears + row, head_dim, d->floats, key, key + dim);
-    }
+    if (d->prompt)
+      for (int64_t task; (task = take(team, me, d->count * m->heads)) >= 0;) {
+        const int64_t row = task / m->heads, head = task % m->heads;
+        const float *key = d->wide + row * 2 * dim + head * head_dim;
+        keep(d->prompt, unit_of(d, index, head), d->hears + row, head_dim, d->floats, key, key + dim);
+      }
+    else
+      fold(d, me, index);
     over(d, me, KEEPING);
   }
   if (d->tiles) tiles_end();
@@ -254,7 +316,7 @@ static void remember_prompt(Team *team, int me, void *with) {
 /* ---- what Python calls */
 
 void decoder_close(Decoder *d) {
-  free(d->x), free(d->wide), free(d->found), free(d->hearing), free(d->row), free(d->second), free(d->said);
+  free(d->x), free(d->wide), free(d->found), free(d->hearing), free(d->short_hearing), free(d->row), free(d->second), free(d->said);
   free(d->parts.floats), free(d->parts.parts), free(d->parts.sums), free(d->parts.scales);
   free(d);
 }
@@ -269,14 +331,14 @@ Decoder *decoder_open(const Model *model, int64_t most, Team *team) {
   d->x = room(most * model->dim * sizeof(float));
   d->wide = room(most * widest(model) * sizeof(float));
   d->found = room(most * model->dim * sizeof(float));
-  d->hearing = room(most * sizeof(int32_t));
+  d->hearing = room(most * sizeof(int32_t)), d->short_hearing = room(most * sizeof(int32_t));
   d->parts = (Parts){room(most * widest(model) * sizeof(float)), room(lines * (widest(model) + DEPTH)), lines,
                      room(lines * sizeof(int32_t)), room(most * sizeof(float))};
   d->row = room(most * sizeof(Row));
   d->second = room(most * sizeof(int32_t));
   d->said = room(2 * most * model->logits.outputs * sizeof(float));
   d->team = team;
-  if (d->row && d->second && d->said && d->x && d->wide && d->found && d->hearing && d->parts.floats && d->parts.parts && d->parts.sums &&
+  if (d->row && d->second && d->said && d->x && d->wide && d->found && d->hearing && d->short_hearing && d->parts.floats && d->parts.parts && d->parts.sums &&
       d->parts.scales)
     return d;
   decoder_close(d);
@@ -296,9 +358,11 @@ int64_t decoder_block(const Decoder *d) {
 
 static void run(Decoder *d, const Row *rows, int64_t count, float *logits) {
   gather(d, count);
-  d->rows = rows, d->logits = logits, d->hears = 0;
-  for (int64_t i = 0; i < count; i++)
+  d->rows = rows, d->logits = logits, d->hears = 0, d->hears_short = 0;
+  for (int64_t i = 0; i < count; i++) {
     if (rows[i].heard) d->hearing[d->hears++] = (int32_t)i;
+    if (rows[i].folded) d->short_hearing[d->hears_short++] = (int32_t)i;
+  }
   d->now = nanoseconds();
   together(d->team, forward, d);
 }
@@ -317,9 +381,9 @@ void decoder_draw(Decoder *d, const Clip *clips, int64_t count, const int64_t *t
   int64_t rows = count;
   for (int64_t i = 0; i < count; i++) {
     const Clip *of = &clips[i];
-    d->row[i] = (Row){of->own[0], of->heard, of->position, of->heard_length};
+    d->row[i] = (Row){of->own[0], of->heard, of->folded, of->position, of->heard_length};
     d->second[i] = of->own[1] ? (int32_t)rows : -1;
-    if (of->own[1]) d->row[rows++] = (Row){of->own[1], NULL, of->position, 0};
+    if (of->own[1]) d->row[rows++] = (Row){of->own[1], NULL, NULL, of->position, 0};
   }
   d->clips = clips, d->clip_count = count, d->tokens = tokens, d->drawn = drawn;
   run(d, d->row, rows, d->said);
@@ -334,6 +398,24 @@ void decoder_prompt(Decoder *d, const float *text, int64_t count, uint8_t *const
     d->now = nanoseconds();
     together(d->team, remember_prompt, d);
   }
+}
+
+/* Bytes of a folded prompt. */
+int64_t decoder_folded(const Decoder *d, int64_t tokens) {
+  return d->model.layers * folded_bytes(d->model.dim, d->model.heads, tokens);
+}
+
+/* A prompt, text [count, dim], of at most SHORT tokens, folded into memory of zeros; 0 where there is no memory to do it.
+ * For a model in bytes. */
+int64_t decoder_fold(Decoder *d, const float *text, int64_t count, uint8_t *memory) {
+  d->unpacked = room(d->team->size * folding_room(d->model.dim, d->model.heads) * sizeof(float));
+  if (!d->unpacked) return 0;
+  d->prompt = NULL, d->folding = memory, d->text = text;
+  gather(d, count);
+  d->now = nanoseconds();
+  together(d->team, remember_prompt, d);
+  free(d->unpacked);
+  return 1;
 }
 
 /* Nanoseconds [KINDS] since this was asked last. */
