@@ -5,8 +5,9 @@ every matrix once, however many rows there are, and of each clip the keys and va
 
     bytes = matrices + rows * (position + 1) * 2 * layers * dim * bytes of a number
 
-Left out, being small: embeddings, norms, activations, and the prompt's keys and values (16 tokens are as 16 positions
-of one row).
+In int8 a short prompt is folded (`musicgen_bento/native/folded.h`): instead of two matrices a layer it reads what became
+of these, for 16 tokens a quarter. Left out, being small: embeddings, norms, activations, and the keys and values of a
+prompt that is not folded (16 tokens are as 16 positions of one row).
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from bench.rounds import POSITIONS
-from musicgen_bento.engine.blocks import block_bytes
+from bench.steps import PROMPT
+from musicgen_bento.engine.blocks import block_bytes, folded_bytes, folds
 from musicgen_bento.engine.caches import clip_bytes
 from musicgen_bento.engine.delay import DelayPattern
 from musicgen_bento.engine.weights import LMShape
@@ -39,7 +41,7 @@ class Moved:
 
     Attributes:
         matrices: whatever the rows are.
-        cache: keys and values of all rows.
+        cache: keys and values of all rows, and their prompts where those are folded.
     """
 
     matrices: int
@@ -51,17 +53,23 @@ class Moved:
         return self.matrices + self.cache
 
 
-def in_matrices(shape: LMShape) -> int:
-    """Numbers that a step multiplies with. What makes the prompt's keys and values does so once a clip."""
-    layer = 6 * shape.dim**2 + 2 * shape.dim * shape.hidden
+def in_matrices(shape: LMShape, folded: bool = False) -> int:
+    """Numbers that a step multiplies with.
+
+    What makes the prompt's keys and values does so once a clip; and where the prompt is folded, so do a query's matrix
+    and the one behind cross-attention.
+    """
+    layer = (4 if folded else 6) * shape.dim**2 + 2 * shape.dim * shape.hidden
     return shape.layers * layer + shape.codebooks * shape.card * shape.dim
 
 
 def moved(shape: LMShape, precision: Precision, position: int, clips: int = 1) -> Moved:
-    """What a step reads for guided clips (two rows each), all at one position."""
-    numbers = in_matrices(shape)
+    """What a step reads for guided clips (two rows each) of short prompts, all at one position."""
+    folded = precision.packed and folds(precision, PROMPT)
+    numbers = in_matrices(shape, folded)
     if precision.packed:
         cache = 2 * (position + 1) * block_bytes(shape, precision) // BLOCK
+        cache += folded_bytes(shape, PROMPT) if folded else 0
     else:
         cache = clip_bytes(shape, precision, 2, position + 1, 0)
     return Moved(precision.bytes(Size(numbers, numbers)), clips * cache)

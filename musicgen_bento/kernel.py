@@ -140,7 +140,7 @@ _CALLS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "team_free": (None, (c_void_p,)),
     "codec_convolve": (None, (c_void_p, POINTER(Convolution), c_void_p, c_int64, c_int64, c_void_p)),
     "codec_recur": (None, (c_void_p, POINTER(Recurrence), c_void_p, c_int64, c_int64, *[c_void_p] * 4)),
-    "codec_elu": (None, (c_void_p, c_void_p, c_int64, c_void_p)),
+    "codec_elu": (None, (c_void_p, c_void_p, c_int64, c_int64, c_int64, c_void_p)),
     "codec_overlap": (None, (c_void_p, c_void_p, c_void_p, *[c_int64] * 4, c_void_p, c_void_p)),
     "codec_pack": (None, (c_void_p, c_int64, c_int64, c_int64, c_void_p)),
     "codec_sizes": (None, (c_void_p,)),

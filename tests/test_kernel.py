@@ -96,7 +96,9 @@ def test_the_codecs_operations(kind: Any) -> None:
         alone = ours.convolution(weight, bias, dilation, 1)(x[1:2, : taps * dilation + 1])
         assert torch.equal(alone[0], both[0][1, : alone.shape[1]])
     x = torch.randn(2, 13, 7) * 3
-    torch.testing.assert_close(ours.activation(torch.nn.ELU())(x), F.elu(x), atol=1e-6, rtol=1e-6)
+    activate, before = ours.activation(torch.nn.ELU()), torch.randn(2, 3, 7)
+    torch.testing.assert_close(activate(x, None), F.elu(x), atol=1e-6, rtol=1e-6)
+    assert torch.equal(activate(x, before), torch.cat([before, activate(x, None)], dim=1))
 
 
 def test_an_lstm(kind: Any) -> None:
@@ -123,7 +125,7 @@ def test_what_the_kernel_does_not_have_is_torchs() -> None:
     x, weight = torch.randn(1, 10, 4), torch.randn(4, 1, 3)
     grouped = ours.convolution(weight, None, 1, 4)(x)
     assert torch.equal(grouped, TorchOperations().convolution(weight, None, 1, 4)(x))
-    assert ours.activation(module := torch.nn.Tanh()) is module
+    assert torch.equal(ours.activation(torch.nn.Tanh())(x, x), torch.cat([x, x.tanh()], dim=1))
     assert codec_kernel.operations(None).side_by_side
 
 

@@ -13,7 +13,7 @@ import torch
 
 from musicgen_bento import kernel
 from musicgen_bento.engine import checkpoint
-from musicgen_bento.engine.blocks import BlockCache, Blocks
+from musicgen_bento.engine.blocks import BlockCache, Blocks, folded_bytes, folds
 from musicgen_bento.engine.conditioning import TextConditioner
 from musicgen_bento.engine.decoder import EagerDecoder, Need
 from musicgen_bento.engine.decoders import decoder_of
@@ -22,7 +22,7 @@ from musicgen_bento.engine.packed_decoder import SPENT, PackedDecoder
 from musicgen_bento.engine.pages import Pages, forget_file
 from musicgen_bento.engine.sampling import SamplingRows, sample
 from musicgen_bento.errors import LoadFailed
-from musicgen_bento.kernel import BLOCK
+from musicgen_bento.kernel import BLOCK, SHORT
 from musicgen_bento.precision import FLOAT32, FLOAT32_PACKED, INT8, Precision
 from tests.checkpoints import Recipe
 from tests.models import CPU, MONO, PREPEND, STEREO, Story, engine, folder, load, make, params
@@ -63,6 +63,40 @@ def test_logits_of_clips_at_different_positions(recipe: Recipe) -> None:
     torch.testing.assert_close(script(recipe, FLOAT32_PACKED), expected, atol=1e-4, rtol=1e-4)
     off = script(recipe, INT8) - expected
     assert off.pow(2).mean().sqrt() < 0.02 * expected.std()
+
+
+@pytest.mark.parametrize("tokens", [1, 7, 16, 17, SHORT, SHORT + 1])
+@pytest.mark.parametrize("recipe", [MONO, ODD])
+def test_a_short_prompt_is_folded(recipe: Recipe, tokens: int) -> None:
+    """It is heard as one that is not, and takes what is counted."""
+    torch.manual_seed(tokens)
+    text, read = torch.randn(tokens, recipe.dim) * 3, torch.randint(100, (8, 1, 4))
+
+    def said(how: Precision, text: torch.Tensor) -> torch.Tensor:
+        decoder = decoder_of(load(recipe, how).weights, 1)
+        sequence = decoder.open(text, guided=False, positions=30)
+        if isinstance(decoder, PackedDecoder) and isinstance(sequence.cache, BlockCache):
+            assert (sequence.cache.folded != 0) == folds(how, tokens) == (tokens <= SHORT)
+            assert decoder._kernel.decoder_folded(decoder._handle, tokens) == folded_bytes(decoder.shape, tokens)
+        return torch.cat([decoder.step([sequence], column, torch.ones(1)) for column in read])
+
+    expected = said(FLOAT32, text)
+    assert (said(INT8, text) - expected).pow(2).mean().sqrt() < 0.02 * expected.std()
+    assert (said(INT8, text * 0) - expected).pow(2).mean().sqrt() > 0.1 * expected.std()  # it matters what is heard
+
+
+def test_a_prompt_that_is_not_a_number_is_its_clips_alone() -> None:
+    decoder = decoder_of(load(MONO, INT8).weights, 2)
+    for value in (torch.nan, torch.inf):
+        text = torch.ones(3, decoder.shape.dim)
+        text[1, 5] = value
+        pair = [decoder.open(each, True, 30) for each in (text, torch.ones(3, decoder.shape.dim))]
+        rows = SamplingRows.of([0, 0], [1.0, 1.0], [250, 250], [0.0, 0.0], CPU)
+        drawn = decoder.draw(pair, [[1] * 4] * 2, torch.tensor([3.0, 3.0]), rows, [1, 1])
+        assert drawn[0] == [-1] * 4
+        assert min(drawn[1]) >= 0
+        for sequence in pair:
+            decoder.close(sequence)
 
 
 def test_tokens_are_drawn_as_sampling_draws_them() -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from musicgen_bento import kernel
-from musicgen_bento.engine.codec_operations import Along, Operations, Overlap, Recurrence, State, TorchOperations
+from musicgen_bento.engine.codec_operations import Activation, Along, Operations, Overlap, Recurrence, State, TorchOperations
 from musicgen_bento.engine.pages import Pages
 from musicgen_bento.engine.seats import up
 from musicgen_bento.kernel import LANES
@@ -54,17 +54,22 @@ class KernelOperations(TorchOperations):
 
         return convolve
 
-    def activation(self, module: nn.Module) -> Along:
+    def activation(self, module: nn.Module) -> Activation:
         """See `Operations`."""
         if not isinstance(module, nn.ELU) or module.alpha != 1:
             self.exact &= isinstance(module, nn.Identity)
             return super().activation(module)
         team = self._team
 
-        def elu(x: Tensor) -> Tensor:
+        def elu(x: Tensor, before: Tensor | None) -> Tensor:
             x = x.contiguous()
-            y = torch.empty_like(x)
-            self._kernel.codec_elu(team.handle, x.data_ptr(), x.numel(), y.data_ptr())
+            clips, positions, channels = x.shape
+            begin = 0 if before is None else before.shape[1]
+            y = torch.empty(clips, begin + positions, channels)
+            if before is not None:
+                y[:, :begin] = before
+            sizes = clips, positions * channels, begin * channels
+            self._kernel.codec_elu(team.handle, x.data_ptr(), *sizes, y.data_ptr())
             return y
 
         return elu

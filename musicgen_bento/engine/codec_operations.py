@@ -14,6 +14,9 @@ from musicgen_bento.engine.product import times
 Along: TypeAlias = Callable[[Tensor], Tensor]
 """[B, n, C] → [B, m, C']."""
 
+Activation: TypeAlias = Callable[[Tensor, Tensor | None], Tensor]
+"""[B, n, C], and [B, m, C] that comes before it as it is, or None → [B, m + n, C]."""
+
 State: TypeAlias = tuple[Tensor, Tensor]
 """Of an LSTM's layer: what it said last and its cells, [B, C] each."""
 
@@ -39,8 +42,8 @@ class Operations(Protocol):
     def convolution(self, weight: Tensor, bias: Tensor | None, dilation: int, groups: int) -> Along:
         """Of stride 1, without padding; weight [out, in / groups, taps]."""
 
-    def activation(self, module: nn.Module) -> Along:
-        """Number by number."""
+    def activation(self, module: nn.Module) -> Activation:
+        """Number by number, behind what there is already."""
 
     def overlap(self, bias: Tensor | None) -> Overlap:
         """The sum of a transposed convolution's products, each of which lies over two strides."""
@@ -66,9 +69,14 @@ class TorchOperations:
 
         return convolve
 
-    def activation(self, module: nn.Module) -> Along:
+    def activation(self, module: nn.Module) -> Activation:
         """See `Operations`."""
-        return module
+
+        def activate(x: Tensor, before: Tensor | None) -> Tensor:
+            y: Tensor = module(x)
+            return y if before is None else torch.cat([before, y], dim=1)
+
+        return activate
 
     def overlap(self, bias: Tensor | None) -> Overlap:
         """See `Operations`."""

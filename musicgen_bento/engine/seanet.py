@@ -51,15 +51,19 @@ class Pointwise(Layer):
     """An activation."""
 
     def __init__(self, module: nn.Module, operations: Operations) -> None:
-        self._activate = operations.activation(module)
+        self.activate = operations.activation(module)
 
     def push(self, x: Tensor) -> Tensor:
         """One output for each input."""
-        return self._activate(x)
+        return self.activate(x, None)
 
 
 class Convolution(Layer):
-    """A convolution of stride 1, any dilation, causal or not."""
+    """A convolution of stride 1, any dilation, causal or not.
+
+    Attributes:
+        activate: what is done with its inputs first, so that they are written where they are wanted.
+    """
 
     states = ("past", "started")
 
@@ -76,6 +80,7 @@ class Convolution(Layer):
         self.need = max(self.span + 1 - self.left, self.left + 1 if self.mode == "reflect" else 0)
         weight, bias = _plain(convolution)
         self._convolve = operations.convolution(weight, bias, dilation, convolution.groups)
+        self.activate = operations.activation(nn.Identity())
         self.reset()
 
     def reset(self) -> None:
@@ -85,9 +90,9 @@ class Convolution(Layer):
 
     def push(self, x: Tensor) -> Tensor | None:
         """As many outputs as inputs, but `right` fewer at first."""
+        x = self.activate(x, self.past)
         if not self.span:
             return self._convolve(x)
-        x = x if self.past is None else torch.cat([self.past, x], dim=1)
         if not self.started:
             if x.shape[1] < self.need:
                 self.past = x
@@ -190,7 +195,14 @@ class Chain(Layer):
     states = ("layers",)
 
     def __init__(self, modules: Any, operations: Operations) -> None:
-        self.layers = [streaming(module, operations) for module in modules]
+        self.layers: list[Layer] = []
+        for module in modules:
+            layer = streaming(module, operations)
+            before = self.layers[-1] if self.layers else None
+            if isinstance(layer, Convolution) and isinstance(before, Pointwise):
+                layer.activate = before.activate
+                self.layers.pop()
+            self.layers.append(layer)
 
     def fork(self) -> Self:
         """The same layers for another clip."""

@@ -176,21 +176,25 @@ static void recur_work(Team *team, int me, void *with) {
 typedef struct {
   const float *x;
   float *y;
-  int64_t count;
+  int64_t clips, count, before; /* numbers of a clip, and of what there is before each of y's */
 } Activating;
 
 #define STRETCH 4096
 
 static void elu_work(Team *team, int me, void *with) {
   const Activating *work = with;
-  for (int64_t task; (task = take(team, me, (work->count + STRETCH - 1) / STRETCH)) >= 0;) {
-    const int64_t end = (task + 1) * STRETCH < work->count ? (task + 1) * STRETCH : work->count;
-    for (int64_t i = task * STRETCH; i < end; i += LANES) {
+  const int64_t parts = (work->count + STRETCH - 1) / STRETCH;
+  for (int64_t task; (task = take(team, me, work->clips * parts)) >= 0;) {
+    const int64_t clip = task / parts, begin = task % parts * STRETCH;
+    const int64_t end = begin + STRETCH < work->count ? begin + STRETCH : work->count;
+    const float *x = work->x + clip * work->count;
+    float *y = work->y + clip * (work->before + work->count) + work->before;
+    for (int64_t i = begin; i < end; i += LANES) {
       const int64_t left = end - i < LANES ? end - i : LANES;
       F v = {0};
-      memcpy(&v, work->x + i, left * sizeof v[0]);
+      memcpy(&v, x + i, left * sizeof v[0]);
       v = choose(v > 0.0f, v, exponential(v) - 1.0f);
-      memcpy(work->y + i, &v, left * sizeof v[0]);
+      memcpy(y + i, &v, left * sizeof v[0]);
     }
   }
   meet(team);
@@ -251,8 +255,9 @@ void codec_recur(Team *team, const Recurrence *of, const float *x, int64_t clips
   if (times % 2) memcpy(hidden, hidden + clips * units, clips * units * sizeof *hidden);
 }
 
-void codec_elu(Team *team, const float *x, int64_t count, float *y) {
-  Activating work = {x, y, count};
+/* x [clips][count] -> y [clips][before + count], of which the first ones of each stay as they are. */
+void codec_elu(Team *team, const float *x, int64_t clips, int64_t count, int64_t before, float *y) {
+  Activating work = {x, y, clips, count, before};
   together(team, elu_work, &work);
 }
 
