@@ -181,7 +181,8 @@ static void cross_attention(Decoder *d, int me, int64_t index) {
 
 /* Products of rows with matrices of their own: `heard`, or the scores. */
 static void multiply_own(Decoder *d, int me, int64_t index, int heard, Result to) {
-  const int64_t some = 4, most = (heard ? d->model.dim : up(d->model.heads * SHORT, LANES)) / LANES, tasks = (most + some - 1) / some;
+  const int64_t some = heard ? 4 : 1; /* of sixteen outputs, which are few bytes where they are what is heard */
+  const int64_t most = heard ? d->model.dim : up(d->model.heads * SHORT, LANES), tasks = up(most, some * LANES) / LANES / some;
   for (int64_t task; (task = take(d->team, me, d->hears_short * tasks)) >= 0;) {
     const int64_t row = task / tasks;
     const Folded own = folded_of(d, &d->rows[d->short_hearing[row]], index);
