@@ -3,11 +3,11 @@
  * They lie in blocks of 64 positions, each of all layers and heads. In a block a head of a layer has a unit:
  *
  *     keys, as a matrix whose outputs are positions: [4][D / 4][16][4] bytes, or [4][D][16] floats
- *     values [64][D]
+ *     values the other way round, [16][D][4] bytes, of four positions together; or [64][D] floats
  *     of bytes the scales of the 64 keys, and of the 64 values
  *
  * Of bytes each position of a head has scales of its own, so nothing has to be known of the music beforehand. A query has two
- * parts, as the rows of a product. Softmax goes block by block with the largest so far (Milakov and Gimelshein 2018,
+ * parts, as the rows of a product, and so have the weights of a block's values. Softmax goes block by block with the largest so far (Milakov and Gimelshein 2018,
  * arXiv:1805.02867), so each byte is read once.
  */
 #pragma once
@@ -62,7 +62,9 @@ static inline void keep_bytes(uint8_t *unit, int64_t place, int64_t dim, const f
   to_bytes(key, dim, scales[place], bytes);
   uint8_t *to = unit + place / LANES * LANES * dim + place % LANES * 4;
   for (int64_t i = 0; i < dim; i += 4) keep_four(to + i * LANES, bytes + i);
-  to_bytes(value, dim, scales[POSITIONS + place], (int8_t *)unit + POSITIONS * dim + place * dim);
+  to_bytes(value, dim, scales[POSITIONS + place], bytes);
+  uint8_t *values = unit + POSITIONS * dim + place / 4 * 4 * dim + place % 4;
+  for (int64_t i = 0; i < dim; i++) values[4 * i] = (uint8_t)bytes[i] ^ MIDDLE;
 }
 
 /* Keep the key and the value [D] of a position. */
@@ -76,7 +78,7 @@ static inline void expect(uint8_t *const *blocks, int64_t at, int64_t position, 
   const uint8_t *unit = blocks[position / POSITIONS] + at;
   const int64_t place = position % POSITIONS;
   for (int64_t i = 0; i < dim; i += 4) __builtin_prefetch(unit + place / LANES * LANES * dim + i * LANES, 1);
-  __builtin_prefetch(unit + (POSITIONS + place) * dim, 1);
+  for (int64_t i = 0; i < dim; i += LANES) __builtin_prefetch(unit + (POSITIONS + place / 4 * 4) * dim + 4 * i, 1);
   __builtin_prefetch(unit + 2 * POSITIONS * dim + place * sizeof(float), 1);
   __builtin_prefetch(unit + 2 * POSITIONS * dim + (POSITIONS + place) * sizeof(float), 1);
 }
@@ -121,19 +123,42 @@ static inline F scores_of(const Query *q, const uint8_t *unit, int64_t i, const 
 }
 
 /* out [D] += weights [count] times values [count][D]. */
-static inline void add_values(F *out, const float *weights, const uint8_t *unit, int64_t count, const int64_t dim,
-                              const int floats, const uint8_t *next) {
-  for (int64_t t = 0; t < count; t++) {
-    if (!floats) {
-      __builtin_prefetch(next + (POSITIONS + t) * dim, 0, 2);
-      __builtin_prefetch(unit + (POSITIONS + t) * dim + NEAR);
+static inline void add_floats(F *out, const float *weights, const uint8_t *unit, int64_t count, const int64_t dim) {
+  for (int64_t t = 0; t < count; t++)
+    for (int64_t i = 0; i < dim; i += LANES)
+      out[i / LANES] += weights[t] * load((const float *)unit + (POSITIONS + t) * dim + i);
+}
+
+/* The same of bytes. The weights, of which `top` is the largest, are 0 from `count` on. */
+static inline void add_bytes(F *out, const float *weights, float top, const uint8_t *unit, int64_t count, const int64_t dim,
+                             const uint8_t *next) {
+  _Alignas(64) int8_t coarse[POSITIONS], fine[POSITIONS];
+  const F per = all(top > 0 ? LEVELS / top : 0);
+  I coarse_sum = {0}, fine_sum = {0};
+  for (int64_t t = 0; t < POSITIONS; t += LANES) {
+    const F v = load(weights + t) * per, whole = nearest(choose(v == v, v, all(0)));
+    const I c = __builtin_convertvector(whole, I);
+    const I f = __builtin_convertvector(nearest((choose(v == v, v, all(0)) - whole) * FINER), I);
+    coarse_sum += c, fine_sum += f;
+    const C cs = __builtin_convertvector(c, C), fs = __builtin_convertvector(f, C);
+    memcpy(coarse + t, &cs, sizeof cs), memcpy(fine + t, &fs, sizeof fs);
+  }
+  I c[WIDEST / LANES] = {{0}}, f[WIDEST / LANES] = {{0}};
+  for (int64_t t = 0; t < count; t += 4) {
+    int32_t four_coarse, four_fine;
+    memcpy(&four_coarse, coarse + t, 4), memcpy(&four_fine, fine + t, 4);
+    for (int64_t i = 0; i < dim / LANES; i++) {
+      const uint8_t *values = unit + (POSITIONS + t) * dim + 4 * LANES * i;
+      __builtin_prefetch(next + (values - unit), 0, 2);
+      __builtin_prefetch(values + NEAR);
+      c[i] = dot4(c[i], values, four_coarse);
+      f[i] = dot4(f[i], values, four_fine);
     }
-    for (int64_t i = 0; i < dim; i += LANES) {
-      C bytes;
-      if (!floats) memcpy(&bytes, unit + (POSITIONS + t) * dim + i, sizeof bytes);
-      out[i / LANES] += weights[t] * (floats ? load((const float *)unit + (POSITIONS + t) * dim + i)
-                                             : __builtin_convertvector(bytes, F));
-    }
+  }
+  const int32_t coarse_middle = MIDDLE * total_of_integers(coarse_sum), fine_middle = MIDDLE * total_of_integers(fine_sum);
+  for (int64_t i = 0; i < dim / LANES; i++) {
+    const F whole = __builtin_convertvector(c[i] - coarse_middle, F), rest = __builtin_convertvector(f[i] - fine_middle, F);
+    out[i] += (whole + rest * (1.0f / FINER)) * (top / LEVELS);
   }
 }
 
@@ -169,12 +194,20 @@ __attribute__((always_inline)) static inline void attend_to(
     const F fade = exponential(all(before - top));
     sum *= fade;
     for (int64_t i = 0; i < dim / LANES; i++) out[i] *= fade;
+    F heaviest = {0};
     for (int64_t i = 0; i < stretches; i++) {
-      const F weight = exponential(scores[i] - top);
-      sum += choose(scores[i] == -__builtin_inff(), all(0), weight);
-      store(weights + i * LANES, floats ? weight : weight * load(scales + i * LANES));
+      const F weight = choose(scores[i] == -__builtin_inff(), all(0), exponential(scores[i] - top));
+      const F scaled = floats ? weight : weight * choose(weight > 0.0f, load(scales + i * LANES), all(0));
+      sum += weight + scaled * 0.0f; /* a scale that is not a number is seen here */
+      heaviest = larger(scaled, heaviest);
+      store(weights + i * LANES, scaled);
     }
-    add_values(out, weights, unit, count, dim, floats, next);
+    if (floats) {
+      add_floats(out, weights, unit, count, dim);
+    } else {
+      for (int64_t i = stretches; i < POSITIONS / LANES; i++) store(weights + i * LANES, all(0));
+      add_bytes(out, weights, largest(heaviest), unit, count, dim, next);
+    }
   }
   const F whole = all(1.0f / total(sum));
   for (int64_t i = 0; i < dim / LANES; i++) store(found + i * LANES, out[i] * whole);
