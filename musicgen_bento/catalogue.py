@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from musicgen_bento.kernel import BLOCK
+from musicgen_bento.kernel import BLOCK, SHORT
 
 if TYPE_CHECKING:
     from musicgen_bento.precision import Precision
@@ -68,7 +68,9 @@ class ModelCard:
         positions = min(self.window, seconds) * 50 + 3
         positions = -(-positions // BLOCK) * BLOCK if precision.packed else positions
         own = 2 * positions * precision.cached  # of each channel of keys and values, guided
-        prompt = 512 * (precision.cached if precision.packed else precision.rest.itemsize)  # a long one
+        prompt = 512 * (precision.cached if precision.packed else precision.rest.itemsize)  # a long one,
+        if precision.packed:
+            prompt = max(prompt, 1.1 * SHORT * self.dim // 64)  # or one that is folded: a row of a matrix for each head
         clip = 2 * self.layers * self.dim * int(own + prompt)
         return precision.estimate(self.parameters, self.layers, self.dim) + clip + 4 * self.float32_numbers
 

@@ -15,6 +15,7 @@ import sys
 from collections.abc import Callable
 from ctypes import POINTER, Structure, c_float, c_int64, c_uint64, c_void_p
 from functools import cache
+from itertools import count, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -143,9 +144,9 @@ _CALLS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "codec_elu": (None, (c_void_p, c_void_p, c_int64, c_int64, c_int64, c_void_p)),
     "codec_overlap": (None, (c_void_p, c_void_p, c_void_p, *[c_int64] * 4, c_void_p, c_void_p)),
     "codec_pack": (None, (c_void_p, c_int64, c_int64, c_int64, c_void_p)),
-    "codec_sizes": (None, (c_void_p,)),
+    "codec_layout": (POINTER(c_int64), ()),
     "kernel_read": (c_int64, (c_void_p, c_void_p, c_int64)),
-    "kernel_sizes": (None, (c_void_p,)),
+    "decoder_layout": (POINTER(c_int64), ()),
     "matrix_pack": (None, (c_void_p, c_void_p, c_int64, c_int64, c_int64, c_void_p, c_void_p)),
 }
 
@@ -193,17 +194,16 @@ def bound(path: Path) -> Any:
     for name, (result, arguments) in _CALLS.items():
         function = getattr(found, name)
         function.restype, function.argtypes = result, arguments
-    for function, structures in _SIZES.items():
-        sizes = (c_int64 * len(structures))()
-        getattr(found, function)(sizes)
-        if list(sizes) != [ctypes.sizeof(structure) for structure in structures]:
+    for function, expected in _LAYOUTS.items():
+        numbers = getattr(found, function)()
+        if list(takewhile(bool, map(numbers.__getitem__, count()))) != expected:
             raise OSError(f"{path.name} was compiled from other sources")
     return found
 
 
-_SIZES: dict[str, tuple[type[Structure], ...]] = {
-    "kernel_sizes": (Matrix, Norm, Layer, Model, Clip, Row),
-    "codec_sizes": (Convolution, Recurrence),
+_LAYOUTS: dict[str, list[int]] = {
+    "decoder_layout": [*map(ctypes.sizeof, (Matrix, Norm, Layer, Model, Clip, Row)), SHORT],
+    "codec_layout": [*map(ctypes.sizeof, (Convolution, Recurrence))],
 }
 
 

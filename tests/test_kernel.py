@@ -64,7 +64,7 @@ def test_all_kinds_say_the_same_of_any_number_of_clips(kind: Any, clips: int, ho
     files = open_files(Source("tiny", folder(MONO)))
     decoder = PackedDecoder(packed(read_weights(files.source, files.shape, files.state, CPU, how)), 20, kernel.Team(2))
     torch.manual_seed(clips)
-    texts = [torch.randn(4 + n, files.shape.dim) for n in range(clips)]
+    texts = [torch.randn(4 + 2 * n, files.shape.dim) for n in range(clips)]  # some are folded in int8
     read = torch.randint(files.shape.card, (6, clips, 4))
     cfg = torch.linspace(2.0, 4.0, clips)
 
@@ -172,13 +172,12 @@ def test_calls_from_several_threads_have_their_own_teams() -> None:
 
 def test_a_kernel_of_other_sources_is_not_used(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Their fields are named twice, in C and in Python; and what cannot be loaded is as if it were not there."""
-
-    class Grown(ctypes.Structure):
-        _fields_ = (*kernel.Clip._fields_, ("more", ctypes.c_int64))
-
     kernel.library.cache_clear()
     with monkeypatch.context() as patch:
-        patch.setitem(kernel._SIZES, "kernel_sizes", (*kernel._SIZES["kernel_sizes"][:4], Grown, kernel.Row))
+        sizes = kernel._LAYOUTS["decoder_layout"]
+        grown = [size + 8 * (size == ctypes.sizeof(kernel.Clip)) for size in sizes]
+        assert grown != sizes
+        patch.setitem(kernel._LAYOUTS, "decoder_layout", grown)
         assert kernel.library() is None
     kernel.library.cache_clear()
     with monkeypatch.context() as patch:

@@ -19,14 +19,14 @@ from musicgen_bento.engine.decoder import EagerDecoder, Need
 from musicgen_bento.engine.decoders import decoder_of
 from musicgen_bento.engine.hub import Source
 from musicgen_bento.engine.packed_decoder import SPENT, PackedDecoder
-from musicgen_bento.engine.pages import Pages, forget_file
+from musicgen_bento.engine.pages import LARGE, Pages, forget_file
 from musicgen_bento.engine.sampling import SamplingRows, sample
 from musicgen_bento.errors import LoadFailed
 from musicgen_bento.kernel import BLOCK, SHORT
 from musicgen_bento.precision import FLOAT32, FLOAT32_PACKED, INT8, Precision
 from tests.checkpoints import Recipe
 from tests.models import CPU, MONO, PREPEND, STEREO, Story, engine, folder, load, make, params
-from tests.seated import COMPANY, assert_same, plain
+from tests.seated import COMPANY, assert_same
 
 ODD = replace(MONO, dim=96, heads=2, window=3)  # heads are 48 wide; a row fills more than one block
 
@@ -66,7 +66,7 @@ def test_logits_of_clips_at_different_positions(recipe: Recipe) -> None:
 
 
 @pytest.mark.parametrize("tokens", [1, 7, 16, 17, SHORT, SHORT + 1])
-@pytest.mark.parametrize("recipe", [MONO, ODD])
+@pytest.mark.parametrize("recipe", [MONO, ODD, replace(MONO, dim=128, heads=1)])
 def test_a_short_prompt_is_folded(recipe: Recipe, tokens: int) -> None:
     """It is heard as one that is not, and takes what is counted."""
     torch.manual_seed(tokens)
@@ -93,10 +93,13 @@ def test_a_prompt_that_is_not_a_number_is_its_clips_alone() -> None:
         pair = [decoder.open(each, True, 30) for each in (text, torch.ones(3, decoder.shape.dim))]
         rows = SamplingRows.of([0, 0], [1.0, 1.0], [250, 250], [0.0, 0.0], CPU)
         drawn = decoder.draw(pair, [[1] * 4] * 2, torch.tensor([3.0, 3.0]), rows, [1, 1])
-        assert drawn[0] == [-1] * 4
-        assert min(drawn[1]) >= 0
         for sequence in pair:
             decoder.close(sequence)
+        assert drawn[0] == [-1] * 4
+        alone = decoder.open(torch.ones(3, decoder.shape.dim), True, 30)
+        rows = SamplingRows.of([0], [1.0], [250], [0.0], CPU)
+        assert drawn[1:] == decoder.draw([alone], [[1] * 4], torch.tensor([3.0]), rows, [1])
+        decoder.close(alone)
 
 
 def test_tokens_are_drawn_as_sampling_draws_them() -> None:
@@ -169,13 +172,19 @@ def test_what_a_clip_takes_is_what_is_counted() -> None:
     taken = before - decoder._blocks.free
     assert decoder.bytes([Need(2, 100, 70)]) == taken * decoder._kernel.decoder_block(decoder._handle)
     assert decoder.bytes([]) == 0
+    decoder = decoder_of(load(replace(MONO, window=3), INT8).weights, 4)
+    assert isinstance(decoder, PackedDecoder)
+    block, folded = (decoder._kernel.decoder_block(decoder._handle), folded_bytes(decoder.shape, SHORT))
+    assert decoder.bytes([Need(2, 100, SHORT)]) == 4 * block + folded
+    assert decoder.bytes([Need(2, 100, SHORT + 1)]) == 5 * block
 
 
-def test_a_clip_that_went_to_infinity_spoils_none_after_it() -> None:
-    model = engine(MONO)
+@pytest.mark.parametrize("how", [FLOAT32_PACKED, INT8], ids=lambda how: how.name)
+def test_a_clip_that_went_to_infinity_spoils_none_after_it(how: Precision) -> None:
+    model = engine(MONO, how=how)
     decoder = model._decoder
     assert isinstance(decoder, PackedDecoder)
-    wanted = make(plain(MONO), {"one": params(duration=0.4, seed=1)})
+    wanted = make(engine(MONO, how=how), {"one": params(duration=0.4, seed=1)})
     decoder._blocks._pages.tensor.fill_(255)  # as floats they are no numbers
     assert_same(make(model, {"one": params(duration=0.4, seed=1)}), wanted)
 
@@ -251,6 +260,24 @@ def test_pages_take_memory_when_they_are_written_and_give_it_back() -> None:
     pages.forget(pages.tensor[1])
     assert process.memory_info().rss - begin < many / 8
     assert not pages.tensor.any()
+
+
+def test_blocks_in_large_pages_are_given_back_in_whole_pages() -> None:
+    """What a neighbour still has is as it was; with the last of them all is zeros."""
+    blocks = Blocks(8, 3 * 2**19)
+    for number in range(8):
+        assert blocks.take() == number
+        blocks._pages.tensor[number] = number + 1
+    blocks.give_back([1, 3, 5, 7])
+    for number in (0, 2, 4, 6):
+        assert (blocks._pages.tensor[number] == number + 1).all()
+    assert blocks.free == 4
+    blocks.give_back([0, 6, 2, 4])
+    flat = blocks._pages.tensor.flatten()
+    begin, end = -flat.data_ptr() % LARGE, len(flat) - (flat.data_ptr() + len(flat)) % LARGE
+    assert end - begin >= LARGE
+    assert not flat[begin:end].any()
+    assert [blocks.take() for _ in range(8)] == list(range(8))
 
 
 def test_what_shares_a_page_with_others_is_left() -> None:

@@ -41,6 +41,7 @@ from musicgen_bento.engine.pages import forget_file
 from musicgen_bento.engine.released import FRAME_RATE, read_shape, read_weights
 from musicgen_bento.engine.weights import MAX_TOKENS, LMShape, LMWeights
 from musicgen_bento.errors import LoadFailed
+from musicgen_bento.kernel import SHORT
 from musicgen_bento.precision import FLOAT32, FLOAT32_PACKED, Precision, Size
 
 Weights: TypeAlias = LMWeights | PackedWeights
@@ -121,7 +122,8 @@ class Files:
         """What the most demanding clip of so many seconds takes while it is made."""
         frames = min(self.shape.window, int(seconds * FRAME_RATE) + 1)
         positions = self.shape.pattern.last_position(frames)
-        return clip_bytes(self.shape, precision, 2, positions, MAX_TOKENS)
+        # of a large model a prompt that is just folded takes more than the longest, which is not
+        return max(clip_bytes(self.shape, precision, 2, positions, tokens) for tokens in (SHORT, MAX_TOKENS))
 
 
 # transformers builds one model at a time: two threads in from_pretrained leave both models without weights.

@@ -8,11 +8,18 @@ import torch
 from torch import Tensor, nn
 
 from musicgen_bento import kernel
-from musicgen_bento.engine.codec_operations import Activation, Along, Operations, Overlap, Recurrence, State, TorchOperations
+from musicgen_bento.engine.codec_operations import (
+    Activation,
+    Along,
+    Operations,
+    Overlap,
+    Recurrence,
+    State,
+    TorchOperations,
+)
 from musicgen_bento.engine.pages import Pages
 from musicgen_bento.engine.seats import up
 from musicgen_bento.kernel import LANES
-
 
 _LEVELS = 2**15 - 1  # of a number in 16 bits, either way
 _SMALLEST = torch.finfo(torch.float32).tiny
@@ -103,7 +110,7 @@ class KernelOperations(TorchOperations):
         # sixteen units side by side, gate by gate
         order = torch.arange(4 * units).view(4, -1, LANES).transpose(0, 1).flatten()
         heard = _Packed(weight_ih[order, :, None], (bias_ih + bias_hh)[order], 1)
-        scales = weight_hh.float().abs().amax(dim=1).clamp(min=_SMALLEST) / _LEVELS
+        scales = (weight_hh.float().abs().amax(dim=1) / _LEVELS).clamp(min=_SMALLEST)
         numbers = (weight_hh / scales[:, None]).round().view(4, -1, LANES, units).permute(1, 3, 0, 2)
         before, scales = Pages(*numbers.shape, dtype=torch.int16, huge=True), scales[order]
         before.tensor.copy_(numbers)

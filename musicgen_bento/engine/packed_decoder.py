@@ -65,6 +65,7 @@ class PackedDecoder(Decoder):
 
         Raises:
             IndexError: there are as many as there may be.
+            MemoryError: there is none for the prompt.
         """
         if not self._free:
             raise IndexError("no seat is free")

@@ -23,7 +23,7 @@ from musicgen_bento.quiet import where
 
 # Frames to decode at a time: little first, so that sound comes soon, then blocks large enough to be cheap.
 BLOCKS = (5, 3, 4, 6, 9, 13, 18)
-BLOCK = 24  # twice as many rows as the kernel's convolutions take at once
+BLOCK = 24  # twice as many rows as the kernel's convolutions take at once, with AVX-512
 TOGETHER = 16  # channels of sound at most: at the codec's end a block of each is 15,360 samples of 64 channels
 
 _log = logging.getLogger("bentoml.musicgen")

@@ -233,10 +233,10 @@ Team *team_new(int64_t size) { return team_open((int)size); }
 
 void team_free(Team *team) { team_close(team); }
 
-/* Of the structures that Python has too, in the order of kernel.py. */
-void codec_sizes(int64_t *sizes) {
-  const int64_t found[] = {sizeof(Convolution), sizeof(Recurrence)};
-  memcpy(sizes, found, sizeof found);
+/* Sizes of the structures that Python has too, in the order of kernel.py. 0 ends it. */
+const int64_t *codec_layout(void) {
+  static const int64_t sizes[] = {sizeof(Convolution), sizeof(Recurrence), 0};
+  return sizes;
 }
 
 /* x [clips][times][inputs] -> y [clips][times - (taps - 1) * dilation][outputs] */

@@ -109,13 +109,18 @@ static void prepare(Decoder *d, int me, const float *x, int64_t width, const Nor
   over(d, me, NORMS);
 }
 
-/* All of `m`; the next one that will be multiplied with is asked for. */
-static void multiply(Decoder *d, int me, const Matrix *m, int64_t count, Result to, const Matrix *next) {
-  for (int64_t group; (group = take(d->team, me, m->outputs / LANES)) >= 0;)
-    outputs(m, &d->parts, &to, group * LANES, (int)count, d->tiles);
+/* Ask for the beginning of a thread's share of the matrix that will be multiplied with next. */
+static void ask_next(const Decoder *d, int me, const Matrix *next) {
   const int64_t first = share_of(d->team, me, next->outputs / LANES) * LANES * next->inputs;
   const uint8_t *begin = (const uint8_t *)next->packed + first * (d->floats ? sizeof(float) : 1);
   for (int64_t i = 0; i < FAR; i += 64) __builtin_prefetch(begin + i);
+}
+
+/* All of `m`; the next one is asked for. */
+static void multiply(Decoder *d, int me, const Matrix *m, int64_t count, Result to, const Matrix *next) {
+  for (int64_t group; (group = take(d->team, me, m->outputs / LANES)) >= 0;)
+    outputs(m, &d->parts, &to, group * LANES, (int)count, d->tiles);
+  ask_next(d, me, next);
   over(d, me, PRODUCTS);
 }
 
@@ -180,9 +185,14 @@ static void cross_attention(Decoder *d, int me, int64_t index) {
 }
 
 /* Products of rows with matrices of their own: `heard`, or the scores. */
-static void multiply_own(Decoder *d, int me, int64_t index, int heard, Result to) {
+static void multiply_own(Decoder *d, int me, int64_t index, int heard, Result to, const Matrix *next) {
   const int64_t some = heard ? 4 : 1; /* of sixteen outputs, which are few bytes where they are what is heard */
-  const int64_t most = heard ? d->model.dim : up(d->model.heads * SHORT, LANES), tasks = up(most, some * LANES) / LANES / some;
+  int64_t longest = 0;
+  for (int64_t i = 0; i < d->hears_short; i++) {
+    const int64_t tokens = d->rows[d->short_hearing[i]].heard_length;
+    longest = tokens > longest ? tokens : longest;
+  }
+  const int64_t outputs = heard ? d->model.dim : d->model.heads * longest, tasks = up(outputs, some * LANES) / (some * LANES);
   for (int64_t task; (task = take(d->team, me, d->hears_short * tasks)) >= 0;) {
     const int64_t row = task / tasks;
     const Folded own = folded_of(d, &d->rows[d->short_hearing[row]], index);
@@ -190,6 +200,7 @@ static void multiply_own(Decoder *d, int me, int64_t index, int heard, Result to
     for (int64_t group = task % tasks * some, i = 0; i < some && (group + i) * LANES < m->outputs; i++)
       some_rows(m, &d->parts, &to, (group + i) * LANES, (int)row, 1);
   }
+  ask_next(d, me, next);
   over(d, me, PRODUCTS);
 }
 
@@ -199,7 +210,8 @@ static void short_attention(Decoder *d, int me, int64_t index) {
   const Layer *layer = &m->layer[index];
   const int64_t width = widest(m);
   prepare(d, me, d->x, m->dim, &layer->norm_cross, &layer->query, d->hears_short, d->short_hearing);
-  multiply_own(d, me, index, 0, (Result){d->wide, width, SET, NULL});
+  const Folded first = folded_of(d, &d->rows[d->short_hearing[0]], index);
+  multiply_own(d, me, index, 0, (Result){d->wide, width, SET, NULL}, &first.heard);
   for (int64_t row; (row = take(d->team, me, d->hears_short)) >= 0;) {
     const int64_t tokens = d->rows[d->short_hearing[row]].heard_length;
     float *scores = d->wide + row * width;
@@ -207,7 +219,7 @@ static void short_attention(Decoder *d, int me, int64_t index) {
     divide(scores, up(m->heads * tokens, LANES), up(m->heads * tokens, DEPTH), &d->parts, (int)row);
   }
   over(d, me, NORMS);
-  multiply_own(d, me, index, 1, (Result){d->x, m->dim, ADD, d->short_hearing});
+  multiply_own(d, me, index, 1, (Result){d->x, m->dim, ADD, d->short_hearing}, &layer->linear1);
 }
 
 static void feed_forward(Decoder *d, int me, const Layer *layer, const Matrix *next) {
@@ -346,10 +358,11 @@ Decoder *decoder_open(const Model *model, int64_t most, Team *team) {
   return NULL;
 }
 
-/* Of the structures that Python has too, in the order of kernel.py. */
-void kernel_sizes(int64_t *sizes) {
-  const int64_t found[] = {sizeof(Matrix), sizeof(Norm), sizeof(Layer), sizeof(Model), sizeof(Clip), sizeof(Row)};
-  memcpy(sizes, found, sizeof found);
+/* What Python has too, in the order of kernel.py: sizes of structures, and the tokens of a short prompt. 0 ends it. */
+const int64_t *decoder_layout(void) {
+  static const int64_t sizes[] = {sizeof(Matrix), sizeof(Norm), sizeof(Layer), sizeof(Model),
+                                  sizeof(Clip),   sizeof(Row),  SHORT,         0};
+  return sizes;
 }
 
 /* Bytes of a block of keys and values. */

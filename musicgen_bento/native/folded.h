@@ -2,10 +2,10 @@
  *
  * A head hears of a prompt's T tokens softmax(x Q' K') V O', where x is a row and Q, O are the layer's matrices: K Q and
  * V O' depend on the prompt alone. They have T rows a head, where Q and O have as many as a head has numbers. So of a
- * short prompt these are multiplied out when a clip begins, and kept in bytes, as matrices are. A step then reads of small
- * with 16 tokens 13 MB, where it would read 50.
+ * short prompt these are multiplied out when a clip begins, and kept in bytes, as matrices are. A step of one clip then
+ * reads of small with 16 tokens 13 MB, where it would read 50; but 16 clips read it 16 times.
  *
- * In memory, layer after layer: the matrix of scores [up(heads * T, 16)][dim], its scales; the matrix of what is heard
+ * In memory, layer after layer: the matrix of scores [up(heads * T, 16)][up(dim, 64)], its scales; the matrix of what is heard
  * [dim][up(heads * T, 64)], its scales.
  */
 #pragma once
@@ -63,11 +63,11 @@ static int64_t folding_room(int64_t dim, int64_t heads) {
   return scores > heard ? scores : heard;
 }
 
-/* A head's rows of the scores, token by token in vectors. keys: [tokens], each `stride` from the last. */
+/* A head's rows of the scores, token by token in vectors. keys: [tokens], each `stride` from the last. work: to work in. */
 static void fold_scores(const Matrix *query, const float *keys, int64_t stride, int64_t dim, int64_t heads, int64_t tokens,
-                        int64_t head, const Matrix *to, float *room) {
+                        int64_t head, const Matrix *to, float *work) {
   const int64_t head_dim = dim / heads, first = head * head_dim;
-  float *unpacked = room, *made = room + dim * head_dim; /* [dim][head_dim], [dim][WIDTH] */
+  float *unpacked = work, *made = work + dim * head_dim; /* [dim][head_dim], [dim][WIDTH] */
   _Alignas(64) float turned[WIDEST * WIDTH] = {0};       /* [head_dim][WIDTH] */
   for (int64_t d = 0; d < head_dim; d++)
     for (int64_t t = 0; t < tokens; t++)
@@ -102,7 +102,7 @@ static void fold_scores(const Matrix *query, const float *keys, int64_t stride, 
 
 /* Sixteen outputs of what is heard. values: [tokens up to a multiple of 8], each `stride` from the last. */
 static void fold_heard(const Matrix *out, const float *values, int64_t stride, int64_t dim, int64_t heads, int64_t tokens,
-                       int64_t output, const Matrix *to, float *room) {
+                       int64_t output, const Matrix *to, float *work) {
   const int64_t head_dim = dim / heads, rows = heads * tokens;
   const F scales = load(out->scales + output);
   F most = {0}, broken = {0};
@@ -117,15 +117,15 @@ static void fold_heard(const Matrix *out, const float *values, int64_t stride, i
       }
       for (int k = 0; k < 8 && t + k < tokens; k++) {
         measure(sums[k] * scales, &most, &broken);
-        store(room + (head * tokens + t + k) * LANES, sums[k] * scales);
+        store(work + (head * tokens + t + k) * LANES, sums[k] * scales);
       }
     }
-  for (int64_t row = rows; row % 4; row++) store(room + row * LANES, all(0));
+  for (int64_t row = rows; row % 4; row++) store(work + row * LANES, all(0));
   const F scale = most * (1.0f / LEVELS), per = per_scale(scale);
   store((float *)to->scales + output, scale + broken);
   for (int64_t row = 0; row < rows; row += 4) {
     F numbers[4];
-    for (int i = 0; i < 4; i++) numbers[i] = load(room + (row + i) * LANES);
+    for (int i = 0; i < 4; i++) numbers[i] = load(work + (row + i) * LANES);
     const U words = packed_four(numbers, per);
     memcpy((uint8_t *)to->packed + output * to->inputs + row * LANES, &words, sizeof words);
   }

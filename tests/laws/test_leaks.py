@@ -12,6 +12,7 @@ import torch
 
 from musicgen_bento.engine.blocks import BlockCache
 from musicgen_bento.engine.codec import CodecDecoder, CodecStream
+from musicgen_bento.engine.decoder import Columns
 from musicgen_bento.engine.engine import ModelEngine, Slot
 from musicgen_bento.engine.kv_cache import KVCache
 from musicgen_bento.engine.packed_decoder import PackedDecoder
@@ -126,14 +127,14 @@ def test_a_model_that_gives_nan_fails_that_clip_and_says_so(monkeypatch: pytest.
         model.submit(str(number), params(duration=0.5, cfg_coef=1.0), story)
     draw = PackedDecoder.draw
 
-    def poisoned(self: PackedDecoder, sequences: list[object], tokens: torch.Tensor, *rest: object) -> torch.Tensor:
+    def poisoned(self: PackedDecoder, sequences: list[object], *rest: object) -> Columns:
         """What the first clip remembers is not a number any more; the kernel sees it in its logits."""
         if len(sequences) == 2 and model._slots["0"].clip.position == 9:
             sequence = model._slots["0"].sequence
             assert sequence
             assert isinstance(sequence.cache, BlockCache)
             sequence.cache._blocks._pages.tensor[sequence.cache._taken[-1]] = 255
-        return draw(self, sequences, tokens, *rest)  # type: ignore[arg-type]
+        return draw(self, sequences, *rest)  # type: ignore[arg-type]
 
     monkeypatch.setattr(PackedDecoder, "draw", poisoned)
     while model.step():
