@@ -5,9 +5,9 @@ every matrix once, however many rows there are, and of each clip the keys and va
 
     bytes = matrices + rows * (position + 1) * 2 * layers * dim * bytes of a number
 
-In int8 a short prompt is folded (`musicgen_bento/native/folded.h`): instead of two matrices a layer each clip reads what
-became of these, for 16 tokens a quarter. Left out, being small: embeddings, norms, activations, and the keys and values
-of a prompt that is not folded (16 tokens are as 16 positions of one row).
+In int8 a short prompt is folded (`musicgen_bento/native/folded.h`): instead of two matrices a layer each clip reads
+what they became, for 16 tokens a quarter. Left out, being small: embeddings, norms, activations, and the keys and
+values of a prompt that is not folded (16 tokens are as 16 positions of one row).
 """
 
 from __future__ import annotations
