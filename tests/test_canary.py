@@ -34,7 +34,7 @@ def test_silence_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_seed_that_means_nothing_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     plain, drift = PackedDecoder.draw, iter(range(10_000))
-    monkeypatch.setattr(PackedDecoder, "draw", lambda *rest: plain(*rest[:-1], rest[-1] + next(drift)))
+    monkeypatch.setattr(PackedDecoder, "draw", lambda *rest: plain(*rest[:-1], [key + next(drift) for key in rest[-1]]))
     with pytest.raises(LoadFailed, match="another clip for the same seed"):
         canary.check(models.engine())
 
