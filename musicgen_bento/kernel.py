@@ -107,6 +107,18 @@ class Clip(Structure):
     )
 
 
+class Row(Structure):
+    """See `decoder.c`."""
+
+    _fields_ = (
+        ("own", c_void_p),
+        ("heard", c_void_p),
+        ("folded", c_void_p),
+        ("position", c_int64),
+        ("heard_length", c_int64),
+    )
+
+
 class Convolution(Structure):
     """See `codec.c`."""
 
@@ -154,18 +166,6 @@ _CALLS: dict[str, tuple[Any, tuple[Any, ...]]] = {
 def fits(processor: set[str], variants: tuple[tuple[str, set[str]], ...]) -> str | None:
     """The first variant that a processor of these features has, by name."""
     return next((name for name, needs in variants if needs <= processor), None)
-
-
-class Row(Structure):
-    """See `decoder.c`."""
-
-    _fields_ = (
-        ("own", c_void_p),
-        ("heard", c_void_p),
-        ("folded", c_void_p),
-        ("position", c_int64),
-        ("heard_length", c_int64),
-    )
 
 
 @cache

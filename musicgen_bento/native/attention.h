@@ -7,8 +7,8 @@
  *     of bytes the scales of the 64 keys, and of the 64 values
  *
  * Of bytes each position of a head has scales of its own, so nothing has to be known of the music beforehand. A query has two
- * parts, as the rows of a product, and so have the weights of a block's values. Softmax goes block by block with the largest so far (Milakov and Gimelshein 2018,
- * arXiv:1805.02867), so each byte is read once.
+ * parts, as the rows of a product, and so have the weights of a block's values. Softmax goes block by block with the
+ * largest so far (Milakov and Gimelshein 2018, arXiv:1805.02867), so each byte is read once.
  */
 #pragma once
 
@@ -136,12 +136,8 @@ static inline void add_bytes(F *out, const float *weights, float top, const uint
   const F per = all(top > 0 ? LEVELS / top : 0);
   I coarse_sum = {0}, fine_sum = {0};
   for (int64_t t = 0; t < POSITIONS; t += LANES) {
-    const F v = load(weights + t) * per, whole = nearest(choose(v == v, v, all(0)));
-    const I c = __builtin_convertvector(whole, I);
-    const I f = __builtin_convertvector(nearest((choose(v == v, v, all(0)) - whole) * FINER), I);
-    coarse_sum += c, fine_sum += f;
-    const C cs = __builtin_convertvector(c, C), fs = __builtin_convertvector(f, C);
-    memcpy(coarse + t, &cs, sizeof cs), memcpy(fine + t, &fs, sizeof fs);
+    const F v = load(weights + t) * per;
+    split(choose(v == v, v, all(0)), coarse + t, fine + t, &coarse_sum, &fine_sum);
   }
   I c[WIDEST / LANES] = {{0}}, f[WIDEST / LANES] = {{0}};
   for (int64_t t = 0; t < count; t += 4) {
@@ -172,7 +168,7 @@ __attribute__((always_inline)) static inline void attend_to(
   for (int64_t i = 0; i < dim; i++) q.floats[i] = query[i] * root;
   if (!floats) {
     Parts parts = {NULL, q.bytes, 2, q.sums, &q.scale};
-    divide(q.floats, dim, (dim + DEPTH - 1) / DEPTH * DEPTH, &parts, 0);
+    divide(q.floats, dim, up(dim, DEPTH), &parts, 0);
   }
   F sum = {0}, out[WIDEST / LANES] = {{0}};
   float top = -__builtin_inff();

@@ -65,7 +65,7 @@ typedef struct {
   const Row *rows;
   int64_t count; /* rows */
   int64_t hears; /* of them hear a prompt; of a prompt itself, the position of the first */
-  int64_t hears_short; /* of them hear one that is folded */
+  int64_t hears_short, longest; /* of them hear one that is folded, of at most so many tokens */
   float *logits;
   const float *text;
   uint8_t *const *prompt; /* NULL: it is folded */
@@ -187,12 +187,8 @@ static void cross_attention(Decoder *d, int me, int64_t index) {
 /* Products of rows with matrices of their own: `heard`, or the scores. */
 static void multiply_own(Decoder *d, int me, int64_t index, int heard, Result to, const Matrix *next) {
   const int64_t some = heard ? 4 : 1; /* of sixteen outputs, which are few bytes where they are what is heard */
-  int64_t longest = 0;
-  for (int64_t i = 0; i < d->hears_short; i++) {
-    const int64_t tokens = d->rows[d->short_hearing[i]].heard_length;
-    longest = tokens > longest ? tokens : longest;
-  }
-  const int64_t outputs = heard ? d->model.dim : d->model.heads * longest, tasks = up(outputs, some * LANES) / (some * LANES);
+  const int64_t outputs = heard ? d->model.dim : d->model.heads * d->longest;
+  const int64_t tasks = up(outputs, some * LANES) / (some * LANES);
   for (int64_t task; (task = take(d->team, me, d->hears_short * tasks)) >= 0;) {
     const int64_t row = task / tasks;
     const Folded own = folded_of(d, &d->rows[d->short_hearing[row]], index);
@@ -233,7 +229,7 @@ static void feed_forward(Decoder *d, int me, const Layer *layer, const Matrix *n
 /* How many rows the next phases are about. Few are multiplied without tiles. */
 static void gather(Decoder *d, int64_t count) {
   d->count = count;
-  d->parts.lines = d->tiles && count > AT_ONCE ? (2 * count + TILE - 1) / TILE * TILE : 2 * count;
+  d->parts.lines = d->tiles && count > AT_ONCE ? up(2 * count, TILE) : 2 * count;
 }
 
 /* The rows of the clips' tokens. */
@@ -329,7 +325,8 @@ static void remember_prompt(Team *team, int me, void *with) {
 /* ---- what Python calls */
 
 void decoder_close(Decoder *d) {
-  free(d->x), free(d->wide), free(d->found), free(d->hearing), free(d->short_hearing), free(d->row), free(d->second), free(d->said);
+  free(d->x), free(d->wide), free(d->found), free(d->hearing), free(d->short_hearing);
+  free(d->row), free(d->second), free(d->said);
   free(d->parts.floats), free(d->parts.parts), free(d->parts.sums), free(d->parts.scales);
   free(d);
 }
@@ -338,7 +335,7 @@ void decoder_close(Decoder *d) {
 Decoder *decoder_open(const Model *model, int64_t most, Team *team) {
   Decoder *d = room(sizeof *d);
   if (!d) return NULL;
-  const int64_t lines = (2 * most + TILE - 1) / TILE * TILE;
+  const int64_t lines = up(2 * most, TILE);
   d->model = *model, d->most = most;
   d->floats = !model->logits.scales, d->tiles = !d->floats && has_tiles();
   d->x = room(most * model->dim * sizeof(float));
@@ -351,8 +348,8 @@ Decoder *decoder_open(const Model *model, int64_t most, Team *team) {
   d->second = room(most * sizeof(int32_t));
   d->said = room(2 * most * model->logits.outputs * sizeof(float));
   d->team = team;
-  if (d->row && d->second && d->said && d->x && d->wide && d->found && d->hearing && d->short_hearing && d->parts.floats && d->parts.parts && d->parts.sums &&
-      d->parts.scales)
+  if (d->x && d->wide && d->found && d->hearing && d->short_hearing && d->row && d->second && d->said &&
+      d->parts.floats && d->parts.parts && d->parts.sums && d->parts.scales)
     return d;
   decoder_close(d);
   return NULL;
@@ -372,10 +369,12 @@ int64_t decoder_block(const Decoder *d) {
 
 static void run(Decoder *d, const Row *rows, int64_t count, float *logits) {
   gather(d, count);
-  d->rows = rows, d->logits = logits, d->hears = 0, d->hears_short = 0;
+  d->rows = rows, d->logits = logits, d->hears = 0, d->hears_short = 0, d->longest = 0;
   for (int64_t i = 0; i < count; i++) {
     if (rows[i].heard) d->hearing[d->hears++] = (int32_t)i;
-    if (rows[i].folded) d->short_hearing[d->hears_short++] = (int32_t)i;
+    if (!rows[i].folded) continue;
+    d->short_hearing[d->hears_short++] = (int32_t)i;
+    if (rows[i].heard_length > d->longest) d->longest = rows[i].heard_length;
   }
   d->now = nanoseconds();
   together(d->team, forward, d);

@@ -19,8 +19,6 @@ typedef struct {
   Matrix scores, heard;
 } Folded;
 
-static inline int64_t up(int64_t number, int64_t to) { return (number + to - 1) / to * to; }
-
 /* Of a layer. */
 static int64_t folded_bytes(int64_t dim, int64_t heads, int64_t tokens) {
   const int64_t rows = up(heads * tokens, LANES), width = up(heads * tokens, DEPTH);

@@ -52,6 +52,16 @@ static inline int8_t *line(const Parts *of, int64_t number, int64_t i) {
   return of->parts + (i / DEPTH * of->lines + number) * DEPTH + i % DEPTH;
 }
 
+/* Sixteen numbers of at most LEVELS in two parts; the parts are summed too. */
+static inline void split(F v, int8_t *coarse, int8_t *fine, I *coarse_sum, I *fine_sum) {
+  const F whole = nearest(v);
+  const I c = __builtin_convertvector(whole, I), f = __builtin_convertvector(nearest((v - whole) * FINER), I);
+  *coarse_sum += c, *fine_sum += f;
+  const C cs = __builtin_convertvector(c, C), fs = __builtin_convertvector(f, C);
+  memcpy(coarse, &cs, sizeof cs);
+  memcpy(fine, &fs, sizeof fs);
+}
+
 /* x [width] -> row `row` of parts that are `inputs` long. What is not finite makes the scale NaN. */
 static void divide(const float *x, int64_t width, int64_t inputs, Parts *to, int row) {
   F most = {0}, sum = {0};
@@ -64,14 +74,8 @@ static void divide(const float *x, int64_t width, int64_t inputs, Parts *to, int
   const F per = all(top > 0 ? LEVELS / top : 0);
   I coarse_sum = {0}, fine_sum = {0};
   for (int64_t i = 0; i < inputs; i += LANES) {
-    const F v = i < width ? load(x + i) * per : all(0);
-    const F whole = nearest(v);
-    const I c = __builtin_convertvector(whole, I), f = __builtin_convertvector(nearest((v - whole) * FINER), I);
-    coarse_sum += c, fine_sum += f;
-    const C cs = __builtin_convertvector(c, C), fs = __builtin_convertvector(f, C);
     int8_t *coarse = line(to, 2 * row, i);
-    memcpy(coarse, &cs, sizeof cs);
-    memcpy(coarse + DEPTH, &fs, sizeof fs);
+    split(i < width ? load(x + i) * per : all(0), coarse, coarse + DEPTH, &coarse_sum, &fine_sum);
   }
   to->sums[2 * row] = MIDDLE * total_of_integers(coarse_sum);
   to->sums[2 * row + 1] = MIDDLE * total_of_integers(fine_sum);

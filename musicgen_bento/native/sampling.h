@@ -1,4 +1,6 @@
-/* Logits to a token, as sampling.py has it, but for which of equals stay under top_p: temperature, top-k or top-p, and Gumbel noise that is a hash of the seed. */
+/* Logits to a token, as sampling.py has it, but for which of equals stay under top_p: temperature, top-k or top-p, and
+ * Gumbel noise that is a hash of the seed.
+ */
 #pragma once
 
 #include <math.h>

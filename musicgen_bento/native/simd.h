@@ -29,6 +29,8 @@ static inline void ask(const void *memory) {
   __asm__ volatile("" ::: "memory");
 }
 
+static inline int64_t up(int64_t number, int64_t to) { return (number + to - 1) / to * to; }
+
 static inline F load(const float *from) {
   F x;
   memcpy(&x, from, sizeof x);
