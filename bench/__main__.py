@@ -56,10 +56,10 @@ def main(
 
 
 def _tell(results: list[tuple[Result, Model]], out: Path, write: bool) -> None:
-    drawn = report.write(results, out)
+    report.write(results, out)
     click.echo((out / "report.md").read_text(encoding="utf-8"))
     if write:
-        report.publish(out, drawn, gpu=results[0][0].machine["gpu"] is not None)
+        report.publish(results)
     click.echo(json.dumps(results[0][0].summary()))
 
 

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from bench import bars, plots
 from bench.limit import markdown, milliseconds
 from bench.machine import ROOT
-from bench.models import Model
+from bench.models import SIZES, Model
 from bench.results import Result, Served
 from bench.rounds import POSITIONS, Cell, clips, middle, step_ms
 from musicgen_bento.precision import on
@@ -168,38 +168,49 @@ def _figure(value: float | None) -> str:
 # ---- files
 
 
-def write(results: Sequence[tuple[Result, Model]], folder: Path) -> list[str]:
-    """The results as JSON, the report and the plots, into a folder.
-
-    Returns:
-        The plots' names.
-    """
+def write(results: Sequence[tuple[Result, Model]], folder: Path) -> None:
+    """The results as JSON, the report and the plots, into a folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    text = json.dumps([result.as_json() for result, _ in results], indent=1)
-    (folder / "results.json").write_text(text + "\n", encoding="utf-8")
+    (folder / "results.json").write_text(_json([result.as_json() for result, _ in results]), encoding="utf-8")
     report = "\n".join(told(result, model) for result, model in results)
     (folder / "report.md").write_text(report, encoding="utf-8")
-    drawn = {}
     for result, _ in results:
-        name = result.size.rpartition("/")[2]
-        if result.visits:
-            drawn[f"{name}-steps.svg"] = plots.steps(result)
-        if crowd := result.crowd(16):
-            drawn[f"{name}-clients.svg"] = plots.timeline(crowd, result.size)
-    for file, picture in drawn.items():
-        (folder / file).write_text(picture, encoding="utf-8")
-    return list(drawn)
+        for file, picture in _drawn(result).items():
+            (folder / file).write_text(picture, encoding="utf-8")
 
 
-def publish(folder: Path, drawn: Sequence[str], gpu: bool, page: Path = PAGE, pictures: Path = PICTURES) -> None:
-    """Put a run's report between its marks in docs/performance.md, and its other files beside it."""
-    kind = "gpu" if gpu else "cpu"
-    pictures.mkdir(exist_ok=True)
-    for file in (*drawn, "results.json"):
-        shutil.copyfile(folder / file, pictures / f"{kind}-{file}")
-    shown = "\n\n".join(f"![{Path(file).stem}]({pictures.name}/{kind}-{file})" for file in drawn)
+def publish(results: Sequence[tuple[Result, Model]], page: Path = PAGE, pictures: Path = PICTURES) -> None:
+    """Put each model's report in the place of its last one in docs/performance.md, and its JSON and plots beside it."""
+    kind = "gpu" if results[0][0].machine["gpu"] else "cpu"
     begin, end = MARKS[kind]
     before, _, rest = page.read_text(encoding="utf-8").partition(begin)
-    _, _, after = rest.partition(end)
-    report = (folder / "report.md").read_text(encoding="utf-8")
-    page.write_text(f"{before}{begin}\n\n{report}\n{shown}\n\n{end}{after}", encoding="utf-8")
+    kept, _, after = rest.partition(end)
+    sections = {text.partition("\n")[0]: f"### {text.rstrip()}\n" for text in kept.split("\n### ")[1:]}
+    pictures.mkdir(exist_ok=True)
+    for result, model in results:
+        drawn = {f"{kind}-{file}": picture for file, picture in _drawn(result).items()}
+        for file, text in (drawn | {f"{kind}-{_short(result)}.json": _json(result.as_json())}).items():
+            (pictures / file).write_text(text, encoding="utf-8")
+        shown = [f"![{Path(file).stem}]({pictures.name}/{file})\n" for file in drawn]
+        sections[result.size] = "\n".join([told(result, model), *shown])
+    order = sorted(sections, key=lambda size: SIZES.index(size) if size in SIZES else len(SIZES))
+    text = "\n".join(sections[size] for size in order)
+    page.write_text(f"{before}{begin}\n\n{text}\n{end}{after}", encoding="utf-8")
+
+
+def _drawn(result: Result) -> dict[str, str]:
+    """The plots, by file."""
+    found = {}
+    if result.visits:
+        found[f"{_short(result)}-steps.svg"] = plots.steps(result)
+    if crowd := result.crowd(16):
+        found[f"{_short(result)}-clients.svg"] = plots.timeline(crowd, result.size)
+    return found
+
+
+def _short(result: Result) -> str:
+    return result.size.rpartition("/")[2]
+
+
+def _json(found: Any) -> str:
+    return json.dumps(found, indent=1) + "\n"

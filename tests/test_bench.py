@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -157,16 +156,20 @@ def test_the_document_has_the_limits_of_the_code() -> None:
 
 
 def test_results_go_between_the_marks(tmp_path: Path) -> None:
-    page = tmp_path / "page.md"
+    """A model's in the place of its last ones; those of another model stay."""
+    page, pictures = tmp_path / "page.md", tmp_path / "performance"
     begin, end = report.MARKS["cpu"]
-    page.write_text(f"before\n{begin}\nold\n{end}\nafter\n")
-    for name, text in (("report.md", "new\n"), ("results.json", "[]"), ("small-steps.svg", "<svg/>")):
-        (tmp_path / name).write_text(text)
+    page.write_text(f"before\n{begin}\n\n### medium\n\nkept\n\n### small\n\nold\n\n{end}\nafter\n")
+    model, found = Model("random/musicgen-tiny", "tiny"), result()
     for _ in range(2):
-        report.publish(tmp_path, ["small-steps.svg"], False, page, tmp_path / "performance")
+        report.publish([(found, model)], page, pictures)
         text = page.read_text()
-        assert re.fullmatch(r"before\n<.+>\n\nnew\n\n!\[.+\]\(performance/cpu-small-steps.svg\)\n\n<.+>\nafter\n", text)
-    assert (tmp_path / "performance" / "cpu-results.json").read_text() == "[]"
+        assert text.startswith(f"before\n{begin}\n\n### small\n\n")
+        assert text.endswith(f"\n### medium\n\nkept\n\n{end}\nafter\n")
+        assert "old" not in text
+        assert text.count("](performance/cpu-small-steps.svg)") == 1
+    assert json.loads((pictures / "cpu-small.json").read_text())["size"] == "small"
+    assert (pictures / "cpu-small-steps.svg").read_text().startswith("<svg")
 
 
 class Kernels(TorchDispatchMode):
