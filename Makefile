@@ -78,6 +78,8 @@ $(LOCKED):
 	$(BIN)/uv pip install --python $(BIN)/python --compile-bytecode --no-deps --require-hashes -r requirements.lock
 	@touch $@
 
+# The stamps of other sources go: whoever returns to those needs their kernel again.
 $(STAMP): $(LOCKED)
+	@rm -f $(VENV)/.ready-*
 	$(BIN)/uv pip install --python $(BIN)/python --quiet --no-deps --no-build-isolation --editable .
 	@touch $@

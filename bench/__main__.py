@@ -32,7 +32,7 @@ from bench.run import Plan, Run
     "--rounds", default=3, show_default=True, type=click.IntRange(1), help="Of the contestants in turn; small's alone."
 )
 @click.option("--seconds", default=30.0, show_default=True, type=click.FloatRange(1, 300), help="Of the long clip.")
-@click.option("--write", is_flag=True, help="Put the results into docs/performance.md.")
+@click.option("--write", is_flag=True, help="Put what was not ended early into docs/performance.md.")
 def main(
     quick: bool, sizes: tuple[str, ...], model: str | None, out: Path, rounds: int, seconds: float, write: bool
 ) -> None:
@@ -49,7 +49,6 @@ def main(
                 run = Run(measured, plan, Path(name), _say)
                 results.append((run.result, measured))
                 run()
-                report.write(results, out)
         finally:
             if results:
                 _tell(results, out, write)

@@ -180,7 +180,10 @@ def write(results: Sequence[tuple[Result, Model]], folder: Path) -> None:
 
 
 def publish(results: Sequence[tuple[Result, Model]], page: Path = PAGE, pictures: Path = PICTURES) -> None:
-    """Put each model's report in the place of its last one in docs/performance.md, and its JSON and plots beside it."""
+    """Put each model's report in the place of its last one in docs/performance.md, and its JSON and plots beside it.
+
+    One that was ended early does not take the place of a whole one.
+    """
     kind = "gpu" if results[0][0].machine["gpu"] else "cpu"
     begin, end = MARKS[kind]
     before, _, rest = page.read_text(encoding="utf-8").partition(begin)
@@ -188,6 +191,8 @@ def publish(results: Sequence[tuple[Result, Model]], page: Path = PAGE, pictures
     sections = {text.partition("\n")[0]: f"### {text.rstrip()}\n" for text in kept.split("\n### ")[1:]}
     pictures.mkdir(exist_ok=True)
     for result, model in results:
+        if not result.took_s:
+            continue
         drawn = {f"{kind}-{file}": picture for file, picture in _drawn(result).items()}
         for file, text in (drawn | {f"{kind}-{_short(result)}.json": _json(result.as_json())}).items():
             (pictures / file).write_text(text, encoding="utf-8")

@@ -94,6 +94,7 @@ def result() -> Result:
     found.visits += [Visit("ours int8", Cell(1, position), 0, 20.0) for position in POSITIONS]
     found.least_ms = {0: 5.0, 750: 10.0, 1400: 15.0}
     found.demo = {0: 1.0}
+    found.took_s = 100.0
     return found
 
 
@@ -170,6 +171,11 @@ def test_results_go_between_the_marks(tmp_path: Path) -> None:
         assert text.count("](performance/cpu-small-steps.svg)") == 1
     assert json.loads((pictures / "cpu-small.json").read_text())["size"] == "small"
     assert (pictures / "cpu-small-steps.svg").read_text().startswith("<svg")
+    found.took_s = 0.0  # it was ended early
+    found.demo = {0: 2.0}
+    report.publish([(found, model)], page, pictures)
+    assert page.read_text() == text
+    assert json.loads((pictures / "cpu-small.json").read_text())["took_s"] == 100
 
 
 class Kernels(TorchDispatchMode):

@@ -109,18 +109,41 @@ static void prepare(Decoder *d, int me, const float *x, int64_t width, const Nor
   over(d, me, NORMS);
 }
 
+/* Where a thread's share of a matrix begins, if it is taken in so many sixteens of outputs. */
+static const uint8_t *share_begin(const Decoder *d, int me, const Matrix *m, int64_t groups) {
+  const int64_t first = share_of(d->team, me, up(m->outputs / LANES, groups) / groups) * groups * LANES * m->inputs;
+  return (const uint8_t *)m->packed + first * (d->floats ? sizeof(float) : 1);
+}
+
 /* Ask for the beginning of a thread's share of the matrix that will be multiplied with next. */
 static void ask_next(const Decoder *d, int me, const Matrix *next) {
-  const int64_t first = share_of(d->team, me, next->outputs / LANES) * LANES * next->inputs;
-  const uint8_t *begin = (const uint8_t *)next->packed + first * (d->floats ? sizeof(float) : 1);
+  const uint8_t *begin = share_begin(d, me, next, 1);
   for (int64_t i = 0; i < FAR; i += 64) __builtin_prefetch(begin + i);
+}
+
+/* Few rows are multiplied without tiles. */
+static int by_tiles(const Decoder *d, int64_t count) { return d->tiles && count > AT_ONCE; }
+
+static void multiply_by_tiles(Decoder *d, int me, const Matrix *m, int64_t count, const Result *to, const Matrix *next) {
+  const int64_t groups = m->outputs / LANES, tasks = up(groups, GROUPS) / GROUPS;
+  const int64_t last = share_of(d->team, me + 1, tasks) - 1;
+  for (int64_t task; (task = take(d->team, me, tasks)) >= 0;) {
+    const int64_t group = task * GROUPS, some = groups - group < GROUPS ? groups - group : GROUPS;
+    const uint8_t *following = (const uint8_t *)m->packed + (group + some) * LANES * m->inputs;
+    all_rows(m, &d->parts, to, group * LANES, (int)some, (int)count,
+             task == last ? share_begin(d, me, next, GROUPS) : following);
+  }
 }
 
 /* All of `m`; the next one is asked for. */
 static void multiply(Decoder *d, int me, const Matrix *m, int64_t count, Result to, const Matrix *next) {
-  for (int64_t group; (group = take(d->team, me, m->outputs / LANES)) >= 0;)
-    outputs(m, &d->parts, &to, group * LANES, (int)count, d->tiles);
-  ask_next(d, me, next);
+  if (by_tiles(d, count)) {
+    multiply_by_tiles(d, me, m, count, &to, next);
+  } else {
+    for (int64_t group; (group = take(d->team, me, m->outputs / LANES)) >= 0;)
+      outputs(m, &d->parts, &to, group * LANES, (int)count);
+    ask_next(d, me, next);
+  }
   over(d, me, PRODUCTS);
 }
 
@@ -226,10 +249,10 @@ static void feed_forward(Decoder *d, int me, const Layer *layer, const Matrix *n
   multiply(d, me, &layer->linear2, d->count, (Result){d->x, m->dim, ADD, NULL}, next);
 }
 
-/* How many rows the next phases are about. Few are multiplied without tiles. */
+/* How many rows the next phases are about. */
 static void gather(Decoder *d, int64_t count) {
   d->count = count;
-  d->parts.lines = d->tiles && count > AT_ONCE ? up(2 * count, TILE) : 2 * count;
+  d->parts.lines = by_tiles(d, count) ? up(2 * count, TILE) : 2 * count;
 }
 
 /* The rows of the clips' tokens. */

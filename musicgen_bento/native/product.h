@@ -18,6 +18,8 @@
 #define DEPTH 64      /* numbers of a line that lie together */
 #define TILE 16       /* lines of one */
 #define TILES 4       /* of sums at once */
+#define GROUPS 2      /* of sixteen outputs, that rows are near for: as many lines as TILES have, */
+#define SPAN 256      /* and so many numbers of each, are a third of the first cache */
 
 typedef struct {
   const void *packed;  /* [outputs / 16][inputs / 4][16][4] bytes, or [outputs / 16][inputs][16] floats */
@@ -171,31 +173,64 @@ __attribute__((target("amx-tile"))) static void tiles_begin(void) {
 
 __attribute__((target("amx-tile"))) static void tiles_end(void) { _tile_release(); }
 
-#define SUM(n) if (tiles > n) _tile_loadd(5 + n % 3, x + n * TILE * DEPTH, DEPTH), _tile_dpbsud(n, 5 + n % 3, 4)
-#define OUT(n) if (tiles > n) _tile_stored(n, sums[n * TILE], 64)
+/* Memory that will be read later. Rows come from the second cache too, and who asks for much at once keeps them waiting. */
+typedef struct {
+  const uint8_t *at, *end;
+} Later;
 
-/* Any number of rows, TILES * TILE / 2 at a time. */
+static inline void ask_later(Later *later, int64_t lines) {
+  if (later->at >= later->end) return;
+  for (int64_t i = 0; i < lines; i++, later->at += 64) {
+    __builtin_prefetch(later->at, 0, 2);
+    __asm__ volatile("" ::: "memory");
+  }
+}
+
+#define ZERO(n) if (tiles > n) _tile_zero(n)
+#define FROM(n) if (tiles > n) _tile_loadd(n, own[n * TILE], 64)
+#define SUM(n) if (tiles > n) _tile_loadd(5 + n % 3, x + n * TILE * DEPTH, DEPTH), _tile_dpbsud(n, 5 + n % 3, 4)
+#define OUT(n) if (tiles > n) _tile_stored(n, own[n * TILE], 64)
+
+/* Up to GROUPS times sixteen outputs of any number of rows, TILES * TILE / 2 at a time. */
 __attribute__((target("amx-tile,amx-int8"))) static void all_rows(
-    const Matrix *m, const Parts *of, const Result *to, int64_t output, int rows) {
-  const uint8_t *w = (const uint8_t *)m->packed + output * m->inputs;
-  const F scales = load(m->scales + output);
+    const Matrix *m, const Parts *of, const Result *to, int64_t output, int groups, int rows, const uint8_t *after) {
+  const uint8_t *packed = (const uint8_t *)m->packed + output * m->inputs;
+  Later later = {after, after + groups * LANES * m->inputs};
   for (int first = 0; first < rows; first += TILES * TILE / 2) {
     const int some = rows - first < TILES * TILE / 2 ? rows - first : TILES * TILE / 2;
     const int tiles = (2 * some + TILE - 1) / TILE;
-    _Alignas(64) int32_t sums[TILES * TILE][LANES];
-    _tile_zero(0), _tile_zero(1), _tile_zero(2), _tile_zero(3);
-    for (int64_t i = 0; i < m->inputs; i += DEPTH) {
-      const int8_t *x = line(of, 2 * first, i);
-      for (int line = 0; line < 16; line++) __builtin_prefetch(w + i * LANES + FAR + 64 * line, 0, 2);
-      _tile_loadd(4, w + i * LANES, 64);
-      SUM(0); SUM(1); SUM(2); SUM(3);
+    _Alignas(64) int32_t sums[GROUPS][TILES * TILE][LANES];
+    for (int64_t begin = 0; begin < m->inputs; begin += SPAN) {
+      const int64_t end = begin + SPAN < m->inputs ? begin + SPAN : m->inputs;
+      for (int group = 0; group < groups; group++) {
+        const uint8_t *w = packed + group * LANES * m->inputs;
+        int32_t(*own)[LANES] = sums[group];
+        if (begin) {
+          FROM(0); FROM(1); FROM(2); FROM(3);
+        } else {
+          ZERO(0); ZERO(1); ZERO(2); ZERO(3);
+        }
+        for (int64_t i = begin; i < end; i += DEPTH) { /* sixteen lines of memory: most of as many are asked for here, */
+          const int8_t *x = line(of, 2 * first, i);
+          _tile_loadd(4, w + i * LANES, 64);
+          ask_later(&later, 3); SUM(0);
+          ask_later(&later, 3); SUM(1);
+          ask_later(&later, 3); SUM(2);
+          ask_later(&later, 3); SUM(3);
+        }
+        OUT(0); OUT(1); OUT(2); OUT(3);
+      }
     }
-    OUT(0); OUT(1); OUT(2); OUT(3);
-    for (int r = 0; r < some; r++) {
-      I c, f;
-      memcpy(&c, sums[2 * r], sizeof c);
-      memcpy(&f, sums[2 * r + 1], sizeof f);
-      finish(to, of, scales, output, first + r, c, f);
+    const int64_t rest = (later.end - later.at) / 64 / (groups * some) + 1; /* and the others meanwhile */
+    for (int group = 0; group < groups; group++) {
+      const F scales = load(m->scales + output + group * LANES);
+      for (int r = 0; r < some; r++) {
+        I c, f;
+        memcpy(&c, sums[group][2 * r], sizeof c);
+        memcpy(&f, sums[group][2 * r + 1], sizeof f);
+        ask_later(&later, rest);
+        finish(to, of, scales, output + group * LANES, first + r, c, f);
+      }
     }
   }
 }
@@ -203,22 +238,19 @@ __attribute__((target("amx-tile,amx-int8"))) static void all_rows(
 static int has_tiles(void) { return 0; }
 static void tiles_begin(void) {}
 static void tiles_end(void) {}
-static void all_rows(const Matrix *m, const Parts *of, const Result *to, int64_t output, int rows) {
-  (void)m, (void)of, (void)to, (void)output, (void)rows;
+static void all_rows(
+    const Matrix *m, const Parts *of, const Result *to, int64_t output, int groups, int rows, const uint8_t *after) {
+  (void)m, (void)of, (void)to, (void)output, (void)groups, (void)rows, (void)after;
 }
 #endif
 
-/* Sixteen outputs of all rows. */
-static void outputs(const Matrix *m, const Parts *of, const Result *to, int64_t output, int rows, int tiles) {
+/* The same without tiles: sixteen outputs. */
+static void outputs(const Matrix *m, const Parts *of, const Result *to, int64_t output, int rows) {
   int first = 0;
   if (!m->scales) {
     for (; rows - first >= FLOATS; first += FLOATS) some_floats(m, of, to, output, first, FLOATS);
     for (; rows - first >= 2; first += 2) some_floats(m, of, to, output, first, 2);
     if (first < rows) some_floats(m, of, to, output, first, 1);
-    return;
-  }
-  if (tiles && rows > AT_ONCE) {
-    all_rows(m, of, to, output, rows);
     return;
   }
   for (; rows - first >= AT_ONCE; first += AT_ONCE) some_rows(m, of, to, output, first, AT_ONCE);
