@@ -49,6 +49,7 @@ def main(
                 run = Run(measured, plan, Path(name), _say)
                 results.append((run.result, measured))
                 run()
+                report.write(results, out)
         finally:
             if results:
                 _tell(results, out, write)
@@ -58,7 +59,8 @@ def _tell(results: list[tuple[Result, Model]], out: Path, write: bool) -> None:
     report.write(results, out)
     click.echo((out / "report.md").read_text(encoding="utf-8"))
     if write:
-        report.publish(results)
+        for result in report.publish(results):
+            _say(f"{result.size}: ended early, so docs/performance.md keeps what it has.")
     click.echo(json.dumps(results[0][0].summary()))
 
 

@@ -179,10 +179,11 @@ def write(results: Sequence[tuple[Result, Model]], folder: Path) -> None:
             (folder / file).write_text(picture, encoding="utf-8")
 
 
-def publish(results: Sequence[tuple[Result, Model]], page: Path = PAGE, pictures: Path = PICTURES) -> None:
+def publish(results: Sequence[tuple[Result, Model]], page: Path = PAGE, pictures: Path = PICTURES) -> list[Result]:
     """Put each model's report in the place of its last one in docs/performance.md, and its JSON and plots beside it.
 
-    One that was ended early does not take the place of a whole one.
+    Returns:
+        those that were ended early: they do not take the place of whole ones.
     """
     kind = "gpu" if results[0][0].machine["gpu"] else "cpu"
     begin, end = MARKS[kind]
@@ -190,9 +191,8 @@ def publish(results: Sequence[tuple[Result, Model]], page: Path = PAGE, pictures
     kept, _, after = rest.partition(end)
     sections = {text.partition("\n")[0]: f"### {text.rstrip()}\n" for text in kept.split("\n### ")[1:]}
     pictures.mkdir(exist_ok=True)
-    for result, model in results:
-        if not result.took_s:
-            continue
+    whole = [(result, model) for result, model in results if result.took_s]
+    for result, model in whole:
         drawn = {f"{kind}-{file}": picture for file, picture in _drawn(result).items()}
         for file, text in (drawn | {f"{kind}-{_short(result)}.json": _json(result.as_json())}).items():
             (pictures / file).write_text(text, encoding="utf-8")
@@ -201,6 +201,7 @@ def publish(results: Sequence[tuple[Result, Model]], page: Path = PAGE, pictures
     order = sorted(sections, key=lambda size: SIZES.index(size) if size in SIZES else len(SIZES))
     text = "\n".join(sections[size] for size in order)
     page.write_text(f"{before}{begin}\n\n{text}\n{end}{after}", encoding="utf-8")
+    return [result for result, _ in results if not result.took_s]
 
 
 def _drawn(result: Result) -> dict[str, str]:

@@ -163,7 +163,7 @@ def test_results_go_between_the_marks(tmp_path: Path) -> None:
     page.write_text(f"before\n{begin}\n\n### medium\n\nkept\n\n### small\n\nold\n\n{end}\nafter\n")
     model, found = Model("random/musicgen-tiny", "tiny"), result()
     for _ in range(2):
-        report.publish([(found, model)], page, pictures)
+        assert report.publish([(found, model)], page, pictures) == []
         text = page.read_text()
         assert text.startswith(f"before\n{begin}\n\n### small\n\n")
         assert text.endswith(f"\n### medium\n\nkept\n\n{end}\nafter\n")
@@ -173,7 +173,7 @@ def test_results_go_between_the_marks(tmp_path: Path) -> None:
     assert (pictures / "cpu-small-steps.svg").read_text().startswith("<svg")
     found.took_s = 0.0  # it was ended early
     found.demo = {0: 2.0}
-    report.publish([(found, model)], page, pictures)
+    assert report.publish([(found, model)], page, pictures) == [found]
     assert page.read_text() == text
     assert json.loads((pictures / "cpu-small.json").read_text())["took_s"] == 100
 

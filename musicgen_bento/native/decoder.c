@@ -109,9 +109,9 @@ static void prepare(Decoder *d, int me, const float *x, int64_t width, const Nor
   over(d, me, NORMS);
 }
 
-/* Where a thread's share of a matrix begins, if it is taken in so many sixteens of outputs. */
-static const uint8_t *share_begin(const Decoder *d, int me, const Matrix *m, int64_t groups) {
-  const int64_t first = share_of(d->team, me, up(m->outputs / LANES, groups) / groups) * groups * LANES * m->inputs;
+/* Where a thread's share of a matrix begins, if it is taken so many sixteens of outputs at once. */
+static const uint8_t *share_begin(const Decoder *d, int me, const Matrix *m, int64_t at_once) {
+  const int64_t first = share_of(d->team, me, up(m->outputs / LANES, at_once) / at_once) * at_once * LANES * m->inputs;
   return (const uint8_t *)m->packed + first * (d->floats ? sizeof(float) : 1);
 }
 
@@ -124,6 +124,7 @@ static void ask_next(const Decoder *d, int me, const Matrix *next) {
 /* Few rows are multiplied without tiles. */
 static int by_tiles(const Decoder *d, int64_t count) { return d->tiles && count > AT_ONCE; }
 
+/* With its last part a thread asks for its first of the next matrix, as if that had many rows too and nobody was late. */
 static void multiply_by_tiles(Decoder *d, int me, const Matrix *m, int64_t count, const Result *to, const Matrix *next) {
   const int64_t groups = m->outputs / LANES, tasks = up(groups, GROUPS) / GROUPS;
   const int64_t last = share_of(d->team, me + 1, tasks) - 1;

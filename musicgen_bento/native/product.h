@@ -18,8 +18,8 @@
 #define DEPTH 64      /* numbers of a line that lie together */
 #define TILE 16       /* lines of one */
 #define TILES 4       /* of sums at once */
-#define GROUPS 2      /* of sixteen outputs, that rows are near for: as many lines as TILES have, */
-#define SPAN 256      /* and so many numbers of each, are a third of the first cache */
+#define GROUPS 2      /* sixteens of outputs made at once by tiles: rows are fetched half as often */
+#define SPAN 256      /* inputs of all rows at a time: 64 lines of as many bytes are a third of the first cache */
 
 typedef struct {
   const void *packed;  /* [outputs / 16][inputs / 4][16][4] bytes, or [outputs / 16][inputs][16] floats */
@@ -173,7 +173,8 @@ __attribute__((target("amx-tile"))) static void tiles_begin(void) {
 
 __attribute__((target("amx-tile"))) static void tiles_end(void) { _tile_release(); }
 
-/* Memory that will be read later. Rows come from the second cache too, and who asks for much at once keeps them waiting. */
+/* Memory that will be read later, or never: it may lie beyond the matrix. Rows come from the second cache meanwhile, and
+ * wait behind what is asked for, so it is a few lines at a time. */
 typedef struct {
   const uint8_t *at, *end;
 } Later;
@@ -210,7 +211,7 @@ __attribute__((target("amx-tile,amx-int8"))) static void all_rows(
         } else {
           ZERO(0); ZERO(1); ZERO(2); ZERO(3);
         }
-        for (int64_t i = begin; i < end; i += DEPTH) { /* sixteen lines of memory: most of as many are asked for here, */
+        for (int64_t i = begin; i < end; i += DEPTH) { /* reads sixteen lines of memory, and asks for twelve */
           const int8_t *x = line(of, 2 * first, i);
           _tile_loadd(4, w + i * LANES, 64);
           ask_later(&later, 3); SUM(0);
@@ -221,7 +222,7 @@ __attribute__((target("amx-tile,amx-int8"))) static void all_rows(
         OUT(0); OUT(1); OUT(2); OUT(3);
       }
     }
-    const int64_t rest = (later.end - later.at) / 64 / (groups * some) + 1; /* and the others meanwhile */
+    const int64_t rest = (later.end - later.at) / 64 / (groups * some) + 1; /* are asked for now */
     for (int group = 0; group < groups; group++) {
       const F scales = load(m->scales + output + group * LANES);
       for (int r = 0; r < some; r++) {
@@ -244,7 +245,7 @@ static void all_rows(
 }
 #endif
 
-/* The same without tiles: sixteen outputs. */
+/* Sixteen outputs of all rows, without tiles. */
 static void outputs(const Matrix *m, const Parts *of, const Result *to, int64_t output, int rows) {
   int first = 0;
   if (!m->scales) {
