@@ -65,7 +65,8 @@ def test_the_best_that_a_processor_has() -> None:
 
 @pytest.mark.parametrize("how", [INT8, FLOAT32_PACKED], ids=lambda how: how.name)
 @pytest.mark.parametrize(
-    ("recipe", "clips"), [(MONO, 1), (MONO, 2), (MONO, 3), (MONO, 4), (MONO, 9), (MONO, 20), (WIDE, 3), (WIDE, 13), (WIDE, 20)]
+    ("recipe", "clips"),
+    [(MONO, 1), (MONO, 2), (MONO, 3), (MONO, 4), (MONO, 9), (MONO, 20), (WIDE, 3), (WIDE, 13), (WIDE, 20)],
 )
 def test_all_kinds_say_the_same_of_any_number_of_clips(kind: Any, recipe: Recipe, clips: int, how: Precision) -> None:
     """Each of them to the bit as alone: with few rows and many, which other products are for."""
