@@ -53,18 +53,15 @@ def steps(result: Result) -> str:
     for position in POSITIONS:
         parts.append(_text(at(position, 10.0**low)[0], bottom + 18, str(position), "middle"))
     parts.append(_text((LEFT + right) / 2, bottom + 36, "position", "middle"))
-    labels: list[float] = []
-    for colour, (name, points) in zip(COLOURS, found.items(), strict=False):
-        if not points:
-            continue
+    drawn = [(colour, name, points) for colour, (name, points) in zip(COLOURS, found.items(), strict=False) if points]
+    label = 0.0
+    for colour, name, points in sorted(drawn, key=lambda each: -each[2][-1][1]):
         places = [at(*point) for point in points]
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
         parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"/>')
-        y = places[-1][1] + 4
-        while any(abs(y - other) < 13 for other in labels):
-            y += 2
-        labels.append(y)
-        parts.append(_text(right + 8, y, f"{name}, {points[-1][1]:.3g}", colour=colour))
+        label = max(places[-1][1] + 4, label + 13)  # from the slowest down, each below the last
+        last = points[-1][1]
+        parts.append(_text(right + 8, label, f"{name}, {last:{'.3g' if last < 100 else '.0f'}}", colour=colour))
     return _svg(bottom + 50, f"{result.size}: ms a step, one clip", parts)
 
 

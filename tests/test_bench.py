@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -120,6 +122,16 @@ def test_the_plots_are_drawn() -> None:
         assert picture.rstrip().endswith("</svg>")
         assert "nan" not in picture
     assert plots.steps(Result("small", "x", {}, True, 30.0, "int8"))
+
+
+def test_a_plots_labels_stand_as_their_lines_do() -> None:
+    found = Result("small", "x", {}, True, 30.0, "int8")
+    for name, ms in (("fast", 10.0), ("slowest", 101.0), ("slow", 100.0), ("slower", 100.5)):
+        found.visits += [Visit(name, Cell(1, position), 0, ms) for position in POSITIONS]
+    labels = {text: float(y) for y, text in re.findall(r'y="([\d.]+)"[^>]*>(\w+), ', plots.steps(found))}
+    assert sorted(labels, key=labels.__getitem__) == ["slowest", "slower", "slow", "fast"]
+    heights = sorted(labels.values())
+    assert all(below - above >= 13 for above, below in pairwise(heights))
 
 
 # ---- a run
