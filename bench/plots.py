@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from html import escape
 
-from bench.results import Result
+from bench.results import Result, figure
 from bench.rounds import POSITIONS, Cell, step_ms
 from bench.service import Crowd
 
@@ -60,8 +60,7 @@ def steps(result: Result) -> str:
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
         parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"/>')
         label = max(places[-1][1] + 4, label + 13)  # from the slowest down, each below the last
-        last = points[-1][1]
-        parts.append(_text(right + 8, label, f"{name}, {last:{'.3g' if last < 100 else '.0f'}}", colour=colour))
+        parts.append(_text(right + 8, label, f"{name}, {figure(points[-1][1])}", colour=colour))
     return _svg(bottom + 50, f"{result.size}: ms a step, one clip", parts)
 
 

@@ -13,7 +13,7 @@ from bench import bars, plots
 from bench.limit import markdown, milliseconds
 from bench.machine import ROOT
 from bench.models import SIZES, Model
-from bench.results import Result, Served
+from bench.results import Result, Served, figure
 from bench.rounds import POSITIONS, Cell, clips, middle, step_ms
 from musicgen_bento.precision import on
 
@@ -62,10 +62,10 @@ def _steps(result: Result, model: Model) -> list[str]:
         rows.append(
             [
                 name,
-                *(_figure(step_ms(result.visits, name, cell)) for cell in cells),
-                _figure(long),
-                _figure(result.peak_gb.get(name)),
-                _figure(result.load_s.get(name)),
+                *(figure(step_ms(result.visits, name, cell)) for cell in cells),
+                figure(long),
+                figure(result.peak_gb.get(name)),
+                figure(result.load_s.get(name)),
             ]
         )
     ours = [name for name in names if name.startswith("ours ")]
@@ -112,11 +112,11 @@ def _row(served: Served, result: Result) -> list[str]:
     alone = middle(list(served.clips.values()))
     return [
         served.precision + (" (default)" if served.precision == result.default else ""),
-        _figure(alone),
-        _figure(result.seconds / alone if alone else None),
-        _figure(middle(list(served.first_audio))),
-        _figure(served.load_s),
-        _figure(served.peak_gb),
+        figure(alone),
+        figure(result.seconds / alone if alone else None),
+        figure(middle(list(served.first_audio))),
+        figure(served.load_s),
+        figure(served.peak_gb),
         served.note or served.runner,
     ]
 
@@ -134,15 +134,15 @@ def _crowds(result: Result) -> list[str]:
     rows = [
         [
             str(crowd.clients),
-            _figure(crowd.audio_s_per_s),
-            _figure(crowd.slowest_over_mean),
-            _figure(crowd.first_audio_s),
+            figure(crowd.audio_s_per_s),
+            figure(crowd.slowest_over_mean),
+            figure(crowd.first_audio_s),
             str(len(crowd.clips)),
             f"{sum(clip.duration for clip in crowd.clips):g}",
         ]
         for crowd in served.crowds
     ]
-    peak = f"Peak of the runner after them: {_figure(served.peak_gb_clients)} GB."
+    peak = f"Peak of the runner after them: {figure(served.peak_gb_clients)} GB."
     return [f"Clients of mixed durations by `/stream`, {result.default}.", markdown(heads, rows), peak]
 
 
@@ -159,10 +159,6 @@ def _profile(result: Result) -> list[str]:
         "which makes each a little longer.",
         markdown(["operator", "calls a step", "own ms a step"], inside),
     ]
-
-
-def _figure(value: float | None) -> str:
-    return "" if value is None else f"{value:.3g}" if value < 100 else f"{value:.0f}"
 
 
 # ---- files

@@ -126,3 +126,8 @@ class Result:
     def as_json(self) -> dict[str, Any]:
         """Everything."""
         return {**asdict(self), "figures": self.figures()}
+
+
+def figure(value: float | None) -> str:
+    """As tables and plots show it."""
+    return "" if value is None else f"{value:.3g}" if value < 100 else f"{value:.0f}"

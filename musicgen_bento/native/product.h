@@ -222,7 +222,7 @@ __attribute__((target("amx-tile,amx-int8"))) static void all_rows(
         OUT(0); OUT(1); OUT(2); OUT(3);
       }
     }
-    const int64_t rest = (later.end - later.at) / 64 / (groups * some) + 1; /* are asked for now */
+    const int64_t rest = (later.end - later.at) / 64 / (groups * some) + 1; /* lines, with each sum */
     for (int group = 0; group < groups; group++) {
       const F scales = load(m->scales + output + group * LANES);
       for (int r = 0; r < some; r++) {
