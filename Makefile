@@ -43,7 +43,7 @@ check: $(STAMP)  ## format, lint, types, imports go down, docs match the code, m
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -q tests/test_imports.py tests/test_docs.py
+	$(BIN)/python -m pytest -q tests/invariants/test_imports.py tests/project/test_docs.py
 	$(BIN)/python -m deploy.check
 
 docs: $(STAMP)  ## write docs/api.md and docs/cli.md anew, from the code

@@ -16,7 +16,7 @@ from setuptools import setup
 from setuptools.command.build_py import build_py
 
 NATIVE = Path(__file__).parent / "musicgen_bento" / "native"
-KINDS = {  # as musicgen_bento/kernel.py names them
+KINDS = {  # as musicgen_bento/native/bindings.py names them
     "x86_64-avx512": ("x86_64-linux-gnu.2.17", "x86_64_v4+avx512vnni"),
     "x86_64-avx2": ("x86_64-linux-gnu.2.17", "x86_64_v3"),
     "aarch64-dotprod": ("aarch64-linux-gnu.2.17", "generic+dotprod"),

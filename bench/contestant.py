@@ -22,10 +22,10 @@ import torch
 from bench import machine
 from bench.machine import device
 from bench.steps import Contestant, load_ours, measure, synchronize
-from musicgen_bento import kernel
-from musicgen_bento.engine.hub import Source
-from musicgen_bento.engine.names import resolve
-from musicgen_bento.engine.pages import Pages
+from musicgen_bento.checkpoint.resolve import resolve
+from musicgen_bento.checkpoint.source import Source
+from musicgen_bento.native import bindings
+from musicgen_bento.native.mmap_tensor import Pages
 from musicgen_bento.precision import on
 
 OURS = ("ours float32", "ours bfloat16", "ours float16", "ours int8")
@@ -58,7 +58,7 @@ def bandwidth() -> float:
         read: Callable[[], object] = numbers.sum
     else:
         numbers = Pages(2**28, huge=True).tensor.fill_(1)  # as the matrices lie, and read as they are
-        team = kernel.team(torch.get_num_threads())
+        team = bindings.team(torch.get_num_threads())
         read = numbers.sum if team is None else partial(_read, team, numbers)
     found = []
     for _ in range(6):
@@ -70,8 +70,8 @@ def bandwidth() -> float:
     return numbers.nbytes / min(found)
 
 
-def _read(team: kernel.Team, numbers: torch.Tensor) -> None:
-    kernel.library().kernel_read(team.handle, numbers.data_ptr(), numbers.nbytes)
+def _read(team: bindings.Team, numbers: torch.Tensor) -> None:
+    bindings.library().kernel_read(team.handle, numbers.data_ptr(), numbers.nbytes)
 
 
 def peak_gb() -> float:

@@ -17,11 +17,11 @@ from dataclasses import dataclass
 
 from bench.rounds import POSITIONS
 from bench.steps import PROMPT
-from musicgen_bento.engine.blocks import block_bytes, folded_bytes, folds
-from musicgen_bento.engine.caches import clip_bytes
-from musicgen_bento.engine.delay import DelayPattern
-from musicgen_bento.engine.weights import LMShape
-from musicgen_bento.kernel import BLOCK
+from musicgen_bento.lm.delay_pattern import DelayPattern
+from musicgen_bento.lm.kv_cache.factory import clip_bytes
+from musicgen_bento.lm.kv_cache.paged import block_bytes, folded_bytes, folds
+from musicgen_bento.lm.weights import LMShape
+from musicgen_bento.native.bindings import BLOCK
 from musicgen_bento.precision import FLOAT16_KEPT, FLOAT32_PACKED, INT8, Precision, Size
 
 DELAYS = DelayPattern((0, 1, 2, 3))

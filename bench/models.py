@@ -21,13 +21,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from bench.machine import ROOT
-from musicgen_bento.engine.hub import Source
-from musicgen_bento.engine.names import resolve
-from musicgen_bento.engine.released import read_shape
-from musicgen_bento.engine.weights import LMShape
+from musicgen_bento.checkpoint.lm_state_dict import read_shape
+from musicgen_bento.checkpoint.resolve import resolve
+from musicgen_bento.checkpoint.source import Source
+from musicgen_bento.lm.weights import LMShape
 
 if TYPE_CHECKING:
-    from tests.checkpoints import Recipe
+    from tests.support.tiny_checkpoints import Recipe
 
 SIZES = ("tiny", "small", "medium", "large")  # tiny is for trying the bench
 WRITING = 1800  # seconds, at most
@@ -35,7 +35,7 @@ WRITING = 1800  # seconds, at most
 
 def recipe(size: str) -> Recipe:
     """What a model of a size is made of."""
-    from tests.checkpoints import SMALL, Recipe
+    from tests.support.tiny_checkpoints import SMALL, Recipe
 
     released = {
         "small": SMALL,
@@ -118,7 +118,7 @@ def empty_lm(config: Any) -> Any:
 
 def write(size: str, cache: Path) -> None:
     """Write a random model of a size into a hub cache."""
-    from tests.checkpoints import build_codec, configuration, snapshot, write_t5
+    from tests.support.tiny_checkpoints import build_codec, configuration, snapshot, write_t5
     from training.released import pack
 
     made = recipe(size)

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from bench.models import empty_lm, released_config
 from bench.steps import CFG_COEF
-from musicgen_bento.engine.hub import Source
-from musicgen_bento.engine.released import read_shape
+from musicgen_bento.checkpoint.lm_state_dict import read_shape
+from musicgen_bento.checkpoint.source import Source
 
 TEXT = "condition_provider."  # the projection of the prompt, which is not in a step
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from bench.limit import SHAPES, in_matrices, markdown, moved
 from bench.rounds import POSITIONS
-from musicgen_bento.engine.graphs import LENGTH
-from musicgen_bento.engine.weights import LMShape
+from musicgen_bento.lm.cuda_graph_decoder import LENGTH
+from musicgen_bento.lm.weights import LMShape
 from musicgen_bento.precision import FLOAT16
 
 BYTES, OPERATIONS = 4.8e12, 989e12  # a second: HBM3e, and float16 without sparsity

@@ -11,14 +11,14 @@ import torch
 from torch.profiler import ProfilerActivity
 
 from bench.steps import WARM, Ours, measure, ours, prompt, synchronize
-from musicgen_bento import kernel
-from musicgen_bento.engine import checkpoint
-from musicgen_bento.engine.codec import CodecDecoder
-from musicgen_bento.engine.codec_kernel import operations
-from musicgen_bento.engine.hub import Source
-from musicgen_bento.engine.packed_decoder import PackedDecoder
-from musicgen_bento.engine.sampling import SamplingRows, sample
-from musicgen_bento.engine.sound import BLOCK
+from musicgen_bento.checkpoint import loading
+from musicgen_bento.checkpoint.source import Source
+from musicgen_bento.codec.decoder import CodecDecoder
+from musicgen_bento.codec.native_ops import operations
+from musicgen_bento.engine.audio_decoder import BLOCK
+from musicgen_bento.lm.cpu_decoder import PackedDecoder
+from musicgen_bento.lm.sampling import SamplingRows, sample
+from musicgen_bento.native import bindings
 from musicgen_bento.precision import Precision
 
 STEPS, TOP = 5, 12
@@ -31,15 +31,15 @@ def profile(source: Source, precision: Precision, device: torch.device, position
         `parts`: milliseconds by name; `operators`: the costliest, each with calls and milliseconds a step; `calls`: of
         all operators, a step.
     """
-    files = checkpoint.open_files(source)
-    model = checkpoint.build(files, device, precision)
+    files = loading.open_files(source)
+    model = loading.build(files, device, precision)
     shape, language_model = model.weights.shape, ours(model.weights)
     parts = {"language model": median(measure(language_model, 1, position))}
     if not precision.packed:  # by the kernel it is a part of the step
         logits = torch.randn(1, shape.codebooks, shape.card, device=device)
         rows = SamplingRows.of([0], [1.0], [250], [0.0], device)
         parts["sampling"] = _milliseconds(lambda: sample(logits, rows, torch.tensor([position], device=device)), device)
-    team = kernel.team(shape.cores()) if device.type == "cpu" else None
+    team = bindings.team(shape.cores()) if device.type == "cpu" else None
     stream = CodecDecoder(model.codec, operations(team)).open()
     tokens = torch.randint(shape.card, (shape.codebooks, BLOCK), device=device)
     parts["codec"] = _milliseconds(lambda: stream.push(tokens), device) / BLOCK

@@ -19,7 +19,7 @@ from bench.service import DURATIONS, Service
 from bench.turn import turn
 from bench.worker import Worker
 from musicgen_bento.config import Settings
-from musicgen_bento.machine import precision
+from musicgen_bento.device import precision
 from musicgen_bento.precision import on
 
 BATCHES = {"cpu": (1, 4, 16), "cuda": (1, 4, 16, 64)}

@@ -16,7 +16,7 @@ import requests
 from bench import machine
 from bench.models import Model
 from musicgen_bento.schemas import WAV_HEADER
-from tests.server import Server
+from tests.support.server import Server
 
 PROMPT = "calm piano over a slow beat"
 DURATIONS = (2, 20, 3, 16, 5, 12, 8, 2, 18, 4, 6, 10, 14, 7, 9, 2)  # seconds, of the mixed clients' clips

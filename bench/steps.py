@@ -12,16 +12,15 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from musicgen_bento.engine import checkpoint
-from musicgen_bento.engine.blocks import BlockCache
-from musicgen_bento.engine.checkpoint import Weights
-from musicgen_bento.engine.decoder import Decoder, Sequence
-from musicgen_bento.engine.decoders import decoder_of
-from musicgen_bento.engine.graphs import GraphedDecoder
-from musicgen_bento.engine.hub import Source
-from musicgen_bento.engine.packed_decoder import PackedDecoder
-from musicgen_bento.engine.sampling import SamplingRows
-from musicgen_bento.engine.weights import LMShape, LMWeights
+from musicgen_bento.checkpoint import loading
+from musicgen_bento.checkpoint.source import Source
+from musicgen_bento.lm.cpu_decoder import PackedDecoder
+from musicgen_bento.lm.cuda_graph_decoder import GraphedDecoder
+from musicgen_bento.lm.decoder import Decoder, Sequence
+from musicgen_bento.lm.factory import Weights, decoder_of
+from musicgen_bento.lm.kv_cache.paged import BlockCache
+from musicgen_bento.lm.sampling import SamplingRows
+from musicgen_bento.lm.weights import LMShape, LMWeights
 from musicgen_bento.precision import Precision
 
 PROMPT = 16  # T5 tokens
@@ -153,8 +152,8 @@ class OursGraphed(Ours):
 
 def load_ours(source: Source, precision: Precision, device: torch.device) -> Ours:
     """From files, without T5 and the codec."""
-    files = checkpoint.open_files(source)
-    return ours(checkpoint.load_weights(files, device, precision))
+    files = loading.open_files(source)
+    return ours(loading.load_weights(files, device, precision))
 
 
 def ours(weights: Weights) -> Ours:

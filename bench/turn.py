@@ -13,7 +13,7 @@ from bench.models import Model
 from bench.results import Result
 from bench.rounds import POSITIONS, Cell, Visit
 from bench.worker import Worker, WorkerError
-from musicgen_bento.machine import free_memory
+from musicgen_bento.device import free_memory
 from musicgen_bento.precision import INT8
 
 USABLE = 0.85  # of what is free

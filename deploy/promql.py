@@ -8,13 +8,14 @@ from dataclasses import fields
 
 from prometheus_client import Histogram
 
-from musicgen_bento import errors, metrics
+from musicgen_bento import errors
+from musicgen_bento.runner import metrics
 
 _INSTRUMENTS = dict(
     zip(metrics.NAMES, (getattr(metrics.instruments(), f.name) for f in fields(metrics.Instruments)), strict=True)
 )
 HISTOGRAMS = {name for name, instrument in _INSTRUMENTS.items() if isinstance(instrument, Histogram)}
-# Metric → its own labels, as musicgen_bento/metrics.py has them.
+# Metric → its own labels, as musicgen_bento/runner/metrics.py has them.
 METRICS = {
     name: {*instrument._labelnames, *({"le"} if name in HISTOGRAMS else ())}
     for name, instrument in _INSTRUMENTS.items()

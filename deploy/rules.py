@@ -13,8 +13,8 @@ from pydantic import ValidationError
 
 from deploy import promql
 from deploy.manifests import NAMESPACE, Manifest
-from musicgen_bento.catalogue import find
 from musicgen_bento.config import Settings
+from musicgen_bento.model_catalog import find
 
 PACKAGE = Path(__file__).parent.parent / "musicgen_bento"
 PORT = 8000
@@ -115,8 +115,8 @@ def constant(file: str, name: str) -> float:
 
 def way_out(found: Set) -> Iterator[str]:
     """A clip can finish: the grace period is longer than all that is waited for."""
-    answers = constant("drain.py", "LAST_ANSWERS")
-    outlives = constant("service.py", "RUNNER_OUTLIVES")
+    answers = constant("server/shutdown.py", "LAST_ANSWERS")
+    outlives = constant("server/service.py", "RUNNER_OUTLIVES")
     default = Settings.model_fields["drain_seconds"].default
     for pod in found.pods():
         if pod.get("restartPolicy", "Always") != "Always":

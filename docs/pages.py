@@ -11,8 +11,8 @@ from typing import Any
 
 import click
 
-from musicgen_bento import cli
-from musicgen_bento.service import MusicGenService
+from musicgen_bento.cli import program
+from musicgen_bento.server.service import MusicGenService
 
 HERE = Path(__file__).parent
 WIDTH = 120
@@ -53,7 +53,7 @@ def api() -> str:
     """docs/api.md."""
     document: Json = MusicGenService.openapi_spec.asdict()
     paths, schemas = document["paths"], document["components"]["schemas"]
-    parts = [NOTE.format("musicgen_bento/schemas.py, service.py or openapi.py"), "# HTTP API", fill(API)]
+    parts = [NOTE.format("musicgen_bento/schemas.py, server/service.py or server/openapi.py"), "# HTTP API", fill(API)]
     others = [path for path, methods in paths.items() if path not in OURS and not _is_bentomls(methods)]
     for path in (*OURS, *others):
         parts += [_route(method, path, operation) for method, operation in paths[path].items()]
@@ -170,9 +170,12 @@ _MUSICGEN_BENTO_COMPLETE=fish_source musicgen-bento | source    # in ~/.config/f
 
 def commands() -> str:
     """docs/cli.md."""
-    parts = [NOTE.format("musicgen_bento/cli.py or commands/"), "# Command line", fill(CLI)]
-    parts += [_command(name, command) for name, command in sorted(cli.PROGRAM.commands.items())]
-    parts += [AFTER.strip(), table(("status", "what it means"), [(str(n), told) for n, told in cli.STATUSES.items()])]
+    parts = [NOTE.format("musicgen_bento/cli/"), "# Command line", fill(CLI)]
+    parts += [_command(name, command) for name, command in sorted(program.PROGRAM.commands.items())]
+    parts += [
+        AFTER.strip(),
+        table(("status", "what it means"), [(str(n), told) for n, told in program.STATUSES.items()]),
+    ]
     return "\n\n".join(parts) + "\n"
 
 

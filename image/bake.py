@@ -11,8 +11,8 @@ from pathlib import Path
 
 from huggingface_hub import try_to_load_from_cache
 
-from musicgen_bento import catalogue
-from musicgen_bento.engine.hub import CODEC, MODEL_FILES, T5, cache_folder
+from musicgen_bento import model_catalog
+from musicgen_bento.checkpoint.source import CODEC, MODEL_FILES, T5, cache_folder
 
 
 def repository(repo: str, files: set[str]) -> Path:
@@ -28,7 +28,7 @@ def repository(repo: str, files: set[str]) -> Path:
 
 
 def main(target: str, *models: str) -> None:
-    names = {card.id if (card := catalogue.find(model)) else model for model in models}
+    names = {card.id if (card := model_catalog.find(model)) else model for model in models}
     sources = [repository(name, set(MODEL_FILES)) for name in sorted(names - {"demo"})]
     if sources:
         sources.append(repository(T5, {"config.json"}))

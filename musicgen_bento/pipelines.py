@@ -14,8 +14,8 @@ import numpy as np
 
 from musicgen_bento import audio, clip, config, several
 from musicgen_bento.clip import Clip, Progress
-from musicgen_bento.engine.pool import EnginePool
 from musicgen_bento.engine.types import Arrival, Chunk, Event, Failed, Finished, GenerationParams, Started
+from musicgen_bento.model_pool.pool import EnginePool
 from musicgen_bento.schemas import GenerationRequest, Options, StreamRequest
 
 LOOK_SECONDS = 0.02  # how often it looks whether the model is there

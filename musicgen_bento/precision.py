@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from musicgen_bento import fbgemm, kernel
+from musicgen_bento.native import bindings, fbgemm
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +75,8 @@ def on(device: torch.device) -> dict[str, Precision]:
     """What there is on a device, by name."""
     if device.type != "cpu":
         return {"float32": FLOAT32, "bfloat16": BFLOAT16, "float16": FLOAT16}
-    found = {"float32": FLOAT32_PACKED if kernel.available() else FLOAT32, "bfloat16": BFLOAT16}
-    if kernel.available():
+    found = {"float32": FLOAT32_PACKED if bindings.available() else FLOAT32, "bfloat16": BFLOAT16}
+    if bindings.available():
         found["int8"] = INT8
     if fbgemm.available():
         found["float16"] = FLOAT16_KEPT

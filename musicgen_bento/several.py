@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Unpack
 
 from musicgen_bento.errors import InvalidRequest
-from musicgen_bento.faults import checked
 from musicgen_bento.schemas import MAX_SEED, GenerationRequest, Options
+from musicgen_bento.validation import checked
 
 
 def requests(

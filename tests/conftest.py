@@ -10,8 +10,8 @@ import pytest
 import torch
 from hypothesis import settings
 
-from tests.matrices import a_weight, some_rows
-from tests.server import Server
+from tests.support.matrices import a_weight, some_rows
+from tests.support.server import Server
 
 WITH_HUB = os.environ.get("MUSICGEN_TEST_HUB") == "1"
 

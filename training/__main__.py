@@ -12,8 +12,8 @@ from pathlib import Path
 import click
 import torch
 
-from musicgen_bento.engine import checkpoint
-from musicgen_bento.engine.hub import Source
+from musicgen_bento.checkpoint import loading
+from musicgen_bento.checkpoint.source import Source
 from training import card, codec, dataset, evaluate, export, language_model
 from training.loop import Busy, Clock, OutOfTime, alone
 from training.plan import OtherPlan, Plan
@@ -76,7 +76,7 @@ def evaluate_(model: Path, clips: int, seed: int, write: bool) -> None:
         raise click.UsageError(
             f"{model / 'README.md'} has no place for figures: python -m training writes it with one."
         )
-    files = checkpoint.open_files(Source(str(model), model))
+    files = loading.open_files(Source(str(model), model))
     result = evaluate.evaluate(model, files.codec, clips, seed)
     click.echo(card.table(result))
     if write:

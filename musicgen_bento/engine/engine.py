@@ -11,20 +11,20 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from musicgen_bento import kernel
-from musicgen_bento.engine.checkpoint import Checkpoint
-from musicgen_bento.engine.clip import Clip
-from musicgen_bento.engine.codec import CodecDecoder
-from musicgen_bento.engine.codec_kernel import operations
-from musicgen_bento.engine.conditioning import TextConditioner
-from musicgen_bento.engine.decoder import Need, Sequence
-from musicgen_bento.engine.decoders import decoder_of
-from musicgen_bento.engine.sampling import SamplingRows
+from musicgen_bento.checkpoint.loading import Checkpoint
+from musicgen_bento.codec.decoder import CodecDecoder
+from musicgen_bento.codec.native_ops import operations
+from musicgen_bento.engine.audio_decoder import ClipSound, Sounds
 from musicgen_bento.engine.scheduler import Scheduler
-from musicgen_bento.engine.sound import ClipSound, Sounds
+from musicgen_bento.engine.text_conditioner import TextConditioner
+from musicgen_bento.engine.token_sequence import Clip
 from musicgen_bento.engine.types import Chunk, Event, Failed, Finished, GenerationParams, Listener, Started, Waiting
 from musicgen_bento.errors import GenerationFailed, MusicGenError, QueueFull
-from musicgen_bento.quiet import briefly, where
+from musicgen_bento.lm.decoder import Need, Sequence
+from musicgen_bento.lm.factory import decoder_of
+from musicgen_bento.lm.sampling import SamplingRows
+from musicgen_bento.log import briefly, where
+from musicgen_bento.native import bindings
 
 _log = logging.getLogger("bentoml.musicgen")  # below BentoML's, which has a handler
 
@@ -85,7 +85,7 @@ class ModelEngine:
         self._device = checkpoint.weights.device
         self._conditioner = TextConditioner(checkpoint)
         self._threads = self._shape.cores(threads)
-        team = kernel.team(self._threads) if self._device.type == "cpu" else None
+        team = bindings.team(self._threads) if self._device.type == "cpu" else None
         self._decoder = decoder_of(checkpoint.weights, max_slots, deterministic=deterministic, team=team)
         layers = operations(team)
         codec = CodecDecoder(checkpoint.codec, layers)

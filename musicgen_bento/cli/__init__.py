@@ -1,0 +1,5 @@
+"""The command line."""
+
+from musicgen_bento.cli.program import main
+
+__all__ = ["main"]

@@ -1,0 +1,5 @@
+"""`python -m musicgen_bento.cli`."""
+
+from musicgen_bento.cli import main
+
+main()

@@ -1,0 +1,27 @@
+"""The client of the HTTP API, for Python programs. Needs requests and pydantic alone; docs/sdk.md shows its use."""
+
+from musicgen_bento.client.async_client import AsyncMusicGenClient, AsyncStream
+from musicgen_bento.client.generation import Generation
+from musicgen_bento.client.stream import Stream
+from musicgen_bento.client.sync_client import MusicGenClient
+from musicgen_bento.client.transport import BadAnswer, Cancelled, CutShort, TimedOut, Unreachable
+from musicgen_bento.clip import Clip, Progress
+from musicgen_bento.errors import MusicGenError
+from musicgen_bento.schemas import ModelInfo
+
+__all__ = [
+    "AsyncMusicGenClient",
+    "AsyncStream",
+    "BadAnswer",
+    "Cancelled",
+    "Clip",
+    "CutShort",
+    "Generation",
+    "ModelInfo",
+    "MusicGenClient",
+    "MusicGenError",
+    "Progress",
+    "Stream",
+    "TimedOut",
+    "Unreachable",
+]

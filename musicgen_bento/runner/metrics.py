@@ -1,0 +1,195 @@
+"""What /metrics says of the music, beside BentoML's own figures of the requests. docs/metrics.md says what to watch.
+
+prometheus_client is imported on first use: BentoML tells it where the processes' figures come together only once a
+worker has started.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter as Counts
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING
+
+from musicgen_bento.engine.types import (
+    Chunk,
+    Event,
+    Failed,
+    Finished,
+    GenerationParams,
+    Listener,
+    ModelStatus,
+    Pool,
+    Started,
+)
+from musicgen_bento.model_catalog import find
+
+if TYPE_CHECKING:
+    from prometheus_client import Counter, Gauge, Histogram
+
+FIRST_AUDIO_SECONDS = (0.1, 0.25, 0.5, 1, 2, 5, 10, 30, 60, 300)
+TIMES_REAL_TIME = (0.1, 0.25, 0.5, 0.8, 1, 1.5, 2, 4, 8, 16, 32)
+
+NAMES = (
+    "musicgen_queue_depth",
+    "musicgen_slots_in_use",
+    "musicgen_audio_seconds_total",
+    "musicgen_time_to_first_audio_seconds",
+    "musicgen_times_real_time",
+    "musicgen_model_loads_total",
+    "musicgen_model_evictions_total",
+    "musicgen_cancellations_total",
+    "musicgen_errors_total",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Instruments:
+    """One object for each of NAMES."""
+
+    queue_depth: Gauge
+    slots_in_use: Gauge
+    audio_seconds: Counter
+    first_audio: Histogram
+    times_real_time: Histogram
+    loads: Counter
+    evictions: Counter
+    cancellations: Counter
+    errors: Counter
+
+
+@cache
+def instruments() -> Instruments:
+    """This process's. Both processes have them; what is asked for at /metrics is the sum."""
+    from prometheus_client import Counter, Gauge, Histogram
+
+    depth, slots, audio, first, speed, loads, evictions, cancellations, errors = NAMES
+    # "mostrecent": a runner that was killed cannot take back what it said; the one that follows it can.
+    return Instruments(
+        Gauge(depth, "Clips that wait for a slot or for their model.", ["model"], multiprocess_mode="mostrecent"),
+        Gauge(slots, "Clips that are being made.", ["model"], multiprocess_mode="mostrecent"),
+        Counter(audio, "Seconds of audio made, whole clips.", ["model"]),
+        Histogram(first, "From admission to the first samples.", ["model"], buckets=FIRST_AUDIO_SECONDS),
+        Histogram(speed, "A clip's length over the time in its slot.", ["model"], buckets=TIMES_REAL_TIME),
+        Counter(loads, "Models loaded into memory.", ["model"]),
+        Counter(evictions, "Models that left memory for another.", ["model"]),
+        Counter(cancellations, "Clips whose client left.", ["model"]),
+        Counter(errors, "Answers that were errors, by their code.", ["code"]),
+    )
+
+
+def count_error(code: str) -> None:
+    """An error has been answered."""
+    instruments().errors.labels(code).inc()
+
+
+def count_load(model: str) -> None:
+    """A model has been loaded."""
+    instruments().loads.labels(model).inc()
+
+
+def count_eviction(model: str) -> None:
+    """A model has left memory for another."""
+    instruments().evictions.labels(model).inc()
+
+
+class MeasuredPool:
+    """A pool whose clips are measured on their way through.
+
+    Args:
+        pool: the pool.
+        loads: clips running and clips waiting, by model.
+    """
+
+    def __init__(self, pool: Pool, loads: Callable[[], dict[str, tuple[int, int]]]) -> None:
+        self._pool = pool
+        self._loads = loads
+        self._made: set[str] = set()  # models that have begun a clip
+        self._labels: set[str] = set()
+        self._models: dict[str, str] = {}  # of the clips that are not over, by ticket
+        self._lock = threading.Lock()
+
+    def submit(self, model: str, params: GenerationParams, listener: Listener) -> str:
+        """See `Pool.submit`."""
+        clip = _Clip(listener, self._heard)
+        clip.ticket = ticket = self._pool.submit(model, params, clip)
+        with self._lock:
+            if not clip.over:
+                self._models[ticket] = model
+        self._gauge()
+        return ticket
+
+    def cancel(self, ticket: str) -> None:
+        """See `Pool.cancel`."""
+        with self._lock:
+            model = self._models.pop(ticket, None)
+        self._pool.cancel(ticket)
+        if model is not None:
+            instruments().cancellations.labels(self._label(model)).inc()
+            self._gauge()
+
+    def ready(self) -> bool:
+        """See `Pool.ready`."""
+        return self._pool.ready()
+
+    def statuses(self) -> list[ModelStatus]:
+        """See `Pool.statuses`."""
+        return self._pool.statuses()
+
+    def close(self, drain_seconds: float = 0.0) -> None:
+        """See `Pool.close`."""
+        self._pool.close(drain_seconds)
+
+    def _heard(self, ticket: str, event: Event) -> None:
+        with self._lock:
+            if isinstance(event, Started):
+                self._made.add(event.model)
+            else:
+                self._models.pop(ticket, None)
+        self._gauge()
+
+    def _label(self, model: str) -> str:
+        """A client may write anything: a name of its own is for what is in the catalogue, or has made music."""
+        card = find(model)
+        return card.id if card else model if model in self._made else "(other)"
+
+    def _gauge(self) -> None:
+        running, waiting = Counts[str](), Counts[str]()
+        for model, (runs, waits) in self._loads().items():
+            running[self._label(model)] += runs
+            waiting[self._label(model)] += waits
+        self._labels |= running.keys()
+        for label in list(self._labels):  # one that is not in memory any more has none
+            instruments().slots_in_use.labels(label).set(running[label])
+            instruments().queue_depth.labels(label).set(waiting[label])
+
+
+class _Clip:
+    """Listens to one clip for its figures, and passes everything on."""
+
+    def __init__(self, listener: Listener, heard: Callable[[str, Event], None]) -> None:
+        self._listener = listener
+        self._heard = heard
+        self._asked = self._begun = time.monotonic()
+        self._started: Started | None = None
+        self.ticket = ""
+        self.over = False
+
+    def __call__(self, event: Event) -> None:
+        now = time.monotonic()
+        match event:
+            case Started():
+                self._started, self._begun = event, now
+            case Chunk(position=0) if self._started:
+                instruments().first_audio.labels(self._started.model).observe(now - self._asked)
+            case Finished() if self._started:
+                seconds = self._started.samples / self._started.sample_rate
+                instruments().audio_seconds.labels(self._started.model).inc(seconds)
+                instruments().times_real_time.labels(self._started.model).observe(seconds / (now - self._begun))
+        self._listener(event)
+        self.over = isinstance(event, Finished | Failed)
+        if self.over or isinstance(event, Started):
+            self._heard(self.ticket, event)

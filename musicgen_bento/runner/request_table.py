@@ -1,0 +1,131 @@
+"""The runner's desk: takes clips in, keeps their events until they are collected, forgets what nobody wants.
+
+The pool speaks from its own threads; everything here runs on the event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import OrderedDict
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from musicgen_bento.engine.types import Event, Failed, Finished, GenerationParams, Listener, Pool
+from musicgen_bento.errors import InvalidRequest, MusicGenError, Unavailable
+from musicgen_bento.log import where
+from musicgen_bento.runner.protocol import encode
+
+COLLECT_SECONDS = 60.0
+REMEMBERED_CANCELLATIONS = 4096
+
+_log = logging.getLogger("bentoml.musicgen")
+
+
+class Admission(BaseModel):
+    """A clip to admit. The asker chooses the ticket, so that a clip can be cancelled whose answer was never seen."""
+
+    model_config = ConfigDict(frozen=True)
+
+    ticket: str
+    model: str
+    params: GenerationParams
+
+
+@dataclass(eq=False)
+class _Clip:
+    events: asyncio.Queue[Event] = field(default_factory=asyncio.Queue)
+    place: str = ""  # the pool's ticket
+    collected: bool = False
+    expiry: asyncio.TimerHandle | None = None
+
+
+class Desk:
+    """Clips by ticket, between a pool and whoever collects them."""
+
+    def __init__(self, pool: Pool, collect_seconds: float = COLLECT_SECONDS) -> None:
+        self._pool = pool
+        self._collect_seconds = collect_seconds
+        self._clips: dict[str, _Clip] = {}
+        self._cancelled: OrderedDict[str, None] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._clips)
+
+    def admit(self, admission: Admission) -> dict[str, Any]:
+        """Give a clip to the pool: `{"ticket": ...}`, or `{"error": {...}}` as MusicGenError.to_dict writes it.
+
+        Never raises: one that did would fail its whole batch.
+        """
+        ticket = admission.ticket
+        if ticket in self._clips:
+            return {"ticket": ticket}
+        if ticket in self._cancelled:
+            return InvalidRequest("The request was cancelled.").to_dict()
+        clip = _Clip()
+        try:
+            clip.place = self._pool.submit(admission.model, admission.params, _listener(clip.events))
+        except MusicGenError as error:
+            return error.to_dict()
+        except Exception as error:  # its text may hold the prompt
+            _log.error("id=%s failed: %s", ticket.partition("-")[0], where(error))
+            return MusicGenError("The request could not be taken.").to_dict()
+        clip.expiry = asyncio.get_running_loop().call_later(self._collect_seconds, self.cancel, ticket)
+        self._clips[ticket] = clip
+        return {"ticket": ticket}
+
+    async def stream(self, ticket: str) -> AsyncIterator[bytes]:
+        """The clip's events as frames, up to and with its last one. Whoever stops reading cancels it."""
+        yield b""  # starts the answer at once: only a started one notices that its reader has gone
+        clip = self._clips.get(ticket)
+        if clip is None or clip.collected:
+            yield encode(Failed(_gone("The clip is gone: it was cancelled or not collected in time.")))
+            return
+        clip.collected = True
+        if clip.expiry:
+            clip.expiry.cancel()
+        over = False
+        try:
+            while not over:
+                event = await clip.events.get()
+                over = isinstance(event, Finished | Failed)
+                yield encode(event)
+        finally:
+            self._forget(ticket, cancel=not over)
+
+    def cancel(self, ticket: str) -> None:
+        """Forget a clip, also one that is still on its way here."""
+        self._cancelled[ticket] = None
+        if len(self._cancelled) > REMEMBERED_CANCELLATIONS:
+            self._cancelled.popitem(last=False)
+        clip = self._clips.get(ticket)
+        self._forget(ticket, cancel=True)
+        if clip and clip.collected:  # its reader waits for a last word
+            clip.events.put_nowait(Failed(_gone("The clip was cancelled.")))
+
+    def _forget(self, ticket: str, *, cancel: bool) -> None:
+        clip = self._clips.pop(ticket, None)
+        if clip is None:
+            return
+        if clip.expiry:
+            clip.expiry.cancel()
+        if cancel:
+            self._pool.cancel(clip.place)
+
+
+def _listener(events: asyncio.Queue[Event]) -> Listener:
+    loop = asyncio.get_running_loop()
+
+    def listen(event: Event) -> None:
+        if not loop.is_closed():  # the pool may finish a step after the server has stopped
+            loop.call_soon_threadsafe(events.put_nowait, event)
+
+    return listen
+
+
+def _gone(why: str) -> Unavailable:
+    """Not what its client wanted, who is not there to hear it, or meets a process that has begun anew."""
+    return Unavailable(why, hint="Ask again.", retry_after=5)

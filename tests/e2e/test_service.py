@@ -1,0 +1,301 @@
+"""The service as `bentoml serve` runs it: real processes, the real engine, the built-in model."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+import soundfile
+
+from musicgen_bento.model_catalog import CATALOGUE
+from musicgen_bento.schemas import ErrorBody, ModelList
+from tests.support.server import ROOT, Server
+from tests.support.wait import until
+
+SECRET = "xylophone-of-the-hidden-garden"
+SLOTS, QUEUE, LONGEST = 2, 3, 60
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    folder = tmp_path_factory.mktemp("server")
+    with Server(folder, max_slots=SLOTS, max_queue=QUEUE, max_duration=LONGEST, drain_seconds=60) as server:
+        yield server
+
+
+def error(response: requests.Response, status: int, code: str) -> dict[str, Any]:
+    assert response.status_code == status, response.text
+    ErrorBody.model_validate(response.json())
+    found: dict[str, Any] = response.json()["error"]
+    assert found["code"] == code
+    return found
+
+
+def free(server: Server) -> bool:
+    """Whether a place is to be had at once: as many short clips as there are places, all of them taken in."""
+    with ThreadPoolExecutor(SLOTS + QUEUE) as clients:
+        clips = [clients.submit(server.generate, duration=0.1) for _ in range(SLOTS + QUEUE)]
+        return all(clip.result().status_code == 200 for clip in clips)
+
+
+def leave(server: Server, count: int, after: float) -> None:
+    """Ask for long clips and hang up."""
+    body = b'{"prompt": "x", "duration": 60}'
+    head = (
+        f"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    )
+    clients = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(count)]
+    for client in clients:
+        client.sendall(head.encode() + body)
+    time.sleep(after)
+    for client in clients:
+        client.close()
+
+
+def test_a_clip_is_a_wav_of_the_length_asked_for(server: Server) -> None:
+    answer = server.generate(prompt=SECRET, duration=1.5, seed=3)
+    assert answer.status_code == 200, answer.text
+    assert answer.headers["content-type"] == "audio/wav"
+    names = ("x-seed", "x-model", "x-audio-sample-rate", "x-audio-channels", "x-audio-duration")
+    assert [answer.headers[name] for name in names] == ["3", "demo", "32000", "1", "1.500"]
+    assert len(answer.headers["x-request-id"]) == 8
+    audio, rate = soundfile.read(io.BytesIO(answer.content))
+    assert (rate, len(audio), soundfile.info(io.BytesIO(answer.content)).subtype) == (32_000, 48_000, "PCM_16")
+    assert server.generate(prompt=SECRET, duration=1.5, seed=3).content == answer.content
+
+
+def test_a_seed_is_drawn_and_told(server: Server) -> None:
+    one, other = server.generate(duration=0.2), server.generate(duration=0.2)
+    assert one.headers["x-seed"] != other.headers["x-seed"]
+    again = server.generate(duration=0.2, seed=int(one.headers["x-seed"]))
+    assert again.content == one.content
+
+
+def test_the_models_are_listed_on_both_roads(server: Server) -> None:
+    listed = requests.get(f"{server.url}/models", timeout=10)
+    models = ModelList.model_validate(listed.json()).models
+    assert [model.id for model in models] == [card.id for card in CATALOGUE]
+    [demo] = [model for model in models if model.default]
+    assert (demo.id, demo.state) == ("demo", "loaded")
+    posted = requests.post(f"{server.url}/list_models", json={}, timeout=10)
+    assert posted.json() == listed.json()
+
+
+def test_the_api_document_says_what_there_is(server: Server) -> None:
+    document = requests.get(f"{server.url}/docs.json", timeout=10).json()
+    assert {"/generate", "/list_models"} <= set(document["paths"])
+    for path in ("/generate", "/list_models"):
+        assert document["paths"][path]["post"]["description"]
+    fields = document["components"]["schemas"]["GenerationRequest"]["properties"]
+    assert all(field.get("description") for field in fields.values())
+    assert (fields["duration"]["minimum"], fields["duration"]["maximum"]) == (0.1, LONGEST)
+    assert fields["prompt"]["examples"]
+    answer = document["paths"]["/generate"]["post"]["responses"]["200"]
+    assert "audio/wav" in answer["content"]
+    assert "X-Seed" in answer["headers"]
+    refused = document["paths"]["/generate"]["post"]["responses"]["429"]
+    assert refused["content"]["application/json"]["schema"] == {"$ref": "#/components/schemas/ErrorBody"}
+    text = json.dumps(document)
+    assert all(name in document["components"]["schemas"] for name in re.findall(r"#/components/schemas/(\w+)", text))
+
+
+@pytest.mark.parametrize(
+    ("body", "code", "field"),
+    [
+        ({"prompt": SECRET, "duration": LONGEST + 1}, "invalid", "duration"),
+        ({"prompt": SECRET, "duration": "long"}, "invalid", "duration"),
+        ({"prompt": SECRET, "model": "facebook/nothing"}, "unknown_model", "model"),
+        ({"prompt": SECRET, "tempo": 120}, "invalid", "tempo"),
+        ({"prompt": SECRET + "\0"}, "invalid", "prompt"),
+        ({"prompt": f"{SECRET} " * 75}, "invalid", "prompt"),  # more T5 tokens than it may have
+        ({"duration": 1}, "invalid", "prompt"),
+    ],
+    ids=lambda value: str(value)[:60],
+)
+def test_a_bad_request_is_named(server: Server, body: dict[str, Any], code: str, field: str) -> None:
+    answer = requests.post(f"{server.url}/generate", json=body, timeout=20)
+    assert error(answer, 400, code)["field"] == field
+    assert SECRET not in answer.text
+
+
+def test_the_errors_of_bentoml_and_below_have_the_shape(server: Server) -> None:
+    error(requests.get(f"{server.url}/{SECRET}", timeout=10), 404, "not_found")
+    error(requests.get(f"{server.url}/generate", timeout=10), 405, "method_not_allowed")
+    pickle = {"content-type": "application/vnd.bentoml+pickle"}
+    error(requests.post(f"{server.url}/generate", b"x", headers=pickle, timeout=10), 415, "unsupported_media_type")
+    plain = {"content-type": "application/json"}
+    error(requests.post(f"{server.url}/generate", b" " * (8 << 20), headers=plain, timeout=10), 413, "too_large")
+    chunks = (b" " * 65536 for _ in range(200))
+    error(requests.post(f"{server.url}/generate", chunks, headers=plain, timeout=10), 413, "too_large")
+
+
+def test_a_full_queue_is_429_and_says_when_to_come_back(server: Server) -> None:
+    with ThreadPoolExecutor(16) as clients:
+        answers = [each.result() for each in [clients.submit(server.generate, duration=1) for _ in range(16)]]
+    statuses = [answer.status_code for answer in answers]
+    assert set(statuses) == {200, 429}
+    assert statuses.count(200) >= SLOTS + QUEUE
+    for answer in answers:
+        if answer.status_code == 429:
+            error(answer, 429, "queue_full")
+            assert int(answer.headers["retry-after"]) >= 1
+
+
+@pytest.mark.parametrize("after", [0.0, 0.5])
+def test_clients_that_leave_free_their_places_within_a_second(server: Server, after: float) -> None:
+    lines = server.log.read_text().count("status=499")
+    leave(server, SLOTS + QUEUE, after)
+    until(lambda: server.log.read_text().count("status=499") >= lines + SLOTS + QUEUE, 5)
+    time.sleep(1)
+    assert free(server)
+
+
+def test_a_long_clip_survives_a_hundred_and_fifty_calls_beside_it(server: Server) -> None:
+    """BentoML's own connection to the runner is closed, with what runs on it, after a hundred."""
+    with ThreadPoolExecutor(1) as clients:
+        long = clients.submit(server.generate, duration=60)
+        session = requests.Session()
+        for path in ("readyz", "readyz", "models") * 50:
+            assert session.get(f"{server.url}/{path}", timeout=10).status_code == 200
+        assert not long.done()
+        assert long.result().status_code == 200
+
+
+def test_only_the_front_and_bentomls_supervisor_listen(server: Server) -> None:
+    """The runner is on a unix socket; the supervisor's two control ports are BentoML's, on this machine only."""
+    inodes = set()
+    for pid in (server.process.pid, *(each.pid for each in server.family())):
+        for entry in Path(f"/proc/{pid}/fd").iterdir():
+            target = os.readlink(entry) if entry.is_symlink() else ""
+            inodes.add(target.removeprefix("socket:[").removesuffix("]"))
+    listening = []
+    for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
+        cells = line.split()
+        if cells[3] == "0A" and cells[9] in inodes:
+            listening.append(cells[1])
+    assert all(address.startswith("0100007F:") for address in listening)
+    assert f"0100007F:{server.port:04X}" in listening
+
+
+def test_the_front_is_light(server: Server) -> None:
+    assert "torch" not in Path(f"/proc/{server.worker('MusicGenService').pid}/maps").read_text()
+    assert "torch" in Path(f"/proc/{server.worker('MusicGenRunner').pid}/maps").read_text()
+
+
+def test_one_line_a_request_and_never_a_prompt(server: Server) -> None:
+    answer = server.generate(prompt=SECRET, duration=0.5)
+    asked = answer.headers["x-request-id"]
+    until(lambda: f"id={asked} " in server.log.read_text(), 2)
+    lines = [line for line in server.log.read_text().splitlines() if f"id={asked} " in line]
+    assert len(lines) == 1
+    assert "POST /generate model=demo duration=0.5 seconds=" in lines[0]
+    assert "status=200" in lines[0]
+    log = server.log.read_text()
+    assert SECRET not in log
+    assert "Traceback" not in log
+    assert "status=500" not in log
+    metrics = requests.get(f"{server.url}/metrics", timeout=10).text
+    assert SECRET not in metrics
+    kept = [path for path in server.log.parent.rglob("*") if path.is_file() and SECRET.encode() in path.read_bytes()]
+    assert kept == []
+
+
+def test_a_runner_that_hangs_holds_up_nothing(server: Server) -> None:
+    """Its socket stays open and accepts: only a limit of time tells."""
+    runner = server.worker("MusicGenRunner")
+    runner.suspend()
+    try:
+        lines = server.log.read_text().count("status=499")
+        with pytest.raises(requests.Timeout):
+            server.generate(duration=0.2, timeout=0.5)
+        until(lambda: server.log.read_text().count("status=499") > lines, 6)
+        error(requests.get(f"{server.url}/models", timeout=20), 503, "unavailable")
+        error(requests.get(f"{server.url}/readyz", timeout=3), 503, "unavailable")
+    finally:
+        runner.resume()
+    until(lambda: free(server), 10)
+
+
+def test_a_killed_runner_is_an_error_and_comes_back(server: Server) -> None:
+    with ThreadPoolExecutor(1) as clients:
+        cut_off = clients.submit(server.generate, duration=LONGEST)
+        time.sleep(1)
+        server.worker("MusicGenRunner").kill()
+        answer = cut_off.result(timeout=10)
+    error(answer, 503, "unavailable")
+    assert int(answer.headers["retry-after"]) >= 1
+    began = time.monotonic()
+    probe = requests.get(f"{server.url}/readyz", timeout=10)
+    error(probe, 503, "unavailable")
+    assert time.monotonic() - began < 1.5
+    server.wait_until_ready()
+    assert server.generate(duration=0.2).status_code == 200
+
+
+def test_sigterm_finishes_what_runs_and_leaves_nothing(server: Server) -> None:
+    """The last test: it ends the server."""
+    answers: list[requests.Response] = []
+    clients = [threading.Thread(target=lambda: answers.append(server.generate(duration=15))) for _ in range(SLOTS + 1)]
+    for client in clients:
+        client.start()
+    time.sleep(1)
+    family = server.family()
+    server.process.send_signal(signal.SIGTERM)
+    time.sleep(0.3)
+    error(server.generate(duration=0.2), 503, "shutting_down")
+    error(requests.get(f"{server.url}/readyz", timeout=5), 503, "shutting_down")
+    for client in clients:
+        client.join(timeout=100)
+    assert [answer.status_code for answer in answers] == [200] * (SLOTS + 1)
+    assert {len(answer.content) for answer in answers} == {44 + 2 * 32_000 * 15}
+    server.process.wait(timeout=15)
+    until(lambda: not any(each.is_running() for each in family), 5)
+
+
+def test_what_cannot_be_loaded_keeps_it_from_being_ready_and_is_said(tmp_path: Path) -> None:
+    """And when the time for a drain is up, a clip that still runs is refused, not cut."""
+    server = Server(tmp_path, preload="demo,facebook/musicgen-small", drain_seconds=1)
+    server.start()
+    try:
+        until(lambda: "HF_HUB" in ready(server) or "musicgen-small" in ready(server), 60)
+        error(requests.get(f"{server.url}/readyz", timeout=5), 503, "unavailable")
+        assert requests.get(f"{server.url}/livez", timeout=5).status_code == 200
+        with ThreadPoolExecutor(1) as clients:
+            long = clients.submit(server.generate, duration=250)
+            time.sleep(1)
+            server.process.send_signal(signal.SIGTERM)
+            error(long.result(timeout=10), 503, "shutting_down")
+        server.process.wait(timeout=15)
+    finally:
+        server.stop()
+
+
+def ready(server: Server) -> str:
+    try:
+        return requests.get(f"{server.url}/readyz", timeout=5).text
+    except requests.RequestException:
+        return ""
+
+
+def test_importing_the_service_is_light_and_private() -> None:
+    code = (
+        "import musicgen_bento.service, os, sys\n"
+        "print('torch' in sys.modules, os.environ['BENTOML_DO_NOT_TRACK'], os.environ['HF_HUB_DISABLE_TELEMETRY'])"
+    )
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("BENTOML_", "HF_", "MUSICGEN_"))}
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=kept, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "True", "1"]

@@ -1,0 +1,56 @@
+"""`verify`: the distance of a precision from float32."""
+
+from __future__ import annotations
+
+import pytest
+from click.testing import CliRunner
+
+from musicgen_bento.checkpoint import loading
+from musicgen_bento.checkpoint.source import Source
+from musicgen_bento.cli.program import PROGRAM
+from musicgen_bento.engine import compare_precision
+from musicgen_bento.lm import packed_weights
+from musicgen_bento.lm.linear import Dense
+from musicgen_bento.precision import FLOAT16_KEPT, FLOAT32_PACKED, INT8
+from tests.support.tiny_checkpoints import Recipe
+from tests.support.tiny_models import MONO, PREPEND, STEREO, folder
+
+
+@pytest.mark.parametrize("recipe", [MONO, STEREO, PREPEND])
+def test_float32_is_no_distance_from_itself_and_fewer_bits_are_further(recipe: Recipe) -> None:
+    files = loading.open_files(Source("tiny", folder(recipe)))
+    found = list(compare_precision.distances(files, [FLOAT32_PACKED, FLOAT16_KEPT, INT8], seconds=0.2))
+    assert [each.contexts for each in found] == ["greedy", "sampled"] * 3
+    assert [each.precision for each in found[::2]] == ["float32", "float16", "int8"]
+    codebooks = 8 if recipe.stereo else 4
+    for same, half, int8 in zip(found[:2], found[2:4], found[4:], strict=True):
+        assert (
+            same.distributions
+            == half.distributions
+            == int8.distributions
+            == 10 * codebooks * len(compare_precision.PROMPTS)
+        )
+        assert same.kl < 1e-7
+        assert same.agreement == 1
+        assert same.near
+        assert same.kl <= half.kl < int8.kl <= int8.kl_99
+
+
+def test_a_precision_that_computes_wrongly_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    files = loading.open_files(Source("tiny", folder(MONO)))
+    pack = packed_weights._Packer.__call__
+    monkeypatch.setattr(
+        packed_weights._Packer, "__call__", lambda self, product: pack(self, Dense(product.weight.flip(0).contiguous()))
+    )
+    assert not any(each.near for each in compare_precision.distances(files, [INT8], seconds=0.2))
+
+
+def test_the_command_prints_a_table_and_a_verdict() -> None:
+    command = ["verify", str(folder(MONO)), "-p", "float16", "--seconds", "0.2"]
+    done = CliRunner().invoke(PROGRAM, command, catch_exceptions=False)
+    assert done.exit_code == 0
+    lines = done.stdout.splitlines()
+    assert lines[0].split()[:2] == ["precision", "contexts"]
+    assert [line.split()[:2] for line in lines[1:3]] == [["float16", "greedy"], ["float16", "sampled"]]
+    assert {line.split()[-1] for line in lines[1:3]} == {str(10 * 4 * len(compare_precision.PROMPTS))}
+    assert lines[3].startswith("float16: as good as float32 for ")

@@ -1,0 +1,44 @@
+"""What decoders with seats have in common: the tokens of the one without, and nobody left sitting."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from musicgen_bento.engine.engine import ModelEngine
+from musicgen_bento.engine.token_sequence import Clip
+from tests.support.decoder_variants import COMPANY, SHORT_WINDOW, assert_same, graphed, packed, plain
+from tests.support.tiny_checkpoints import Recipe
+from tests.support.tiny_models import MONO, PREPEND, STEREO, make, params
+
+Maker = Callable[[Recipe], ModelEngine]
+
+
+@pytest.fixture(params=[graphed, packed])
+def seated(request: pytest.FixtureRequest) -> Maker:
+    maker: Maker = request.param
+    return maker
+
+
+@pytest.mark.parametrize("recipe", [MONO, STEREO, PREPEND])
+def test_the_tokens_of_the_plain_decoder(seated: Maker, recipe: Recipe) -> None:
+    """Clips that join, leave and move up, in room that grows with them and with the longest prompt."""
+    assert_same(make(seated(recipe), COMPANY), make(plain(recipe), COMPANY))
+
+
+def test_past_the_window(seated: Maker) -> None:
+    requests = {str(n): params(duration=2.5, seed=n, cfg_coef=3.0 - n) for n in range(3)}
+    assert_same(make(seated(SHORT_WINDOW), requests), make(plain(SHORT_WINDOW), requests))
+
+
+def test_a_clip_that_cannot_be_begun_has_no_seat(seated: Maker, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = seated(MONO)
+
+    def broken(clip: Clip) -> None:
+        raise RuntimeError("no codec")
+
+    monkeypatch.setattr(model._sounds, "open", broken)
+    make(model, {"one": params(duration=0.2)})
+    assert not model._running
+    make(model, {"four": params(duration=0.2), **{str(n): params(duration=0.1) for n in range(4)}})  # more would not go

@@ -1,0 +1,96 @@
+"""Every released MusicGen, in every spelling that documents use."""
+
+from __future__ import annotations
+
+import pytest
+
+from musicgen_bento.model_catalog import CATALOGUE, ModelCard, find
+
+RELEASED = {  # the hub's own names: (channels, listens to melody)
+    "facebook/musicgen-small": (1, False),
+    "facebook/musicgen-medium": (1, False),
+    "facebook/musicgen-large": (1, False),
+    "facebook/musicgen-melody": (1, True),
+    "facebook/musicgen-melody-large": (1, True),
+    "facebook/musicgen-stereo-small": (2, False),
+    "facebook/musicgen-stereo-medium": (2, False),
+    "facebook/musicgen-stereo-large": (2, False),
+    "facebook/musicgen-stereo-melody": (2, True),
+    "facebook/musicgen-stereo-melody-large": (2, True),
+}
+
+
+def test_every_released_model_is_there() -> None:
+    assert {card.id for card in CATALOGUE} == {"demo", *RELEASED}
+    for name, (channels, melody) in RELEASED.items():
+        card = find(name)
+        assert card is not None
+        assert (card.id, card.channels, "melody" in card.conditioning) == (name, channels, melody)
+        assert (card.sample_rate, card.window, card.license) == (32_000, 30.0, "CC-BY-NC 4.0")
+
+
+@pytest.mark.parametrize(
+    ("spelling", "hub"),
+    [
+        ("facebook/musicgen-small-stereo", "facebook/musicgen-stereo-small"),
+        ("facebook/musicgen-medium-stereo", "facebook/musicgen-stereo-medium"),
+        ("facebook/musicgen-large-stereo", "facebook/musicgen-stereo-large"),
+        ("facebook/musicgen-melody-stereo", "facebook/musicgen-stereo-melody"),
+        ("facebook/musicgen-melody-large-stereo", "facebook/musicgen-stereo-melody-large"),
+        ("musicgen-small", "facebook/musicgen-small"),
+        ("small", "facebook/musicgen-small"),
+        ("stereo-large", "facebook/musicgen-stereo-large"),
+        ("melody", "facebook/musicgen-melody"),
+        (" Facebook/MusicGen-Small ", "facebook/musicgen-small"),
+        ("DEMO", "demo"),
+    ],
+)
+def test_spellings(spelling: str, hub: str) -> None:
+    card = find(spelling)
+    assert card is not None
+    assert card.id == hub
+
+
+@pytest.mark.parametrize("name", ["", " ", "facebook/musicgen", "facebook/musicgen-tiny", "../demo", "demo/", "\x00"])
+def test_what_is_not_there_is_not_found(name: str) -> None:
+    assert find(name) is None
+
+
+def test_a_spelling_means_one_model() -> None:
+    names = [name.lower() for card in CATALOGUE for name in (card.id, *card.aliases)]
+    assert len(set(names)) == len(names)
+
+
+@pytest.mark.parametrize("card", CATALOGUE, ids=lambda card: card.id)
+def test_a_card_is_whole(card: ModelCard) -> None:
+    assert card.parameters > 0
+    assert card.license
+    assert "text" in card.conditioning
+    if card.folder is None:
+        # float16 weights and the codec and T5, which is never less than a gigabyte together
+        assert 1.1e9 + 2 * card.parameters < card.download_bytes < 1.2e9 + 2 * card.parameters
+    else:
+        assert card.download_bytes == 0
+        assert card.note
+
+
+def _parameters(dim: int, layers: int, codebooks: int, *, melody: bool) -> int:
+    """By hand: what AudioCraft's configuration of a size adds up to."""
+    attention = 4 * dim * dim
+    block = attention + 8 * dim * dim + 4 * dim  # feed-forward of four times the width; two norms
+    if not melody:
+        block += attention + 2 * dim  # cross-attention and its norm
+    inputs = codebooks * (2048 + 1) * dim
+    outputs = codebooks * 2048 * dim + 2 * dim
+    conditions = 768 * dim + dim + ((12 * dim + dim) if melody else 0)
+    return layers * block + inputs + outputs + conditions
+
+
+@pytest.mark.parametrize("name", list(RELEASED))
+def test_parameters_are_those_of_the_architecture(name: str) -> None:
+    card = find(name)
+    assert card is not None
+    melody = "melody" in name
+    size = "large" if "large" in name else "medium" if melody or "medium" in name else "small"
+    dim, layers = {"small": (1024, 24), "medium": (1536, 48), "large": (2048, 48)}[size]
+    assert card.parameters == _parameters(dim, layers, 4 * card.channels, melody=melody)
