@@ -22,11 +22,11 @@ import torch
 from bench import machine
 from bench.machine import device
 from bench.steps import Contestant, load_ours, measure, synchronize
-from musicgen_bento.checkpoint.resolve import resolve
+from musicgen_bento.checkpoint.resolve import resolve_model
 from musicgen_bento.checkpoint.source import Source
 from musicgen_bento.native import bindings
-from musicgen_bento.native.mmap_tensor import Pages
-from musicgen_bento.precision import on
+from musicgen_bento.native.mmap_tensor import MmapTensor
+from musicgen_bento.precision import supported_precisions
 
 OURS = ("ours float32", "ours bfloat16", "ours float16", "ours int8")
 PEERS = ("audiocraft", "transformers float32", "transformers bfloat16")
@@ -45,7 +45,7 @@ def contestant(name: str, source: Source) -> Contestant:
 
     who, _, how = name.partition(" ")
     if who == "ours":
-        return load_ours(source, on(device())[how], device())
+        return load_ours(source, supported_precisions(device())[how], device())
     if who == "audiocraft":
         return AudioCraft(source, device())
     return Transformers(source, getattr(torch, how), device())
@@ -57,8 +57,8 @@ def bandwidth() -> float:
         numbers = torch.ones(2**31, device=device())
         read: Callable[[], object] = numbers.sum
     else:
-        numbers = Pages(2**28, huge=True).tensor.fill_(1)  # as the matrices lie, and read as they are
-        team = bindings.team(torch.get_num_threads())
+        numbers = MmapTensor(2**28, huge=True).tensor.fill_(1)  # as the matrices lie, and read as they are
+        team = bindings.create_thread_pool(torch.get_num_threads())
         read = numbers.sum if team is None else partial(_read, team, numbers)
     found = []
     for _ in range(6):
@@ -70,7 +70,7 @@ def bandwidth() -> float:
     return numbers.nbytes / min(found)
 
 
-def _read(team: bindings.Team, numbers: torch.Tensor) -> None:
+def _read(team: bindings.ThreadPool, numbers: torch.Tensor) -> None:
     bindings.library().kernel_read(team.handle, numbers.data_ptr(), numbers.nbytes)
 
 
@@ -85,7 +85,7 @@ class Desk:
     """Answers the questions of one process."""
 
     def __init__(self, name: str, model: str) -> None:
-        self._name, self._source = name, resolve(model, any_model=True)
+        self._name, self._source = name, resolve_model(model, any_model=True)
         self._contestant = None if name == BANDWIDTH else contestant(name, self._source)
 
     def steps(self, batch: int, position: int) -> float:
@@ -106,7 +106,9 @@ class Desk:
         from bench.profile import profile
 
         self._contestant = None
-        return profile(self._source, on(device())[self._name.removeprefix("ours ")], device(), position)
+        return profile(
+            self._source, supported_precisions(device())[self._name.removeprefix("ours ")], device(), position
+        )
 
 
 def main(name: str, model: str) -> None:

@@ -18,11 +18,11 @@ from dataclasses import dataclass
 from bench.rounds import POSITIONS
 from bench.steps import PROMPT
 from musicgen_bento.lm.delay_pattern import DelayPattern
-from musicgen_bento.lm.kv_cache.factory import clip_bytes
-from musicgen_bento.lm.kv_cache.paged import block_bytes, folded_bytes, folds
+from musicgen_bento.lm.kv_cache.factory import request_kv_bytes
+from musicgen_bento.lm.kv_cache.paged import block_bytes, can_fuse_prompt, fused_prompt_bytes
 from musicgen_bento.lm.weights import LMShape
-from musicgen_bento.native.bindings import BLOCK
-from musicgen_bento.precision import FLOAT16_KEPT, FLOAT32_PACKED, INT8, Precision, Size
+from musicgen_bento.native.bindings import BLOCK_SIZE
+from musicgen_bento.precision import FLOAT16_WEIGHTS, FLOAT32_NATIVE, INT8, ModelSize, Precision
 
 DELAYS = DelayPattern((0, 1, 2, 3))
 
@@ -60,19 +60,19 @@ def in_matrices(shape: LMShape, folded: bool = False) -> int:
     and the one behind cross-attention.
     """
     layer = (4 if folded else 6) * shape.dim**2 + 2 * shape.dim * shape.hidden
-    return shape.layers * layer + shape.codebooks * shape.card * shape.dim
+    return shape.layers * layer + shape.codebooks * shape.codebook_size * shape.dim
 
 
 def moved(shape: LMShape, precision: Precision, position: int, clips: int = 1) -> Moved:
     """What a step reads for guided clips (two rows each) of short prompts, all at one position."""
-    folded = shape.text == "cross" and folds(precision, PROMPT)
+    folded = shape.text_conditioning == "cross" and can_fuse_prompt(precision, PROMPT)
     numbers = in_matrices(shape, folded)
-    if precision.packed:
-        cache = 2 * (position + 1) * block_bytes(shape, precision) // BLOCK
-        cache += folded_bytes(shape, PROMPT) if folded else 0
+    if precision.native_kernel:
+        cache = 2 * (position + 1) * block_bytes(shape, precision) // BLOCK_SIZE
+        cache += fused_prompt_bytes(shape, PROMPT) if folded else 0
     else:
-        cache = clip_bytes(shape, precision, 2, position + 1, 0)
-    return Moved(precision.bytes(Size(numbers, numbers)), clips * cache)
+        cache = request_kv_bytes(shape, precision, 2, position + 1, 0)
+    return Moved(precision.model_bytes(ModelSize(numbers, numbers)), clips * cache)
 
 
 def milliseconds(shape: LMShape, precision: Precision, position: int, clips: int, rate: float) -> float:
@@ -98,7 +98,7 @@ def table() -> str:
     """Bytes of a step of one clip on a CPU."""
     rows = []
     for size, shape in SHAPES.items():
-        for precision in (FLOAT32_PACKED, FLOAT16_KEPT, INT8):
+        for precision in (FLOAT32_NATIVE, FLOAT16_WEIGHTS, INT8):
             found = [moved(shape, precision, position) for position in POSITIONS]
             figures = [found[0].matrices, *(each.all for each in found)]
             rows.append([size, precision.name, *(f"{figure / 1e6:,.0f}" for figure in figures)])

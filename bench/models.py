@@ -22,7 +22,7 @@ import torch
 
 from bench.machine import ROOT
 from musicgen_bento.checkpoint.lm_state_dict import read_shape
-from musicgen_bento.checkpoint.resolve import resolve
+from musicgen_bento.checkpoint.resolve import resolve_model
 from musicgen_bento.checkpoint.source import Source
 from musicgen_bento.lm.weights import LMShape
 
@@ -62,7 +62,7 @@ class Model:
     @cached_property
     def source(self) -> Source:
         """Where its files are, for a process that has `environment`."""
-        return resolve(self.id, any_model=True)
+        return resolve_model(self.id, any_model=True)
 
     @cached_property
     def shape(self) -> LMShape:
@@ -101,7 +101,7 @@ def random_model(size: str, folder: Path) -> Model:
 def known_model(name: str) -> Model:
     """A model of the catalogue, whose files are in the package or in the hub's cache."""
     os.environ["HF_HUB_OFFLINE"] = "1"
-    source = resolve(name)
+    source = resolve_model(name)
     return Model(source.name, source.name, {"HF_HUB_OFFLINE": "1"})
 
 

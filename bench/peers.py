@@ -57,7 +57,7 @@ class AudioCraft:
         self._stack.enter_context(self._lm.streaming())
         if not position:
             return
-        self.step(torch.full((batch, self.shape.codebooks), self.shape.card, device=self.device))
+        self.step(torch.full((batch, self.shape.codebooks), self.shape.codebook_size, device=self.device))
         state = self._lm.get_streaming_state()
         for name, tensor in state.items():
             if name.endswith(("past_keys", "past_values")):
@@ -91,9 +91,9 @@ class Transformers:
         self.shape, self.device = read_shape(source, config), device
         shape = self.shape
         settings = MusicgenDecoderConfig(
-            vocab_size=shape.card,
-            pad_token_id=shape.card,
-            bos_token_id=shape.card,
+            vocab_size=shape.codebook_size,
+            pad_token_id=shape.codebook_size,
+            bos_token_id=shape.codebook_size,
             hidden_size=shape.dim,
             ffn_dim=shape.hidden,
             num_hidden_layers=shape.layers,
@@ -133,7 +133,7 @@ class Transformers:
             past_key_values=self._cache,
             use_cache=True,
         ).logits
-        return _guided(logits.view(2 * len(tokens), shape.codebooks, shape.card))
+        return _guided(logits.view(2 * len(tokens), shape.codebooks, shape.codebook_size))
 
     def end(self) -> None:
         """See `steps.Contestant`."""

@@ -14,10 +14,10 @@ from bench.steps import WARM, Ours, measure, ours, prompt, synchronize
 from musicgen_bento.checkpoint import loading
 from musicgen_bento.checkpoint.source import Source
 from musicgen_bento.codec.decoder import CodecDecoder
-from musicgen_bento.codec.native_ops import operations
-from musicgen_bento.engine.audio_decoder import BLOCK
-from musicgen_bento.lm.cpu_decoder import PackedDecoder
-from musicgen_bento.lm.sampling import SamplingRows, sample
+from musicgen_bento.codec.native_ops import create_ops
+from musicgen_bento.engine.audio_decoder import CHUNK_FRAMES
+from musicgen_bento.lm.cpu_decoder import CpuDecoder
+from musicgen_bento.lm.sampling import SamplingParams, sample
 from musicgen_bento.native import bindings
 from musicgen_bento.precision import Precision
 
@@ -35,15 +35,15 @@ def profile(source: Source, precision: Precision, device: torch.device, position
     model = loading.build(files, device, precision)
     shape, language_model = model.weights.shape, ours(model.weights)
     parts = {"language model": median(measure(language_model, 1, position))}
-    if not precision.packed:  # by the kernel it is a part of the step
-        logits = torch.randn(1, shape.codebooks, shape.card, device=device)
-        rows = SamplingRows.of([0], [1.0], [250], [0.0], device)
+    if not precision.native_kernel:  # by the kernel it is a part of the step
+        logits = torch.randn(1, shape.codebooks, shape.codebook_size, device=device)
+        rows = SamplingParams.from_lists([0], [1.0], [250], [0.0], device)
         parts["sampling"] = _milliseconds(lambda: sample(logits, rows, torch.tensor([position], device=device)), device)
-    team = bindings.team(shape.cores()) if device.type == "cpu" else None
-    stream = CodecDecoder(model.codec, operations(team)).open()
-    tokens = torch.randint(shape.card, (shape.codebooks, BLOCK), device=device)
-    parts["codec"] = _milliseconds(lambda: stream.push(tokens), device) / BLOCK
-    operators = (_kinds if precision.packed else _operators)(language_model, position)
+    team = bindings.create_thread_pool(shape.num_threads()) if device.type == "cpu" else None
+    stream = CodecDecoder(model.codec, create_ops(team)).open_stream()
+    tokens = torch.randint(shape.codebook_size, (shape.codebooks, CHUNK_FRAMES), device=device)
+    parts["codec"] = _milliseconds(lambda: stream.push(tokens), device) / CHUNK_FRAMES
+    operators = (_kinds if precision.native_kernel else _operators)(language_model, position)
     return {"precision": precision.name, "position": position, "parts": parts, **operators}
 
 
@@ -61,10 +61,12 @@ def _milliseconds(work: Callable[[], object], device: torch.device) -> float:
 def _kinds(language_model: Ours, position: int) -> dict[str, Any]:
     """What the kernel counts of a few steps."""
     decoder = language_model.decoder
-    assert isinstance(decoder, PackedDecoder)
-    decoder.spent()
+    assert isinstance(decoder, CpuDecoder)
+    decoder.phase_times()
     steps = len(measure(language_model, 1, position)) + WARM
-    return _costliest([{"name": name, "calls": 1, "ms": spent / steps} for name, spent in decoder.spent().items()])
+    return _costliest(
+        [{"name": name, "calls": 1, "ms": spent / steps} for name, spent in decoder.phase_times().items()]
+    )
 
 
 def _costliest(found: list[dict[str, Any]]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from bench.machine import ROOT
 from bench.models import SIZES, Model
 from bench.results import Result, Served, figure
 from bench.rounds import POSITIONS, Cell, clips, middle, step_ms
-from musicgen_bento.precision import on
+from musicgen_bento.precision import supported_precisions
 
 PAGE = ROOT / "docs" / "performance.md"
 PICTURES = ROOT / "docs" / "performance"
@@ -87,7 +87,7 @@ def _shares(result: Result, model: Model, names: Sequence[str], cells: Sequence[
         return ""
     rows = []
     for name in names:
-        precision = on(_device(result))[name.removeprefix("ours ")]
+        precision = supported_precisions(_device(result))[name.removeprefix("ours ")]
         row = [name]
         for cell in cells:
             ms = step_ms(result.visits, name, cell)

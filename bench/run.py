@@ -19,8 +19,8 @@ from bench.service import DURATIONS, Service
 from bench.turn import turn
 from bench.worker import Worker
 from musicgen_bento.config import Settings
-from musicgen_bento.device import precision
-from musicgen_bento.precision import on
+from musicgen_bento.device import select_precision
+from musicgen_bento.precision import supported_precisions
 
 BATCHES = {"cpu": (1, 4, 16), "cuda": (1, 4, 16, 64)}
 QUICK_SECONDS, QUICK_CROWD = 270.0, 40.0  # of the short form, and of its mixed clients
@@ -66,7 +66,7 @@ class Run:
     def __init__(self, model: Model, plan: Plan, folder: Path, say: Callable[[str], None]) -> None:
         self._model, self._plan, self._folder, self._say = model, plan, folder, say
         automatic = Settings(precision=Settings.model_fields["precision"].default)
-        default = precision(device(), automatic).name
+        default = select_precision(device(), automatic).name
         self.result = Result(model.size, model.id, machine.describe(), plan.quick, plan.seconds, default)
 
     def __call__(self) -> None:
@@ -93,7 +93,7 @@ class Run:
     def _bandwidth(self) -> None:
         with self._worker(BANDWIDTH) as worker:
             self.result.bandwidth = rate = float(worker.ask("bandwidth"))
-        how = on(device())[self.result.default]
+        how = supported_precisions(device())[self.result.default]
         least = {at: limit.milliseconds(self._model.shape, how, at, 1, rate) for at in POSITIONS}
         self.result.least_ms = least
         self._say(f"memory: {rate / 1e9:.1f} GB/s; default precision: {how.name}")

@@ -14,12 +14,12 @@ from torch import Tensor
 
 from musicgen_bento.checkpoint import loading
 from musicgen_bento.checkpoint.source import Source
-from musicgen_bento.lm.cpu_decoder import PackedDecoder
-from musicgen_bento.lm.cuda_graph_decoder import GraphedDecoder
-from musicgen_bento.lm.decoder import Decoder, Sequence
-from musicgen_bento.lm.factory import Weights, decoder_of
-from musicgen_bento.lm.kv_cache.paged import BlockCache
-from musicgen_bento.lm.sampling import SamplingRows
+from musicgen_bento.lm.cpu_decoder import CpuDecoder
+from musicgen_bento.lm.cuda_graph_decoder import CudaGraphDecoder
+from musicgen_bento.lm.decoder import Decoder, SequenceState
+from musicgen_bento.lm.factory import Weights, create_decoder
+from musicgen_bento.lm.kv_cache.paged import PagedKVCache
+from musicgen_bento.lm.sampling import SamplingParams
 from musicgen_bento.lm.weights import LMShape, LMWeights
 from musicgen_bento.precision import Precision
 
@@ -64,7 +64,9 @@ def prompt(shape: LMShape) -> Tensor:
 def measure(contestant: Contestant, batch: int, position: int) -> list[float]:
     """Milliseconds of a few steps."""
     shape, device = contestant.shape, contestant.device
-    tokens = torch.randint(shape.card, (batch, shape.codebooks), generator=torch.Generator().manual_seed(1)).to(device)
+    tokens = torch.randint(
+        shape.codebook_size, (batch, shape.codebooks), generator=torch.Generator().manual_seed(1)
+    ).to(device)
     found: list[float] = []
     try:
         contestant.begin(batch, position, prompt(shape).to(device))
@@ -94,14 +96,14 @@ class Ours:
     """
 
     def __init__(self, weights: Weights) -> None:
-        self._rest = weights.precision.rest
+        self._rest = weights.precision.compute_dtype
         self.decoder = self._make(weights)
-        self._sequences: list[Sequence] = []
+        self._sequences: list[SequenceState] = []
         self.shape, self.device = weights.shape, weights.device
-        torch.set_num_threads(weights.shape.cores())  # as the engine does
+        torch.set_num_threads(weights.shape.num_threads())  # as the engine does
 
     def _make(self, weights: Weights) -> Decoder:
-        return decoder_of(weights, MOST_CLIPS, deterministic=True)
+        return create_decoder(weights, MOST_CLIPS, deterministic=True)
 
     @torch.inference_mode()
     def begin(self, batch: int, position: int, text: Tensor) -> None:
@@ -110,15 +112,15 @@ class Ours:
         self._guidance = torch.full((batch,), CFG_COEF, device=self.device)
         for _ in range(batch):
             self._sequences.append(self.decoder.open(text.to(self._rest), guided=True, positions=room))
-        if isinstance(self.decoder, PackedDecoder):
+        if isinstance(self.decoder, CpuDecoder):
             for sequence in self._sequences:
-                assert isinstance(sequence.cache, BlockCache)
-                sequence.cache.make_up(position)
+                assert isinstance(sequence.cache, PagedKVCache)
+                sequence.cache.fill_with_zeros_for_benchmark(position)
             return
         past = torch.randn(2, 2, shape.heads, 1, shape.head_dim, device=self.device, dtype=self._rest)
         for sequence in self._sequences if position else ():
             for layer in range(shape.layers):
-                sequence.cache.remember(layer, past.expand(-1, -1, -1, position, -1))
+                sequence.cache.append(layer, past.expand(-1, -1, -1, position, -1))
             sequence.cache.advance(position)
 
     def step(self, tokens: Tensor) -> Tensor:
@@ -136,18 +138,18 @@ class OursGraphed(Ours):
 
     def _make(self, weights: Weights) -> Decoder:
         assert isinstance(weights, LMWeights)
-        return GraphedDecoder(weights)
+        return CudaGraphDecoder(weights)
 
     def begin(self, batch: int, position: int, text: Tensor) -> None:
         """See `Contestant`."""
         super().begin(batch, position, text)
-        self._rows = SamplingRows.of([0] * batch, [1.0] * batch, [250] * batch, [0.0] * batch, self.device)
+        self._rows = SamplingParams.from_lists([0] * batch, [1.0] * batch, [250] * batch, [0.0] * batch, self.device)
         self._keys = list(range(batch))
 
     def step(self, tokens: Tensor) -> Tensor:
         """See `Contestant`."""
         read = tokens.tolist()
-        return torch.tensor(self.decoder.draw(self._sequences, read, self._guidance, self._rows, self._keys))
+        return torch.tensor(self.decoder.step_and_sample(self._sequences, read, self._guidance, self._rows, self._keys))
 
 
 def load_ours(source: Source, precision: Precision, device: torch.device) -> Ours:

@@ -18,7 +18,7 @@ from musicgen_bento.precision import INT8
 
 USABLE = 0.85  # of what is free
 PROCESS = 0.7e9  # torch and the libraries
-BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 1 + INT8.scales}  # of a number in a matrix
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 1 + INT8.scale_bytes_per_weight}  # of a number in a matrix
 
 
 def turn(

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from deploy import promql
 from deploy.manifests import NAMESPACE, Manifest
 from musicgen_bento.config import Settings
-from musicgen_bento.model_catalog import find
+from musicgen_bento.model_catalog import find_model
 
 PACKAGE = Path(__file__).parent.parent / "musicgen_bento"
 PORT = 8000
@@ -100,7 +100,7 @@ def settings(found: Set) -> Iterator[str]:
                 continue
             if not chosen.allow_any_model:
                 models = (chosen.default_model, *chosen.preload)
-                yield from (f"there is no model {name}" for name in models if find(name) is None)
+                yield from (f"there is no model {name}" for name in models if find_model(name) is None)
             if unknown := given.keys() - ours.keys() - OTHER_VARIABLES:
                 yield f"{container['name']}: what is {', '.join(sorted(unknown))} for?"
 

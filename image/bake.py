@@ -28,7 +28,7 @@ def repository(repo: str, files: set[str]) -> Path:
 
 
 def main(target: str, *models: str) -> None:
-    names = {card.id if (card := model_catalog.find(model)) else model for model in models}
+    names = {card.id if (card := model_catalog.find_model(model)) else model for model in models}
     sources = [repository(name, set(MODEL_FILES)) for name in sorted(names - {"demo"})]
     if sources:
         sources.append(repository(T5, {"config.json"}))

@@ -44,10 +44,10 @@ class Clip:
             InvalidRequest: there can be no such file.
             MusicGenError: it cannot be written, the disk being full for one.
         """
-        write(check(path), self.audio)
+        write_atomically(check_output_path(path), self.audio)
 
 
-def check(path: str | os.PathLike[str]) -> Path:
+def check_output_path(path: str | os.PathLike[str]) -> Path:
     """Where the file goes, once it is sure that it can.
 
     Raises:
@@ -68,7 +68,7 @@ def check(path: str | os.PathLike[str]) -> Path:
     return target
 
 
-def write(target: Path, audio: bytes) -> None:
+def write_atomically(target: Path, audio: bytes) -> None:
     """All of it or nothing: into a file beside it, which then takes its name.
 
     Raises:

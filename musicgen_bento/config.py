@@ -9,7 +9,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from musicgen_bento.errors import InvalidRequest
 
-Precision = Literal["auto", "float32", "bfloat16", "float16", "int8"]
+PrecisionName = Literal["auto", "float32", "bfloat16", "float16", "int8"]
 
 
 class Settings(BaseSettings):
@@ -26,7 +26,7 @@ class Settings(BaseSettings):
         ("demo",), description="models loaded at start, comma-separated; /readyz waits for them"
     )
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N")
-    precision: Precision = Field(
+    precision: PrecisionName = Field(
         "auto",
         description="auto (float16 on a GPU, int8 on a CPU), float32, bfloat16, float16 (GPU, x86) or int8 (CPU)",
     )
@@ -46,7 +46,7 @@ class Settings(BaseSettings):
     job_megabytes: int = Field(
         256, ge=1, le=1_000_000, description="memory for the finished clips of jobs; one more is answered 429"
     )
-    unread_megabytes: int = Field(
+    response_buffer_megabytes: int = Field(
         1024,
         ge=1,
         le=1_000_000,
@@ -63,7 +63,7 @@ class Settings(BaseSettings):
         return value
 
 
-def read(**given: Any) -> Settings:
+def load_settings(**given: Any) -> Settings:
     """The settings, from the environment; what is given and not None wins.
 
     Raises:

@@ -10,8 +10,8 @@ import torch
 
 from musicgen_bento.config import Settings
 from musicgen_bento.errors import LoadFailed, ModelTooLarge
-from musicgen_bento.model_catalog import find
-from musicgen_bento.precision import Precision, best, on
+from musicgen_bento.model_catalog import find_model
+from musicgen_bento.precision import Precision, default_precision, supported_precisions
 
 SLOTS = {"cpu": 16, "cuda": 64}
 FREE_SHARE = 0.8
@@ -32,23 +32,23 @@ def max_slots(device: torch.device, settings: Settings) -> int:
     return settings.max_slots or SLOTS[device.type]
 
 
-def precision(device: torch.device, settings: Settings) -> Precision:
+def select_precision(device: torch.device, settings: Settings) -> Precision:
     """What language models' numbers are held in.
 
     Raises:
         LoadFailed: this device has no such precision.
     """
     if settings.precision == "auto":
-        return best(device)
+        return default_precision(device)
     try:
-        return on(device)[settings.precision]
+        return supported_precisions(device)[settings.precision]
     except KeyError:
-        hint = f"Set MUSICGEN_PRECISION to one of: {', '.join(['auto', *on(device)])}."
+        hint = f"Set MUSICGEN_PRECISION to one of: {', '.join(['auto', *supported_precisions(device)])}."
         kind = "a CPU that the kernel runs on" if settings.precision == "int8" else "an x86 CPU or a GPU"
         raise LoadFailed(f"{settings.precision} is for {kind}, not for {device}.", hint=hint) from None
 
 
-def choose(name: str) -> torch.device:
+def resolve_device(name: str) -> torch.device:
     """The device that MUSICGEN_DEVICE means; whether it is there is another question."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -75,7 +75,7 @@ def free_memory(device: torch.device) -> int:
     return free
 
 
-def fit(names: str, size: int, budget: int) -> None:
+def check_fits_budget(names: str, size: int, budget: int) -> None:
     """Make sure that models go into the budget.
 
     Args:
@@ -88,33 +88,35 @@ def fit(names: str, size: int, budget: int) -> None:
     """
     if size > budget:
         raise ModelTooLarge(
-            f"{names} takes {gigabytes(size)} of memory with one clip, and models may take {gigabytes(budget)}.",
+            f"{names} takes {format_bytes(size)} of memory with one clip, and models may take {format_bytes(budget)}.",
             hint="Take a smaller model, or raise MUSICGEN_MEMORY_BUDGET where there is more memory.",
             field="model",
         )
 
 
-def fit_preloaded(settings: Settings) -> None:
+def check_preloaded_fit_budget(settings: Settings) -> None:
     """Make sure, without a look at their files, that the preloaded models go into the budget together.
 
     Raises:
         ModelTooLarge: they do not fit.
     """
-    cards = {card.id: card for name in settings.preload if (card := find(name))}
-    device = choose(settings.device)
+    cards = {card.id: card for name in settings.preload if (card := find_model(name))}
+    device = resolve_device(settings.device)
     if budget := memory_budget(device, settings):
-        size = sum(card.memory_bytes(precision(device, settings), settings.max_duration) for card in cards.values())
-        fit(f"MUSICGEN_PRELOAD ({', '.join(cards)})", size, budget)
+        size = sum(
+            card.memory_bytes(select_precision(device, settings), settings.max_duration) for card in cards.values()
+        )
+        check_fits_budget(f"MUSICGEN_PRELOAD ({', '.join(cards)})", size, budget)
 
 
-def gigabytes(size: int) -> str:
+def format_bytes(size: int) -> str:
     """A number of bytes for people."""
     return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"
 
 
 def describe(device: torch.device, settings: Settings) -> str:
     """One line for the log: the device, its name and memory, and how it will be used."""
-    how = precision(device, settings).name
+    how = select_precision(device, settings).name
     return f"running on {device} ({_about(device)}), {how}, {max_slots(device, settings)} slots"
 
 

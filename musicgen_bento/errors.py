@@ -53,7 +53,7 @@ class MusicGenError(Exception):
         return f"{self.message} {self.hint}".rstrip()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _revive, (self.to_dict(),)
+        return _unpickle, (self.to_dict(),)
 
     def to_dict(self) -> dict[str, Any]:
         """The body of an error answer: `{"error": {"code", "message", "hint", "field"}}`."""
@@ -62,7 +62,7 @@ class MusicGenError(Exception):
             error["retry_after"] = self.retry_after
         return {"error": error}
 
-    def bare(self) -> MusicGenError:
+    def without_traceback(self) -> MusicGenError:
         """The same, to be kept: a traceback would keep all that was on the way, such as the music."""
         return MusicGenError.from_dict(self.to_dict())
 
@@ -79,7 +79,7 @@ class MusicGenError(Exception):
         )
 
 
-def _revive(body: dict[str, Any]) -> MusicGenError:
+def _unpickle(body: dict[str, Any]) -> MusicGenError:
     return MusicGenError.from_dict(body)
 
 
@@ -113,7 +113,7 @@ class MethodNotAllowed(MusicGenError):
     status, code = 405, "method_not_allowed"
 
 
-class BodyTooSlow(MusicGenError):
+class RequestTimeout(MusicGenError):
     """The request body did not come to its end."""
 
     status, code = 408, "too_slow"
@@ -143,13 +143,13 @@ class QueueFull(MusicGenError):
     status, code = 429, "queue_full"
 
 
-class UnreadFull(QueueFull):
+class ResponseBufferFull(QueueFull):
     """The memory for finished clips is taken by those that clients are still reading."""
 
     code = "unread_full"
 
 
-class JobsFull(MusicGenError):
+class JobStorageFull(MusicGenError):
     """The memory for the music of jobs is spoken for."""
 
     status, code = 429, "jobs_full"
@@ -161,7 +161,7 @@ class GenerationFailed(MusicGenError):
     status, code = 500, "generation_failed"
 
 
-class BrokenCheckpoint(MusicGenError):
+class InvalidCheckpoint(MusicGenError):
     """A model file is truncated, foreign or of a kind this service cannot run."""
 
     status, code = 500, "broken_checkpoint"

@@ -5,14 +5,14 @@ from __future__ import annotations
 import traceback
 
 
-def where(error: BaseException) -> str:
+def exception_location(error: BaseException) -> str:
     """Its type and the places in the code it came through, outermost first; no values."""
     frames = traceback.extract_tb(error.__traceback__)
     path = " > ".join(f"{_short(frame.filename)}:{frame.lineno}" for frame in frames[-8:])
     return f"{type(error).__module__}.{type(error).__qualname__} at {path or 'an unknown place'}"
 
 
-def briefly(error: BaseException) -> str:
+def exception_summary(error: BaseException) -> str:
     """Its type and the place it was raised at, such as `ValueError at decoder.py:31`: short enough for an answer."""
     frames = traceback.extract_tb(error.__traceback__)
     place = f"{_short(frames[-1].filename).rsplit('/', 1)[-1]}:{frames[-1].lineno}" if frames else "an unknown place"

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from musicgen_bento.native.bindings import BLOCK, SHORT
+from musicgen_bento.native.bindings import BLOCK_SIZE, MAX_FUSED_TOKENS
 
 if TYPE_CHECKING:
     from musicgen_bento.precision import Precision
@@ -46,7 +46,7 @@ class ModelCard:
     parameters: int
     layers: int
     dim: int
-    float32_numbers: int = FLOAT32_NUMBERS
+    num_float32_params: int = FLOAT32_NUMBERS
     window: float = 30.0
     sample_rate: int = 32_000
     license: str = "CC-BY-NC 4.0"
@@ -66,13 +66,19 @@ class ModelCard:
             seconds: the longest clip that may be asked for.
         """
         positions = min(self.window, seconds) * 50 + 3
-        positions = -(-positions // BLOCK) * BLOCK if precision.packed else positions
-        own = 2 * positions * precision.cached  # of each channel of keys and values, guided
-        prompt = 512 * (precision.cached if precision.packed else precision.rest.itemsize)  # a long one,
-        if precision.packed:
-            prompt = max(prompt, 1.1 * SHORT * self.dim // 64)  # or one that is folded: a row of a matrix for each head
+        positions = -(-positions // BLOCK_SIZE) * BLOCK_SIZE if precision.native_kernel else positions
+        own = 2 * positions * precision.kv_bytes_per_element  # of each channel of keys and values, guided
+        prompt = 512 * (
+            precision.kv_bytes_per_element if precision.native_kernel else precision.compute_dtype.itemsize
+        )  # a long one,
+        if precision.native_kernel:
+            prompt = max(
+                prompt, 1.1 * MAX_FUSED_TOKENS * self.dim // 64
+            )  # or one that is folded: a row of a matrix for each head
         clip = 2 * self.layers * self.dim * int(own + prompt)
-        return precision.estimate(self.parameters, self.layers, self.dim) + clip + 4 * self.float32_numbers
+        return (
+            precision.estimate_model_bytes(self.parameters, self.layers, self.dim) + clip + 4 * self.num_float32_params
+        )
 
 
 def _released(size: str, parameters: int, *, stereo: bool = False, melody: bool = False) -> ModelCard:
@@ -93,7 +99,7 @@ def _released(size: str, parameters: int, *, stereo: bool = False, melody: bool 
     )
 
 
-CATALOGUE: tuple[ModelCard, ...] = (
+CATALOG: tuple[ModelCard, ...] = (
     ModelCard(
         id="demo",
         aliases=(),
@@ -102,7 +108,7 @@ CATALOGUE: tuple[ModelCard, ...] = (
         parameters=6_843_136,
         layers=6,
         dim=256,
-        float32_numbers=2_898_550,
+        num_float32_params=2_898_550,
         window=8.0,
         license="MIT",
         note="Built in and tiny: loops for trying, testing and offline use. For music to keep take a MusicGen.",
@@ -120,9 +126,9 @@ CATALOGUE: tuple[ModelCard, ...] = (
     _released("large", 2_485_043_200, stereo=True, melody=True),
 )
 
-_BY_NAME = {name.lower(): card for card in CATALOGUE for name in (card.id, *card.aliases)}
+_BY_NAME = {name.lower(): card for card in CATALOG for name in (card.id, *card.aliases)}
 
 
-def find(name: str) -> ModelCard | None:
+def find_model(name: str) -> ModelCard | None:
     """The card of a model by its id or any of its spellings, whatever the case; None where there is none."""
     return _BY_NAME.get(name.strip().lower())

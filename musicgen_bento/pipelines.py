@@ -14,19 +14,19 @@ import numpy as np
 
 from musicgen_bento import audio, clip, config, several
 from musicgen_bento.clip import Clip, Progress
-from musicgen_bento.engine.types import Arrival, Chunk, Event, Failed, Finished, GenerationParams, Started
-from musicgen_bento.model_pool.pool import EnginePool
-from musicgen_bento.schemas import GenerationRequest, Options, StreamRequest
+from musicgen_bento.engine.types import AudioChunk, Event, Failed, Finished, GenerationParams, LoadProgress, Started
+from musicgen_bento.model_pool.pool import ModelPool
+from musicgen_bento.schemas import GenerationOptions, GenerationRequest, StreamRequest
 
 LOOK_SECONDS = 0.02  # how often it looks whether the model is there
 WAKE_SECONDS = 0.2  # how often a wait for the engine looks for Ctrl-C
 
-Arriving: TypeAlias = Callable[[Arrival], object]
+Arriving: TypeAlias = Callable[[LoadProgress], object]
 """Told how far a model is on its way into memory."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Made:
+class GeneratedClip:
     """One clip of a call.
 
     Attributes:
@@ -51,7 +51,7 @@ class Made:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Output:
+class PipelineOutput:
     """What a pipeline made.
 
     Attributes:
@@ -81,9 +81,9 @@ class Output:
             InvalidRequest: there can be no such file.
             MusicGenError: one cannot be written.
         """
-        paths = [clip.check(each) for each in several.files(Path(path), len(self.audios))]
+        paths = [clip.check_output_path(each) for each in several.numbered_paths(Path(path), len(self.audios))]
         for target, samples in zip(paths, self.audios, strict=True):
-            clip.write(target, audio.encode_wav(samples, self.sample_rate))
+            clip.write_atomically(target, audio.encode_wav(samples, self.sample_rate))
         return paths
 
 
@@ -112,11 +112,11 @@ class Pipeline:
         precision: str | None = None,
         arriving: Arriving | None = None,
     ) -> None:
-        self._settings = config.read(default_model=model, device=device, precision=precision)
+        self._settings = config.load_settings(default_model=model, device=device, precision=precision)
         self._model = self._settings.default_model
         # Nothing is preloaded but this; nobody is to be told that the queue is full.
         mine = {"preload": (self._model,), "max_queue": 10_000}
-        self._pool = EnginePool(self._settings.model_copy(update=mine), allow_any_model=True, allow_folders=True)
+        self._pool = ModelPool(self._settings.model_copy(update=mine), allow_any_model=True, allow_folders=True)
         try:
             while not self._pool.ready():
                 if arriving:
@@ -142,8 +142,8 @@ class Pipeline:
         self._pool.close()
 
     def __call__(
-        self, prompt: str | Sequence[str], *, progress: Progress | None = None, **options: Unpack[Options]
-    ) -> Output:
+        self, prompt: str | Sequence[str], *, progress: Progress | None = None, **options: Unpack[GenerationOptions]
+    ) -> PipelineOutput:
         """Make a clip of each prompt, all together.
 
         Args:
@@ -157,12 +157,12 @@ class Pipeline:
             MusicGenError: a clip could not be made; none is given then.
         """
         prompts = [prompt] if isinstance(prompt, str) else prompt
-        asked = several.requests(prompts, longest=self._settings.max_duration, **options)
+        asked = several.build_requests(prompts, longest=self._settings.max_duration, **options)
         made = sorted(self.make(asked, progress), key=lambda one: one.index)
         first = made[0]
-        return Output([one.samples for one in made], first.sample_rate, [one.seed for one in made], first.model)
+        return PipelineOutput([one.samples for one in made], first.sample_rate, [one.seed for one in made], first.model)
 
-    def make(self, requests: Sequence[GenerationRequest], progress: Progress | None = None) -> Iterator[Made]:
+    def make(self, requests: Sequence[GenerationRequest], progress: Progress | None = None) -> Iterator[GeneratedClip]:
         """The same from requests with their seeds, each clip as soon as it is done. Their model is this one.
 
         Whoever stops reading cancels the rest.
@@ -174,13 +174,13 @@ class Pipeline:
         tickets = []
         try:
             for index, params in enumerate(call.params):
-                tickets.append(self._pool.submit(self._model, params, call.listener(index)))
+                tickets.append(self._pool.add_request(self._model, params, call.listener(index)))
             for index, started, samples in call.done():
                 level = audio.normalize(samples, started.sample_rate, requests[index].normalize)
-                yield Made(index, level, started.sample_rate, call.params[index].seed, started.model)
+                yield GeneratedClip(index, level, started.sample_rate, call.params[index].seed, started.model)
         finally:
             for ticket in tickets:
-                self._pool.cancel(ticket)
+                self._pool.abort(ticket)
 
     def stream(self, request: StreamRequest, progress: Progress | None = None) -> Iterator[bytes]:
         """One clip from a request with its seed, while it is made: a WAV, or its samples alone. Its model is this one.
@@ -191,16 +191,16 @@ class Pipeline:
             InvalidRequest, MusicGenError: as a call does, at any point.
         """
         call = _Call([request], progress or (lambda *_: None))
-        ticket = self._pool.submit(self._model, call.params[0], call.listener(0))
+        ticket = self._pool.add_request(self._model, call.params[0], call.listener(0))
         try:
             for event in call.events():
                 match event:
                     case Started(_, rate, channels, samples) if request.format == "wav":
                         yield audio.wav_header(channels, rate, samples)
-                    case Chunk(piece):
+                    case AudioChunk(piece):
                         yield audio.pcm(audio.cut(piece, request.normalize))
         finally:
-            self._pool.cancel(ticket)
+            self._pool.abort(ticket)
 
 
 class _Call:
@@ -229,7 +229,7 @@ class _Call:
             match self._next():
                 case index, Started() as started:
                     begun[index] = started, np.zeros((started.channels, started.samples), np.float32)
-                case index, Chunk(piece, position):
+                case index, AudioChunk(piece, position):
                     started, samples = begun[index]
                     samples[:, position : position + piece.shape[1]] = piece
                     made += piece.shape[1] / started.sample_rate
@@ -256,7 +256,7 @@ class _Call:
             match event:
                 case Started():
                     rate, total = event.sample_rate, event.samples / event.sample_rate
-                case Chunk(piece, position):
+                case AudioChunk(piece, position):
                     self._progress("running", None, (position + piece.shape[1]) / rate, total)
                 case Finished():
                     self._progress("done", None, total, total)

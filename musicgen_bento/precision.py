@@ -15,7 +15,7 @@ from musicgen_bento.native import bindings, fbgemm
 
 
 @dataclass(frozen=True, slots=True)
-class Size:
+class ModelSize:
     """How large a language model is.
 
     Attributes:
@@ -23,8 +23,8 @@ class Size:
         in_matrices: those in matrices.
     """
 
-    numbers: int
-    in_matrices: int
+    num_params: int
+    num_matmul_params: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,49 +42,52 @@ class Precision:
     """
 
     name: str
-    matrices: torch.dtype
-    rest: torch.dtype
-    cache: torch.dtype
-    cached: float
-    scales: float = 0
-    packed: bool = False
+    weight_dtype: torch.dtype
+    compute_dtype: torch.dtype
+    kv_dtype: torch.dtype
+    kv_bytes_per_element: float
+    scale_bytes_per_weight: float = 0
+    native_kernel: bool = False
 
-    def bytes(self, size: Size) -> int:
+    def model_bytes(self, size: ModelSize) -> int:
         """What a language model of this size takes."""
-        rest = size.numbers - size.in_matrices
-        return int(size.in_matrices * (self.matrices.itemsize + self.scales)) + rest * self.rest.itemsize
+        rest = size.num_params - size.num_matmul_params
+        return (
+            int(size.num_matmul_params * (self.weight_dtype.itemsize + self.scale_bytes_per_weight))
+            + rest * self.compute_dtype.itemsize
+        )
 
-    def estimate(self, numbers: int, layers: int, dim: int) -> int:
+    def estimate_model_bytes(self, numbers: int, layers: int, dim: int) -> int:
         """What one of so many numbers takes, by the shape of all released ones."""
         matrices = 16 * layers * dim**2 + 4 * 2048 * dim
-        return self.bytes(Size(numbers, min(matrices, numbers)))
+        return self.model_bytes(ModelSize(numbers, min(matrices, numbers)))
 
 
 FLOAT32 = Precision("float32", torch.float32, torch.float32, torch.float32, 4)
-FLOAT32_PACKED = replace(FLOAT32, packed=True)
+FLOAT32_NATIVE = replace(FLOAT32, native_kernel=True)
 BFLOAT16 = Precision("bfloat16", torch.bfloat16, torch.bfloat16, torch.bfloat16, 2)
 FLOAT16 = Precision("float16", torch.float16, torch.float16, torch.float16, 2)
 # On a CPU float16 is a way to keep numbers, not to compute: products are summed in float32. Of the cache in 8 bits 64
 # numbers have scale and minimum, and the last positions are there in float32 too: 1.2 bytes in a window of 30 s.
-FLOAT16_KEPT = Precision("float16", torch.float16, torch.float32, torch.uint8, 1.25)
+FLOAT16_WEIGHTS = Precision("float16", torch.float16, torch.float32, torch.uint8, 1.25)
 # A matrix's row has a scale; in the cache the 64 numbers of a head.
-INT8 = Precision("int8", torch.int8, torch.float32, torch.int8, 1.0625, scales=0.01, packed=True)
+INT8 = Precision("int8", torch.int8, torch.float32, torch.int8, 1.0625, scale_bytes_per_weight=0.01, native_kernel=True)
 
 
-def on(device: torch.device) -> dict[str, Precision]:
+def supported_precisions(device: torch.device) -> dict[str, Precision]:
     """What there is on a device, by name."""
     if device.type != "cpu":
         return {"float32": FLOAT32, "bfloat16": BFLOAT16, "float16": FLOAT16}
-    found = {"float32": FLOAT32_PACKED if bindings.available() else FLOAT32, "bfloat16": BFLOAT16}
+    found = {"float32": FLOAT32_NATIVE if bindings.available() else FLOAT32, "bfloat16": BFLOAT16}
     if bindings.available():
         found["int8"] = INT8
     if fbgemm.available():
-        found["float16"] = FLOAT16_KEPT
+        found["float16"] = FLOAT16_WEIGHTS
     return found
 
 
-def best(device: torch.device) -> Precision:
+def default_precision(device: torch.device) -> Precision:
     """What `auto` is there, of those that `musicgen-bento verify` found as good as float32 (docs/performance.md)."""
     if device.type != "cpu":
         return FLOAT16
-    return on(device).get("int8", FLOAT32)
+    return supported_precisions(device).get("int8", FLOAT32)

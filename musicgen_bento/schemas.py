@@ -99,7 +99,7 @@ class StreamRequest(GenerationRequest):
     )
 
 
-class Options(TypedDict, total=False):
+class GenerationOptions(TypedDict, total=False):
     """A request's fields beside prompt and model, as Python's callers write them."""
 
     duration: float
@@ -190,7 +190,7 @@ class Job(Schema):
     )
 
 
-class JobQuestion(Schema):
+class JobQuery(Schema):
     """How long to wait for news of a job."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -206,7 +206,7 @@ class JobQuestion(Schema):
     )
 
 
-class AudioQuestion(Schema):
+class JobAudioQuery(Schema):
     """What becomes of a job whose music has been sent."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")

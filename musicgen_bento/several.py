@@ -8,17 +8,17 @@ from pathlib import Path
 from typing import Unpack
 
 from musicgen_bento.errors import InvalidRequest
-from musicgen_bento.schemas import MAX_SEED, GenerationRequest, Options
-from musicgen_bento.validation import checked
+from musicgen_bento.schemas import MAX_SEED, GenerationOptions, GenerationRequest
+from musicgen_bento.validation import validate
 
 
-def requests(
+def build_requests(
     prompts: Sequence[str],
     *,
     kind: type[GenerationRequest] = GenerationRequest,
     model: str | None = None,
     longest: float | None = None,
-    **options: Unpack[Options],
+    **options: Unpack[GenerationOptions],
 ) -> list[GenerationRequest]:
     """A request for each prompt. The seed counts up from the first one's, which is drawn where there is none.
 
@@ -48,10 +48,10 @@ def requests(
 
 
 def _request(
-    kind: type[GenerationRequest], prompts: Sequence[str], index: int, model: str | None, options: Options
+    kind: type[GenerationRequest], prompts: Sequence[str], index: int, model: str | None, options: GenerationOptions
 ) -> GenerationRequest:
     try:
-        return checked(kind, prompt=prompts[index], model=model, **options)
+        return validate(kind, prompt=prompts[index], model=model, **options)
     except InvalidRequest as error:
         if len(prompts) == 1 or error.field != "prompt":
             raise
@@ -59,7 +59,7 @@ def _request(
         raise InvalidRequest(message, hint=error.hint, field=error.field) from None
 
 
-def files(path: Path, count: int) -> list[Path]:
+def numbered_paths(path: Path, count: int) -> list[Path]:
     """The file of one clip, or those of several: `lofi-01.wav` to `lofi-12.wav`."""
     if count == 1:
         return [path]

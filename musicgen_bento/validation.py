@@ -13,7 +13,7 @@ MAX_MESSAGES = 5
 Model = TypeVar("Model", bound=BaseModel)
 
 
-def checked(kind: type[Model], **fields: Any) -> Model:
+def validate(kind: type[Model], **fields: Any) -> Model:
     """A model of these fields.
 
     Raises:
@@ -22,10 +22,10 @@ def checked(kind: type[Model], **fields: Any) -> Model:
     try:
         return kind(**fields)
     except ValidationError as error:
-        raise invalid(error, kind) from None
+        raise invalid_request(error, kind) from None
 
 
-def invalid(error: ValidationError, kind: type[BaseModel]) -> InvalidRequest:
+def invalid_request(error: ValidationError, kind: type[BaseModel]) -> InvalidRequest:
     """The error for a client: what is wrong with which fields, five at most, and the way out."""
     faults = error.errors(include_url=False, include_context=False, include_input=False)
     first = faults[0]

@@ -10,8 +10,8 @@ from torch import Tensor
 from musicgen_bento.checkpoint.source import Source
 from musicgen_bento.errors import InvalidRequest
 from musicgen_bento.lm.delay_pattern import DelayPattern
-from musicgen_bento.lm.linear import Product, product
-from musicgen_bento.lm.weights import CrossAttention, Layer, LMShape, LMWeights, Norm
+from musicgen_bento.lm.linear import Linear, make_linear
+from musicgen_bento.lm.weights import CrossAttentionWeights, LayerNorm, LayerWeights, LMShape, LMWeights
 from musicgen_bento.precision import Precision
 
 # Every released MusicGen's; the codec must have the same.
@@ -57,27 +57,27 @@ def read_shape(source: Source, config: Any) -> LMShape:
     }
     for key, (found, wanted) in expected.items():
         if found != wanted:
-            raise source.broken("state_dict.bin", f"has another {key} than every released MusicGen")
+            raise source.checkpoint_error("state_dict.bin", f"has another {key} than every released MusicGen")
     shape = LMShape(
         dim=int(lm.dim),
         hidden=int(lm.get("hidden_scale", 4) * lm.dim),
         heads=int(lm.num_heads),
         layers=int(lm.num_layers),
-        card=int(lm.card),
+        codebook_size=int(lm.card),
         pattern=DelayPattern(tuple(int(delay) for delay in delay.get("delays") or range(lm.n_q))),
         window=int(config.dataset.segment_duration * FRAME_RATE),
-        text=text,
+        text_conditioning=text,
     )
     delays = shape.pattern.delays
     if (
-        min(shape.dim, shape.heads, shape.layers, shape.card) < 1
+        min(shape.dim, shape.heads, shape.layers, shape.codebook_size) < 1
         or shape.dim % (2 * shape.heads)
         or shape.window < 2
         or len(delays) != lm.n_q
         or delays[0] != 0
         or list(delays) != sorted(delays)
     ):
-        raise source.broken("state_dict.bin", "has a configuration (xp.cfg) whose sizes do not go together")
+        raise source.checkpoint_error("state_dict.bin", "has a configuration (xp.cfg) whose sizes do not go together")
     return shape
 
 
@@ -88,29 +88,33 @@ class _Tensors:
         self._source, self._state = source, dict(state)
         self._device, self._precision = device, precision
 
-    def matrix(self, name: str, outputs: int, inputs: int) -> Product:
+    def matrix(self, name: str, outputs: int, inputs: int) -> Linear:
         return self.product(self.raw(name, outputs, inputs))
 
-    def product(self, weight: Tensor) -> Product:
-        return product(weight.to(self._device), self._precision)
+    def product(self, weight: Tensor) -> Linear:
+        return make_linear(weight.to(self._device), self._precision)
 
     def take(self, name: str, *size: int) -> Tensor:
-        return self.raw(name, *size).to(self._device, self._precision.rest)
+        return self.raw(name, *size).to(self._device, self._precision.compute_dtype)
 
     def raw(self, name: str, *size: int) -> Tensor:
         tensor = self._state.pop(name, None)
         if tensor is None:
-            raise self._source.broken("state_dict.bin", f"has no tensor {name}")
+            raise self._source.checkpoint_error("state_dict.bin", f"has no tensor {name}")
         if tuple(tensor.shape) != size:
-            raise self._source.broken("state_dict.bin", f"has {name} of size {list(tensor.shape)}, not {list(size)}")
+            raise self._source.checkpoint_error(
+                "state_dict.bin", f"has {name} of size {list(tensor.shape)}, not {list(size)}"
+            )
         return tensor
 
-    def norm(self, name: str, dim: int) -> Norm:
-        return Norm(self.take(f"{name}.weight", dim), self.take(f"{name}.bias", dim))
+    def norm(self, name: str, dim: int) -> LayerNorm:
+        return LayerNorm(self.take(f"{name}.weight", dim), self.take(f"{name}.bias", dim))
 
     def finish(self) -> None:
         for name in self._state:
-            raise self._source.broken("state_dict.bin", f"has a tensor {name}, which no released MusicGen has")
+            raise self._source.checkpoint_error(
+                "state_dict.bin", f"has a tensor {name}, which no released MusicGen has"
+            )
 
 
 def read_weights(
@@ -124,10 +128,12 @@ def read_weights(
     weights = LMWeights(
         shape=shape,
         precision=precision,
-        embeddings=torch.stack([tensors.take(f"emb.{k}.weight", shape.card + 1, dim) for k in codebooks]),
+        embeddings=torch.stack([tensors.take(f"emb.{k}.weight", shape.codebook_size + 1, dim) for k in codebooks]),
         layers=tuple(_layer(tensors, f"transformer.layers.{i}", shape) for i in range(shape.layers)),
         out_norm=tensors.norm("out_norm", dim),
-        heads=tensors.product(torch.cat([tensors.raw(f"linears.{k}.weight", shape.card, dim) for k in codebooks])),
+        output_heads=tensors.product(
+            torch.cat([tensors.raw(f"linears.{k}.weight", shape.codebook_size, dim) for k in codebooks])
+        ),
         text_weight=tensors.take(f"{projection}.weight", dim, text_dim),
         text_bias=tensors.take(f"{projection}.bias", dim),
     )
@@ -135,18 +141,18 @@ def read_weights(
     return weights
 
 
-def _layer(tensors: _Tensors, name: str, shape: LMShape) -> Layer:
+def _layer(tensors: _Tensors, name: str, shape: LMShape) -> LayerWeights:
     dim, hidden = shape.dim, shape.hidden
     cross = None
-    if shape.text == "cross":
+    if shape.text_conditioning == "cross":
         packed = tensors.raw(f"{name}.cross_attention.in_proj_weight", 3 * dim, dim)
-        cross = CrossAttention(
+        cross = CrossAttentionWeights(
             norm=tensors.norm(f"{name}.norm_cross", dim),
             query=tensors.product(packed[:dim]),
             key_value=tensors.product(packed[dim:]),
             out=tensors.matrix(f"{name}.cross_attention.out_proj.weight", dim, dim),
         )
-    return Layer(
+    return LayerWeights(
         norm1=tensors.norm(f"{name}.norm1", dim),
         query_key_value=tensors.matrix(f"{name}.self_attn.in_proj_weight", 3 * dim, dim),
         out=tensors.matrix(f"{name}.self_attn.out_proj.weight", dim, dim),

@@ -33,17 +33,17 @@ import yaml
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from musicgen_bento.checkpoint.download import Download
+from musicgen_bento.checkpoint.download import DownloadProgress
 from musicgen_bento.checkpoint.lm_state_dict import FRAME_RATE, read_shape, read_weights
-from musicgen_bento.checkpoint.source import CODEC_FILES, T5_BESIDE, T5_FILES, Source
+from musicgen_bento.checkpoint.source import CODEC_FILES, T5_FILES, T5_SUBFOLDER, Source
 from musicgen_bento.errors import LoadFailed
 from musicgen_bento.lm.factory import Weights
-from musicgen_bento.lm.kv_cache.factory import clip_bytes
-from musicgen_bento.lm.packed_weights import packed, runs
-from musicgen_bento.lm.weights import MAX_TOKENS, LMShape, LMWeights
-from musicgen_bento.native.bindings import SHORT
-from musicgen_bento.native.mmap_tensor import forget_file
-from musicgen_bento.precision import FLOAT32, FLOAT32_PACKED, Precision, Size
+from musicgen_bento.lm.kv_cache.factory import request_kv_bytes
+from musicgen_bento.lm.packed_weights import is_supported, pack_weights
+from musicgen_bento.lm.weights import MAX_PROMPT_TOKENS, LMShape, LMWeights
+from musicgen_bento.native.bindings import MAX_FUSED_TOKENS
+from musicgen_bento.native.mmap_tensor import evict_file_pages
+from musicgen_bento.precision import FLOAT32, FLOAT32_NATIVE, ModelSize, Precision
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,21 +71,21 @@ class Checkpoint:
     frame_rate: int
 
     @property
-    def hop(self) -> int:
+    def hop_length(self) -> int:
         """Samples of a frame."""
         return self.sample_rate // self.frame_rate
 
     @property
-    def bytes(self) -> int:
+    def num_bytes(self) -> int:
         """What its tensors take."""
         modules = (self.text_encoder, self.codec)
-        return self.weights.precision.bytes(self.weights.size) + sum(
+        return self.weights.precision.model_bytes(self.weights.size) + sum(
             tensor.nbytes for module in modules for tensor in (*module.parameters(), *module.buffers())
         )
 
 
 @dataclass(frozen=True, slots=True)
-class Files:
+class CheckpointFiles:
     """A model's files: here, in the released format, mapped and not read.
 
     Attributes:
@@ -105,24 +105,27 @@ class Files:
     text_encoder: Path
     codec: Any
     mapped: tuple[Path, ...]
-    size: Size
-    float32_numbers: int
+    size: ModelSize
+    num_float32_params: int
 
-    def forget(self) -> None:
+    def release_pages(self) -> None:
         """What was read of them takes no memory any more; whoever wants it reads it again."""
         for path in self.mapped:
-            forget_file(path)
+            evict_file_pages(path)
 
-    def bytes(self, precision: Precision) -> int:
+    def model_bytes(self, precision: Precision) -> int:
         """What the model takes in memory, with the language model in this precision."""
-        return precision.bytes(self.size) + 4 * self.float32_numbers
+        return precision.model_bytes(self.size) + 4 * self.num_float32_params
 
-    def clip_bytes(self, precision: Precision, seconds: float) -> int:
+    def max_request_bytes(self, precision: Precision, seconds: float) -> int:
         """What the most demanding clip of so many seconds takes while it is made."""
         frames = min(self.shape.window, int(seconds * FRAME_RATE) + 1)
         positions = self.shape.pattern.last_position(frames)
         # of a large model a prompt that is just folded takes more than the longest, which is not
-        return max(clip_bytes(self.shape, precision, 2, positions, tokens) for tokens in (SHORT, MAX_TOKENS))
+        return max(
+            request_kv_bytes(self.shape, precision, 2, positions, tokens)
+            for tokens in (MAX_FUSED_TOKENS, MAX_PROMPT_TOKENS)
+        )
 
 
 # transformers builds one model at a time: two threads in from_pretrained leave both models without weights.
@@ -134,7 +137,7 @@ def load(source: Source, device: torch.device, precision: Precision) -> Checkpoi
     return build(open_files(source), device, precision)
 
 
-def open_files(source: Source, download: Download | None = None) -> Files:
+def open_files(source: Source, download: DownloadProgress | None = None) -> CheckpointFiles:
     """Have a model's files here and make sure of them. Any thread may; downloads go on side by side.
 
     Args:
@@ -148,8 +151,8 @@ def open_files(source: Source, download: Download | None = None) -> Files:
         InvalidRequest: it needs a melody, which is not served yet.
         LoadFailed: AudioCraft is not installed.
     """
-    download = download or Download()
-    source.expect(download)
+    download = download or DownloadProgress()
+    source.register_downloads(download)
     lm_package = _read(source, "state_dict.bin", download)
     config = _config(source, "state_dict.bin", lm_package)
     with _understood(source, "state_dict.bin"):
@@ -157,10 +160,10 @@ def open_files(source: Source, download: Download | None = None) -> Files:
     state = lm_package["best_state"]
     weights = read_weights(source, shape, state, torch.device("meta"), FLOAT32)
     name = str(config.conditioners.description.t5.name)
-    text_encoder = source.companion(name, T5_FILES, beside=T5_BESIDE, download=download)
+    text_encoder = source.dependency(name, T5_FILES, subfolder=T5_SUBFOLDER, download=download)
     text_numbers = _text_numbers(source, text_encoder, weights)
     codec = _codec(source, config, shape, download)
-    return Files(
+    return CheckpointFiles(
         source=source,
         shape=shape,
         state=state,
@@ -168,11 +171,11 @@ def open_files(source: Source, download: Download | None = None) -> Files:
         codec=codec,
         mapped=tuple(source.file(name, download) for name in ("state_dict.bin", "compression_state_dict.bin")),
         size=weights.size,
-        float32_numbers=text_numbers + _numbers(codec),
+        num_float32_params=text_numbers + _numbers(codec),
     )
 
 
-def build(files: Files, device: torch.device, precision: Precision) -> Checkpoint:
+def build(files: CheckpointFiles, device: torch.device, precision: Precision) -> Checkpoint:
     """Read a model into memory. Any thread may; T5's take turns.
 
     Args:
@@ -199,27 +202,27 @@ def build(files: Files, device: torch.device, precision: Precision) -> Checkpoin
     )
 
 
-def load_weights(files: Files, device: torch.device, precision: Precision) -> Weights:
+def load_weights(files: CheckpointFiles, device: torch.device, precision: Precision) -> Weights:
     """The language model alone; see `build`.
 
     Raises:
         LoadFailed: the kernel has no model of these sizes.
     """
-    if precision == FLOAT32_PACKED and not runs(files.shape):
+    if precision == FLOAT32_NATIVE and not is_supported(files.shape):
         precision = FLOAT32
     weights = read_weights(files.source, files.shape, files.state, device, precision)
-    if not precision.packed:
+    if not precision.native_kernel:
         return weights
-    if not runs(files.shape):
+    if not is_supported(files.shape):
         raise LoadFailed(
             f"{files.source.name} has heads or layers of sizes that {precision.name} is not made for here.",
             hint="Set MUSICGEN_PRECISION=float32.",
             field="model",
         )
-    return packed(weights, files.forget)
+    return pack_weights(weights, files.release_pages)
 
 
-def check(files: Files) -> None:
+def check_text_encoder(files: CheckpointFiles) -> None:
     """Read of a model's files what `open_files` leaves unread, but for the weights: T5 and its tokenizer.
 
     Raises:
@@ -228,17 +231,17 @@ def check(files: Files) -> None:
     _text_encoder(files.source, files.text_encoder, torch.device("cpu"))
 
 
-def _read(source: Source, filename: str, download: Download) -> dict[str, Any]:
+def _read(source: Source, filename: str, download: DownloadProgress) -> dict[str, Any]:
     """One checkpoint file; tensors and plain values only, mapped rather than read."""
     path = source.file(filename, download)
     try:
         if not _own_order(path):
-            raise source.broken(filename, "was written by a machine whose numbers begin at the other end")
+            raise source.checkpoint_error(filename, "was written by a machine whose numbers begin at the other end")
         package = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, zipfile.BadZipFile) as error:
-        raise source.broken(filename, "is truncated or no checkpoint at all") from error
+        raise source.checkpoint_error(filename, "is truncated or no checkpoint at all") from error
     if not isinstance(package, dict):
-        raise source.broken(filename, "does not hold what a MusicGen checkpoint holds")
+        raise source.checkpoint_error(filename, "does not hold what a MusicGen checkpoint holds")
     return package
 
 
@@ -254,12 +257,12 @@ def _config(source: Source, filename: str, package: dict[str, Any]) -> Any:
     from omegaconf.errors import OmegaConfBaseException
 
     if not isinstance(package.get("best_state"), dict) or not isinstance(package.get("xp.cfg"), str):
-        raise source.broken(filename, "is not in AudioCraft's released format (best_state and xp.cfg)")
+        raise source.checkpoint_error(filename, "is not in AudioCraft's released format (best_state and xp.cfg)")
     try:
         # safe_load, so that the file is data; and a reference to anything but another key of it is missing data
         return OmegaConf.create(_without_resolvers(yaml.safe_load(package["xp.cfg"])))
     except (OmegaConfBaseException, yaml.YAMLError, RecursionError) as error:
-        raise source.broken(filename, "has a configuration (xp.cfg) that cannot be read") from error
+        raise source.checkpoint_error(filename, "has a configuration (xp.cfg) that cannot be read") from error
 
 
 _REFERENCE = re.compile(r"\$\{[\w.]+\}", re.ASCII)
@@ -285,9 +288,9 @@ def _text_numbers(source: Source, folder: Path, weights: LMWeights) -> int:
         with _ONE_AT_A_TIME, torch.device("meta"):
             model: Any = T5EncoderModel(config)
     except (OSError, RuntimeError, ValueError, TypeError) as error:
-        raise source.broken("t5", "cannot be read as a T5 encoder") from error
+        raise source.checkpoint_error("t5", "cannot be read as a T5 encoder") from error
     if config.d_model != weights.text_weight.shape[1]:
-        raise source.broken("t5", f"is {config.d_model} wide, and the model was trained with another")
+        raise source.checkpoint_error("t5", f"is {config.d_model} wide, and the model was trained with another")
     return _numbers(model)
 
 
@@ -302,7 +305,7 @@ def _text_encoder(source: Source, folder: Path, device: torch.device) -> tuple[A
             tokenizer = T5Tokenizer.from_pretrained(folder)
             model: Any = T5EncoderModel.from_pretrained(folder, dtype=torch.float32)
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:
-        raise source.broken("t5", "cannot be read as a T5 encoder") from error
+        raise source.checkpoint_error("t5", "cannot be read as a T5 encoder") from error
     return tokenizer, model.eval().requires_grad_(False).to(device)
 
 
@@ -310,15 +313,15 @@ def _numbers(module: nn.Module) -> int:
     return sum(tensor.numel() for tensor in (*module.parameters(), *module.buffers()))
 
 
-def _codec(source: Source, config: Any, shape: LMShape, download: Download) -> Any:
+def _codec(source: Source, config: Any, shape: LMShape, download: DownloadProgress) -> Any:
     """AudioCraft's codec, wrapped for stereo where the language model's configuration says so."""
     package = _read(source, "compression_state_dict.bin", download)
     builders = _builders()
     named = package.get("pretrained")
     codec = _pretrained_codec(source, str(named), download) if named else _built_codec(source, package)
     codec = builders.get_wrapped_compression_model(codec, config)
-    if (codec.num_codebooks, codec.cardinality, codec.frame_rate) != (shape.codebooks, shape.card, FRAME_RATE):
-        raise source.broken("compression_state_dict.bin", "is the codec of another model")
+    if (codec.num_codebooks, codec.cardinality, codec.frame_rate) != (shape.codebooks, shape.codebook_size, FRAME_RATE):
+        raise source.checkpoint_error("compression_state_dict.bin", "is the codec of another model")
     return codec.eval().requires_grad_(False)
 
 
@@ -335,21 +338,23 @@ def _built_codec(source: Source, package: dict[str, Any]) -> Any:
         }
         codec.load_state_dict(state, assign=True)
     except (RuntimeError, AttributeError) as error:
-        raise source.broken("compression_state_dict.bin", "does not fit its own configuration") from error
+        raise source.checkpoint_error("compression_state_dict.bin", "does not fit its own configuration") from error
     return codec
 
 
-def _pretrained_codec(source: Source, name: str, download: Download) -> Any:
+def _pretrained_codec(source: Source, name: str, download: DownloadProgress) -> Any:
     """Hugging Face's EnCodec in AudioCraft's wrapper."""
     from audiocraft.models.encodec import HFEncodecCompressionModel
     from transformers import EncodecModel
 
-    folder = source.companion(name, CODEC_FILES, beside=name.rsplit("/", 1)[-1], download=download)
+    folder = source.dependency(name, CODEC_FILES, subfolder=name.rsplit("/", 1)[-1], download=download)
     try:
         with _ONE_AT_A_TIME:
             model = EncodecModel.from_pretrained(folder, dtype=torch.float32)
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:
-        raise source.broken("compression_state_dict.bin", "names a codec that cannot be read as an EnCodec") from error
+        raise source.checkpoint_error(
+            "compression_state_dict.bin", "names a codec that cannot be read as an EnCodec"
+        ) from error
     return HFEncodecCompressionModel(model)
 
 
@@ -361,7 +366,7 @@ def _understood(source: Source, filename: str) -> Iterator[None]:
     try:
         yield
     except (OmegaConfBaseException, AssertionError, AttributeError, KeyError, TypeError, ValueError) as error:
-        raise source.broken(filename, "has a configuration (xp.cfg) that is no MusicGen's") from error
+        raise source.checkpoint_error(filename, "has a configuration (xp.cfg) that is no MusicGen's") from error
 
 
 def _builders() -> Any:

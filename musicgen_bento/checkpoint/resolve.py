@@ -7,13 +7,13 @@ from pathlib import Path
 
 from musicgen_bento.checkpoint.source import Source
 from musicgen_bento.errors import InvalidRequest, UnknownModel
-from musicgen_bento.model_catalog import CATALOGUE, find
+from musicgen_bento.model_catalog import CATALOG, find_model
 
 _PART = r"[A-Za-z0-9][A-Za-z0-9_.-]*"
 _HUB_ID = re.compile(f"{_PART}/{_PART}")
 
 
-def resolve(model: str, *, any_model: bool = False, folders: bool = False) -> Source:
+def resolve_model(model: str, *, any_model: bool = False, folders: bool = False) -> Source:
     """The source of a model.
 
     Args:
@@ -25,7 +25,7 @@ def resolve(model: str, *, any_model: bool = False, folders: bool = False) -> So
         UnknownModel: it is none of these.
         InvalidRequest: it needs a melody, which is not served yet.
     """
-    card = find(model)
+    card = find_model(model)
     if card is not None:
         if "melody" in card.conditioning:
             raise InvalidRequest(
@@ -41,6 +41,6 @@ def resolve(model: str, *, any_model: bool = False, folders: bool = False) -> So
         return Source(model, model)
     raise UnknownModel(
         f"There is no model named {model[:100]!r} here.",
-        hint=f"Take one of {', '.join(card.id for card in CATALOGUE)}.",
+        hint=f"Take one of {', '.join(card.id for card in CATALOG)}.",
         field="model",
     )

@@ -22,20 +22,20 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils.tqdm import disable_progress_bars
 
-from musicgen_bento.checkpoint.download import Download
-from musicgen_bento.errors import BrokenCheckpoint, ModelUnavailable, MusicGenError, UnknownModel
-from musicgen_bento.log import where
+from musicgen_bento.checkpoint.download import DownloadProgress
+from musicgen_bento.errors import InvalidCheckpoint, ModelUnavailable, MusicGenError, UnknownModel
+from musicgen_bento.log import exception_location
 
 RETRY_AFTER = 30.0
 MODEL_FILES = ("state_dict.bin", "compression_state_dict.bin")
 # What every released MusicGen hears its prompt through. The first two must be there, and some of the tokenizer's.
 T5 = "t5-base"
-T5_BESIDE = "t5"  # the folder beside a model's files that may hold one
+T5_SUBFOLDER = "t5"  # the folder beside a model's files that may hold one
 T5_FILES = ("config.json", "model.safetensors", "tokenizer*.json", "spiece.model", "special_tokens_map.json")
 # What a codec file of a few bytes only names.
 CODEC = "facebook/encodec_32khz"
 CODEC_FILES = ("config.json", "model.safetensors")
-NAMES_ONLY = 100_000
+MAX_REFERENCE_BYTES = 100_000
 
 disable_progress_bars()  # download.py tells how far it is
 
@@ -68,19 +68,19 @@ class Source:
     """
 
     name: str
-    place: Path | str
+    location: Path | str
 
     @property
-    def here(self) -> bool:
+    def is_local(self) -> bool:
         """Whether all it takes is on this machine, as far as can be said with no look at the network or into files."""
-        if isinstance(self.place, Path):
-            codec = self.place / MODEL_FILES[1]
+        if isinstance(self.location, Path):
+            codec = self.location / MODEL_FILES[1]
             if not codec.is_file():  # which is found out with no look at the network either
                 return True
-            text = (self.place / T5_BESIDE).is_dir()
-            whole = codec.stat().st_size > NAMES_ONLY or (self.place / CODEC.rpartition("/")[2]).is_dir()
-        elif is_cached(self.place, *MODEL_FILES):
-            text, whole = False, _size(self.place, MODEL_FILES[1]) > NAMES_ONLY
+            text = (self.location / T5_SUBFOLDER).is_dir()
+            whole = codec.stat().st_size > MAX_REFERENCE_BYTES or (self.location / CODEC.rpartition("/")[2]).is_dir()
+        elif is_cached(self.location, *MODEL_FILES):
+            text, whole = False, _size(self.location, MODEL_FILES[1]) > MAX_REFERENCE_BYTES
         else:
             return False
         return (text or is_cached(T5, *T5_FILES[:2])) and (whole or is_cached(CODEC, *CODEC_FILES))
@@ -88,18 +88,18 @@ class Source:
     @property
     def state(self) -> str:
         """`cached` or `downloadable`."""
-        return "cached" if self.here else "downloadable"
+        return "cached" if self.is_local else "downloadable"
 
-    def expect(self, download: Download) -> None:
+    def register_downloads(self, download: DownloadProgress) -> None:
         """Ask the hub for the sizes of what is not here.
 
         Raises:
             BrokenCheckpoint, UnknownModel, ModelUnavailable: as `file`.
         """
-        if not isinstance(self.place, Path):
-            download.expect(_sizes(self.place, MODEL_FILES) | _sizes(T5, T5_FILES[:2]))
+        if not isinstance(self.location, Path):
+            download.add_expected(_sizes(self.location, MODEL_FILES) | _sizes(T5, T5_FILES[:2]))
 
-    def file(self, filename: str, download: Download | None = None) -> Path:
+    def file(self, filename: str, download: DownloadProgress | None = None) -> Path:
         """One file, such as `state_dict.bin`; from the hub's cache if it is there.
 
         Args:
@@ -111,14 +111,16 @@ class Source:
             UnknownModel: the hub has no such repository.
             ModelUnavailable: the hub cannot be reached, or the disk is full.
         """
-        if isinstance(self.place, Path):
-            path = self.place / filename
+        if isinstance(self.location, Path):
+            path = self.location / filename
             if not path.is_file():
-                raise BrokenCheckpoint(f"There is no {filename} in {self.name}.", hint=_FILES, field="model")
+                raise InvalidCheckpoint(f"There is no {filename} in {self.name}.", hint=_FILES, field="model")
             return path
-        return _fetch(self.place, filename, download)
+        return _fetch(self.location, filename, download)
 
-    def companion(self, repo: str, patterns: Sequence[str], *, beside: str, download: Download | None = None) -> Path:
+    def dependency(
+        self, repo: str, patterns: Sequence[str], *, subfolder: str, download: DownloadProgress | None = None
+    ) -> Path:
         """A folder with another model that this one needs; the first two patterns, which are names, must be there.
 
         Args:
@@ -130,11 +132,11 @@ class Source:
         Raises:
             UnknownModel, ModelUnavailable: as `file`.
         """
-        if isinstance(self.place, Path) and (self.place / beside).is_dir():
-            return self.place / beside
+        if isinstance(self.location, Path) and (self.location / subfolder).is_dir():
+            return self.location / subfolder
         needed = patterns[:2]
         if download is not None and not is_cached(repo, *needed):
-            download.expect(_sizes(repo, needed))
+            download.add_expected(_sizes(repo, needed))
             for name in needed:
                 _fetch(repo, name, download)
         with _plain_words(repo, patterns[0]):
@@ -144,9 +146,9 @@ class Source:
             raise _unreachable(repo, f"{patterns[0]} and {patterns[1]}")
         return folder
 
-    def broken(self, filename: str, what: str) -> MusicGenError:
+    def checkpoint_error(self, filename: str, what: str) -> MusicGenError:
         """What is wrong with a file, and the way out."""
-        return BrokenCheckpoint(
+        return InvalidCheckpoint(
             f"{filename} of {self.name} {what}.",
             hint="Put back the file as it was released; from the hub's cache (HF_HOME) remove it, and it is "
             "fetched anew.",
@@ -154,8 +156,8 @@ class Source:
         )
 
 
-def _fetch(repo: str, filename: str, download: Download | None) -> Path:
-    bar: Any = (download or Download()).bar(f"{repo}/{filename}")
+def _fetch(repo: str, filename: str, download: DownloadProgress | None) -> Path:
+    bar: Any = (download or DownloadProgress()).progress_bar_class(f"{repo}/{filename}")
     with _plain_words(repo, filename):
         return Path(hf_hub_download(repo, filename, cache_dir=cache_folder(), tqdm_class=bar))
 
@@ -196,9 +198,9 @@ def _plain_words(repo: str, filename: str) -> Iterator[None]:
         if reason in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise _unstorable(repo, "The cache cannot be written", "Let this user write there") from error
         if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
-            raise BrokenCheckpoint(f"{repo} has no file {filename} on the hub.", hint=_FILES, field="model") from error
+            raise InvalidCheckpoint(f"{repo} has no file {filename} on the hub.", hint=_FILES, field="model") from error
         if not isinstance(error, LocalEntryNotFoundError | OfflineModeIsEnabled):
-            _log.warning("fetching %s of %s failed: %s", filename, repo, where(error))
+            _log.warning("fetching %s of %s failed: %s", filename, repo, exception_location(error))
         raise _unreachable(repo, filename) from error
 
 

@@ -13,13 +13,13 @@ import click
 from click.core import ParameterSource
 
 from musicgen_bento import model_catalog
-from musicgen_bento.cli.progress import Bar
+from musicgen_bento.cli.progress import ProgressDisplay
 from musicgen_bento.errors import InvalidRequest, MusicGenError
 
 if TYPE_CHECKING:
     from musicgen_bento.client.generation import Generation
     from musicgen_bento.clip import Clip
-    from musicgen_bento.engine.types import Arrival
+    from musicgen_bento.engine.types import LoadProgress
     from musicgen_bento.pipelines import Pipeline
     from musicgen_bento.schemas import GenerationRequest
 
@@ -45,7 +45,7 @@ Sound = Generator[bytes, None, None]
 
 def names(context: click.Context, option: click.Parameter, begun: str) -> list[str]:
     """The models a shell may complete to."""
-    return [card.id for card in model_catalog.CATALOGUE if card.id.startswith(begun)]
+    return [card.id for card in model_catalog.CATALOG if card.id.startswith(begun)]
 
 
 @click.command(help=HELP)
@@ -120,7 +120,7 @@ def generate(
     if format == "pcm" and not stream:
         raise click.UsageError("--format pcm goes with --stream.")
     given = {name: options[name] for name in FIELDS if context.get_parameter_source(name) != ParameterSource.DEFAULT}
-    bar = Bar(quiet)
+    bar = ProgressDisplay(quiet)
     try:
         if stream:
             _stream(texts, output, model, server, timeout, {**given, "format": format}, bar)
@@ -150,7 +150,7 @@ def _texts(prompt: str | None, prompts: IO[str] | None) -> list[str]:
     return [line for line in lines if line]
 
 
-def _keeper(output: str, count: int, bar: Bar) -> Callable[[int, Clip], None]:
+def _keeper(output: str, count: int, bar: ProgressDisplay) -> Callable[[int, Clip], None]:
     """Where each clip goes.
 
     Raises:
@@ -161,10 +161,10 @@ def _keeper(output: str, count: int, bar: Bar) -> Callable[[int, Clip], None]:
     if output == STDOUT:
         _check_stdout(count)
         return lambda index, made: _pour(made, bar)
-    targets = [clip.check(path) for path in several.files(Path(output), count)]
+    targets = [clip.check_output_path(path) for path in several.numbered_paths(Path(output), count)]
 
     def keep(index: int, made: Clip) -> None:
-        clip.write(targets[index], made.audio)
+        clip.write_atomically(targets[index], made.audio)
         bar.say(f"Wrote {targets[index]}: {_about(made)}")
 
     return keep
@@ -184,7 +184,7 @@ def _stream(
     server: str | None,
     timeout: float | None,
     given: dict[str, Any],
-    bar: Bar,
+    bar: ProgressDisplay,
 ) -> None:
     """One clip to standard output, while it is made."""
     if output != STDOUT:
@@ -199,7 +199,7 @@ def _stream(
             _write(piece)
 
 
-def _sound_here(texts: Sequence[str], model: str | None, given: dict[str, Any], bar: Bar) -> Sound:
+def _sound_here(texts: Sequence[str], model: str | None, given: dict[str, Any], bar: ProgressDisplay) -> Sound:
     from musicgen_bento.schemas import StreamRequest
 
     [request], model = _asked_here(texts, model, given, bar, StreamRequest)
@@ -210,7 +210,12 @@ def _sound_here(texts: Sequence[str], model: str | None, given: dict[str, Any], 
 
 
 def _sound_there(
-    url: str, timeout: float | None, texts: Sequence[str], model: str | None, given: dict[str, Any], bar: Bar
+    url: str,
+    timeout: float | None,
+    texts: Sequence[str],
+    model: str | None,
+    given: dict[str, Any],
+    bar: ProgressDisplay,
 ) -> Sound:
     from musicgen_bento.client.sync_client import MusicGenClient
     from musicgen_bento.schemas import StreamRequest
@@ -224,7 +229,7 @@ def _sound_there(
         bar.say(f"Wrote {stream.duration:g} s by {stream.model}, seed {stream.seed}.")
 
 
-def _pour(made: Clip, bar: Bar) -> None:
+def _pour(made: Clip, bar: ProgressDisplay) -> None:
     _write(made.audio)
     bar.say(f"Wrote {_about(made)}")
 
@@ -242,7 +247,7 @@ def _about(made: Clip) -> str:
     return f"{made.duration:g} s by {made.model}, seed {made.seed}."
 
 
-def _here(texts: Sequence[str], model: str | None, given: dict[str, Any], bar: Bar) -> Made:
+def _here(texts: Sequence[str], model: str | None, given: dict[str, Any], bar: ProgressDisplay) -> Made:
     """In this process. Checks at once, loads when the first clip is wanted."""
     asked, model = _asked_here(texts, model, given, bar)
     return _made(asked, model, bar)
@@ -252,33 +257,33 @@ def _asked_here(
     texts: Sequence[str],
     model: str | None,
     given: dict[str, Any],
-    bar: Bar,
+    bar: ProgressDisplay,
     kind: type[GenerationRequest] | None = None,
 ) -> tuple[list[GenerationRequest], str]:
     from musicgen_bento import config
 
-    chosen = config.read()
+    chosen = config.load_settings()
     asked = _requests(texts, None, chosen.max_duration, given, kind)
     if model is None:
         model = chosen.default_model
         bar.say(f"No --model was given: taking {model}.")
-    card = model_catalog.find(model)
+    card = model_catalog.find_model(model)
     if card and card.note:
         bar.say(card.note)
     return asked, model
 
 
-def _made(asked: Sequence[GenerationRequest], model: str, bar: Bar) -> Made:
+def _made(asked: Sequence[GenerationRequest], model: str, bar: ProgressDisplay) -> Made:
     with _pipeline(model, sum(request.duration for request in asked), bar) as pipe:
         for made in pipe.make(asked, bar.show):
             yield made.index, made.clip()
 
 
-def _pipeline(model: str, total: float, bar: Bar) -> Pipeline:
+def _pipeline(model: str, total: float, bar: ProgressDisplay) -> Pipeline:
     """The model, once it is loaded."""
     from musicgen_bento.pipelines import Pipeline
 
-    def tell(arrival: Arrival) -> None:
+    def tell(arrival: LoadProgress) -> None:
         if arrival.total_bytes:
             bar.fetch(model, arrival.done_bytes or 0, arrival.total_bytes)
         else:
@@ -288,7 +293,12 @@ def _pipeline(model: str, total: float, bar: Bar) -> Pipeline:
 
 
 def _there(
-    url: str, timeout: float | None, texts: Sequence[str], model: str | None, given: dict[str, Any], bar: Bar
+    url: str,
+    timeout: float | None,
+    texts: Sequence[str],
+    model: str | None,
+    given: dict[str, Any],
+    bar: ProgressDisplay,
 ) -> Made:
     """By a server. Checks at once, asks when the first clip is wanted."""
     from musicgen_bento.client.generation import Generation
@@ -324,7 +334,7 @@ def _collected(generations: Sequence[Generation], total: _Sum) -> Made:
 class _Sum:
     """How far several clips are together."""
 
-    def __init__(self, asked: Sequence[GenerationRequest], bar: Bar) -> None:
+    def __init__(self, asked: Sequence[GenerationRequest], bar: ProgressDisplay) -> None:
         self._parts = [(0.0, request.duration) for request in asked]
         self._bar = bar
 
@@ -349,7 +359,9 @@ def _requests(
     from musicgen_bento import schemas, several
 
     try:
-        return several.requests(texts, kind=kind or schemas.GenerationRequest, model=model, longest=longest, **given)
+        return several.build_requests(
+            texts, kind=kind or schemas.GenerationRequest, model=model, longest=longest, **given
+        )
     except InvalidRequest as error:
         message = error.message.removesuffix(".")
         ours = (longest and error.field == "duration" and "MUSICGEN" in error.hint) or error.field == "normalize"

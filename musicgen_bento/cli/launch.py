@@ -13,7 +13,7 @@ from typing import NoReturn
 
 from musicgen_bento import config
 from musicgen_bento.errors import InvalidRequest, MusicGenError
-from musicgen_bento.model_catalog import find
+from musicgen_bento.model_catalog import find_model
 
 SERVICE = "musicgen_bento.server.service:MusicGenService"
 
@@ -25,7 +25,7 @@ def serve(host: str, port: int) -> NoReturn:
         InvalidRequest: the address is refused, or a setting is out of its range.
         ModelTooLarge: the preloaded models do not fit into memory.
     """
-    chosen = config.read()
+    chosen = config.load_settings()
     address = _address(host)
     if not address.is_loopback and not chosen.allow_anonymous:
         raise InvalidRequest(
@@ -41,11 +41,11 @@ def serve(host: str, port: int) -> NoReturn:
     for name in ("bentoml", "torch"):
         if importlib.util.find_spec(name) is None:
             raise ModuleNotFoundError(name, name=name)
-    built_in = all((card := find(model)) and card.folder for model in chosen.preload)
+    built_in = all((card := find_model(model)) and card.folder for model in chosen.preload)
     if chosen.memory_budget or not built_in:
         from musicgen_bento import device  # brings torch: seconds, which a real model takes anyway
 
-        device.fit_preloaded(chosen)
+        device.check_preloaded_fit_budget(chosen)
     # The folder above the package: there the bare `bentoml serve` finds the same service, and its configuration.
     root = Path(__file__).resolve().parents[2]
     environment = {**os.environ, "BENTOML_DO_NOT_TRACK": "True", "HF_HUB_DISABLE_TELEMETRY": "1"}

@@ -39,7 +39,7 @@ def _here() -> list[_Row]:
     return [
         # What it takes in memory depends on the device, and to look for one takes torch.
         _Row(card.id, state(card), card.license, card.download_bytes, None, card.note)
-        for card in model_catalog.CATALOGUE
+        for card in model_catalog.CATALOG
     ]
 
 

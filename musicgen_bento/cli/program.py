@@ -19,7 +19,14 @@ from musicgen_bento.cli.models import models
 from musicgen_bento.cli.pull import pull
 from musicgen_bento.cli.serve import serve
 from musicgen_bento.cli.verify import verify
-from musicgen_bento.errors import InvalidRequest, JobsFull, ModelUnavailable, MusicGenError, QueueFull, Unavailable
+from musicgen_bento.errors import (
+    InvalidRequest,
+    JobStorageFull,
+    ModelUnavailable,
+    MusicGenError,
+    QueueFull,
+    Unavailable,
+)
 
 OK, FAILED, MISUSE, UNREACHABLE, REFUSED, INTERRUPTED = 0, 1, 2, 3, 4, 130
 STATUSES = {
@@ -100,7 +107,7 @@ def _status(error: MusicGenError) -> int:
         return MISUSE
     if not error.status:  # no server has spoken; see calls.py
         return UNREACHABLE
-    busy = isinstance(error, QueueFull | JobsFull | Unavailable) and not isinstance(error, ModelUnavailable)
+    busy = isinstance(error, QueueFull | JobStorageFull | Unavailable) and not isinstance(error, ModelUnavailable)
     return REFUSED if busy else FAILED
 
 

@@ -9,7 +9,7 @@ import threading
 WIDTH = 30
 
 
-class Bar:
+class ProgressDisplay:
     """Says things; any thread may. In a pipe or a file there is no bar, and a line now and then of a download.
 
     Args:

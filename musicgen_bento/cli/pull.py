@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 import click
 
 from musicgen_bento.cli.generate import names
-from musicgen_bento.cli.progress import Bar
+from musicgen_bento.cli.progress import ProgressDisplay
 from musicgen_bento.errors import ModelUnavailable
 
 if TYPE_CHECKING:
-    from musicgen_bento.checkpoint.download import Download
+    from musicgen_bento.checkpoint.download import DownloadProgress
     from musicgen_bento.checkpoint.source import Source
 
 TELL_SECONDS = 0.2
@@ -35,20 +35,20 @@ musicgen-bento pull facebook/musicgen-small
 def pull(models: tuple[str, ...], quiet: bool) -> None:
     """Look at all names before anything is fetched."""
     from musicgen_bento import config
-    from musicgen_bento.checkpoint.resolve import resolve
+    from musicgen_bento.checkpoint.resolve import resolve_model
 
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it tells of every attempt, with addresses
-    chosen = config.read()
+    chosen = config.load_settings()
     asked = models or (chosen.default_model, *chosen.preload)
-    sources = {source.name: source for source in (resolve(name, any_model=True, folders=True) for name in asked)}
-    bar = Bar(quiet)
+    sources = {source.name: source for source in (resolve_model(name, any_model=True, folders=True) for name in asked)}
+    bar = ProgressDisplay(quiet)
     for source in sources.values():
-        here, size = source.here, _fetch(source, bar)
+        here, size = source.is_local, _fetch(source, bar)
         if not quiet:
             click.echo(f"{source.name}: {'here already' if here else f'fetched {size / 1e9:.2f} GB'}, checked")
 
 
-def _fetch(source: Source, bar: Bar) -> int:
+def _fetch(source: Source, bar: ProgressDisplay) -> int:
     """Fetch and check one model; the bytes that it took. A download that broke off goes on as long as it gets on.
 
     Raises:
@@ -56,24 +56,24 @@ def _fetch(source: Source, bar: Bar) -> int:
         BrokenCheckpoint: what came is no MusicGen.
     """
     from musicgen_bento.checkpoint import loading  # brings torch
-    from musicgen_bento.checkpoint.download import Download
+    from musicgen_bento.checkpoint.download import DownloadProgress
 
-    download, best = Download(), 0
+    download, best = DownloadProgress(), 0
     with _telling(source.name, download, bar):
         while True:
             try:
                 files = loading.open_files(source, download)
                 break
             except ModelUnavailable:
-                if download.done <= best:
+                if download.received_bytes <= best:
                     raise
-                best = download.done
-    loading.check(files)
-    return download.total
+                best = download.received_bytes
+    loading.check_text_encoder(files)
+    return download.total_bytes
 
 
 @contextmanager
-def _telling(name: str, download: Download, bar: Bar) -> Iterator[None]:
+def _telling(name: str, download: DownloadProgress, bar: ProgressDisplay) -> Iterator[None]:
     """Tell of a download while it lasts, if there is one."""
     over = threading.Event()
 
@@ -81,8 +81,8 @@ def _telling(name: str, download: Download, bar: Bar) -> Iterator[None]:
         last = False
         while not last:
             last = over.wait(TELL_SECONDS)
-            if download.total:
-                bar.fetch(name, download.done, download.total)
+            if download.total_bytes:
+                bar.fetch(name, download.received_bytes, download.total_bytes)
         bar.clear()
 
     thread = threading.Thread(target=tell, daemon=True)

@@ -39,21 +39,21 @@ def verify(model: str, precision: tuple[str, ...], seconds: float) -> None:
     """Print a table and a verdict for each."""
     from musicgen_bento import device
     from musicgen_bento.checkpoint import loading
-    from musicgen_bento.checkpoint.resolve import resolve
+    from musicgen_bento.checkpoint.resolve import resolve_model
     from musicgen_bento.config import Settings
-    from musicgen_bento.engine.compare_precision import CPU, LEAST_AGREEMENT, MOST_KL, distances
-    from musicgen_bento.precision import on
+    from musicgen_bento.engine.compare_precision import CPU, MAX_KL, MIN_AGREEMENT, measure_distances
+    from musicgen_bento.precision import supported_precisions
 
-    chosen = [device.precision(CPU, Settings(precision=name)) for name in precision]
-    source = resolve(model, any_model=True, folders=True)
+    chosen = [device.select_precision(CPU, Settings(precision=name)) for name in precision]
+    source = resolve_model(model, any_model=True, folders=True)
     files = loading.open_files(source)
-    compared = chosen or [each for each in on(CPU).values() if each.name != "float32"]
+    compared = chosen or [each for each in supported_precisions(CPU).values() if each.name != "float32"]
     near: dict[str, bool] = {}
     click.echo(LINE.format("precision", "contexts", "KL, nats", "99% below", "top-1", "compared"))
-    for found in distances(files, compared, seconds):
+    for found in measure_distances(files, compared, seconds):
         figures = f"{found.kl:.5f}", f"{found.kl_99:.4f}", f"{found.agreement:.1%}", found.distributions
         click.echo(LINE.format(found.precision, found.contexts, *figures))
-        near[found.precision] = near.get(found.precision, True) and found.near
+        near[found.precision] = near.get(found.precision, True) and found.is_close
     for name, good in near.items():
         click.echo(f"{name}: {'as good as' if good else 'not as good as'} float32 for {source.name}")
-    click.echo(f"(as good: mean KL at most {MOST_KL:g} nats, the same top token in {LEAST_AGREEMENT:.0%} or more)")
+    click.echo(f"(as good: mean KL at most {MAX_KL:g} nats, the same top token in {MIN_AGREEMENT:.0%} or more)")

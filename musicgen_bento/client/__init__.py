@@ -4,7 +4,7 @@ from musicgen_bento.client.async_client import AsyncMusicGenClient, AsyncStream
 from musicgen_bento.client.generation import Generation
 from musicgen_bento.client.stream import Stream
 from musicgen_bento.client.sync_client import MusicGenClient
-from musicgen_bento.client.transport import BadAnswer, Cancelled, CutShort, TimedOut, Unreachable
+from musicgen_bento.client.transport import Cancelled, InvalidResponse, StreamTruncated, TimedOut, Unreachable
 from musicgen_bento.clip import Clip, Progress
 from musicgen_bento.errors import MusicGenError
 from musicgen_bento.schemas import ModelInfo
@@ -12,16 +12,16 @@ from musicgen_bento.schemas import ModelInfo
 __all__ = [
     "AsyncMusicGenClient",
     "AsyncStream",
-    "BadAnswer",
     "Cancelled",
     "Clip",
-    "CutShort",
     "Generation",
+    "InvalidResponse",
     "ModelInfo",
     "MusicGenClient",
     "MusicGenError",
     "Progress",
     "Stream",
+    "StreamTruncated",
     "TimedOut",
     "Unreachable",
 ]

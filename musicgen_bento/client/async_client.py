@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, TypeVar, Unpack
 
 from musicgen_bento.client.generation import LEAVE_SECONDS, Generation
 from musicgen_bento.client.stream import Stream
-from musicgen_bento.client.sync_client import HERE, RETRIES, MusicGenClient
+from musicgen_bento.client.sync_client import DEFAULT_URL, RETRIES, MusicGenClient
 from musicgen_bento.clip import Clip, Progress
-from musicgen_bento.schemas import ModelInfo, Options, StreamFormat
+from musicgen_bento.schemas import GenerationOptions, ModelInfo, StreamFormat
 
 if TYPE_CHECKING:
     import asyncio
@@ -32,7 +32,7 @@ class AsyncMusicGenClient:
 
     def __init__(
         self,
-        url: str = HERE,
+        url: str = DEFAULT_URL,
         *,
         timeout: float | None = None,
         retries: int = RETRIES,
@@ -58,7 +58,7 @@ class AsyncMusicGenClient:
         model: str | None = None,
         progress: Callable[[str, int | None, float, float], Awaitable[object] | object] | None = None,
         timeout: float | None = None,  # noqa: ASYNC109  the synchronous client's
-        **options: Unpack[Options],
+        **options: Unpack[GenerationOptions],
     ) -> Clip:
         """See MusicGenClient.generate. `progress` is called on the event loop, and may be a coroutine function."""
         generation = self._client.start(prompt, model=model, timeout=timeout, **options)
@@ -72,7 +72,7 @@ class AsyncMusicGenClient:
         format: StreamFormat = "wav",
         progress: Callable[[str, int | None, float, float], Awaitable[object] | object] | None = None,
         timeout: float | None = None,  # noqa: ASYNC109  the synchronous client's
-        **options: Unpack[Options],
+        **options: Unpack[GenerationOptions],
     ) -> AsyncStream:
         """See MusicGenClient.stream: `async with await client.stream(...) as stream`, `async for piece in stream`."""
         generation, samples = self._client._streamed(prompt, model, format, timeout, options)

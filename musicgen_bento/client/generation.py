@@ -17,11 +17,11 @@ from urllib.parse import quote
 from musicgen_bento.client.stream import Stream, about
 from musicgen_bento.client.transport import (
     READ_SECONDS,
-    Answer,
-    Calls,
     Deadline,
-    Opened,
     Server,
+    ServerResponse,
+    StreamedResponse,
+    Transport,
     bad_answer,
     cancelled,
     passing,
@@ -64,7 +64,7 @@ class Generation:
             MusicGenError: it could not be made, or was cancelled.
         """
         tell = progress or (lambda *_: None)
-        with Calls(self._server, Deadline(self._timeout), self._stopped) as calls:
+        with Transport(self._server, Deadline(self._timeout), self._stopped) as calls:
             return self._insist(calls, lambda: self._make(calls, tell))
 
     def stream(self, progress: Progress | None = None, *, samples: bool = False) -> Stream:
@@ -78,7 +78,7 @@ class Generation:
             MusicGenError: it could not be begun, or was cancelled.
         """
         tell = progress or (lambda *_: None)
-        calls = Calls(self._server, Deadline(self._timeout), self._stopped)
+        calls = Transport(self._server, Deadline(self._timeout), self._stopped)
         try:
             opened = self._insist(calls, lambda: self._begin(calls, tell))
             return Stream(opened, samples, self._stopped, lambda: self._end(calls))
@@ -91,7 +91,7 @@ class Generation:
         self._stopped.set()
         self._delete()
 
-    def _insist(self, calls: Calls, attempt: Callable[[], Result | MusicGenError]) -> Result:
+    def _insist(self, calls: Transport, attempt: Callable[[], Result | MusicGenError]) -> Result:
         """What an attempt gives, made again where it failed in passing."""
         ended = attempt()
         for repeat in range(self._server.retries):
@@ -103,7 +103,7 @@ class Generation:
             raise ended
         return ended
 
-    def _begin(self, calls: Calls, tell: Progress) -> Opened | MusicGenError:
+    def _begin(self, calls: Transport, tell: Progress) -> StreamedResponse | MusicGenError:
         """The sound of one job, or how it ended without any."""
         try:
             job = self._follow(calls, tell, ("queued", "loading"))
@@ -122,11 +122,11 @@ class Generation:
             self._job = None
             return error
 
-    def _end(self, calls: Calls) -> None:
+    def _end(self, calls: Transport) -> None:
         calls.close()
         self._delete()
 
-    def _follow(self, calls: Calls, tell: Progress, states: tuple[str, ...]) -> Job:
+    def _follow(self, calls: Transport, tell: Progress, states: tuple[str, ...]) -> Job:
         """A new job, once it is in none of these states any more."""
         job = calls.ask("POST", "/jobs", json=self._body).read(Job)
         self._job = job.id
@@ -139,7 +139,7 @@ class Generation:
             raise cancelled()
         return job
 
-    def _make(self, calls: Calls, tell: Progress) -> Clip | MusicGenError:
+    def _make(self, calls: Transport, tell: Progress) -> Clip | MusicGenError:
         """One job's clip, or how it ended without one. What a call raises has been tried often enough."""
         try:
             job = self._follow(calls, tell, ("queued", "loading", "running"))
@@ -159,7 +159,7 @@ class Generation:
             return
         once = replace(self._server, retries=0)
         # Where the server cannot be told, it gives the job up by itself: nobody asks after it.
-        with suppress(MusicGenError), Calls(once, Deadline(LEAVE_SECONDS)) as calls:
+        with suppress(MusicGenError), Transport(once, Deadline(LEAVE_SECONDS)) as calls:
             calls.ask("DELETE", _path(job))
 
 
@@ -177,7 +177,7 @@ def _failure(job: Job) -> MusicGenError:
     return MusicGenError.from_dict({"error": job.error.model_dump()})
 
 
-def _clip(answer: Answer) -> Clip:
+def _clip(answer: ServerResponse) -> Clip:
     """The clip an answer holds.
 
     Raises:

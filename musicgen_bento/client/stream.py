@@ -8,11 +8,11 @@ from contextlib import suppress
 from typing import TypedDict
 from urllib.parse import unquote
 
-from musicgen_bento.client.transport import CutShort, Opened, Unreachable, bad_answer, cancelled
+from musicgen_bento.client.transport import StreamedResponse, StreamTruncated, Unreachable, bad_answer, cancelled
 from musicgen_bento.schemas import WAV_HEADER
 
 
-class About(TypedDict):
+class AudioMetadata(TypedDict):
     """What the headers of an answer say of its clip."""
 
     seed: int
@@ -22,14 +22,14 @@ class About(TypedDict):
     duration: float
 
 
-def about(headers: Mapping[str, str]) -> About:
+def about(headers: Mapping[str, str]) -> AudioMetadata:
     """What they say.
 
     Raises:
         BadAnswer: it is no clip's answer.
     """
     try:
-        return About(
+        return AudioMetadata(
             seed=int(headers["X-Seed"]),
             model=unquote(headers["X-Model"]),
             sample_rate=int(headers["X-Audio-Sample-Rate"]),
@@ -56,7 +56,9 @@ class Stream:
         MusicGenError: while it is read: it was cancelled, or is out of time.
     """
 
-    def __init__(self, opened: Opened, samples: bool, stopped: threading.Event, end: Callable[[], None]) -> None:
+    def __init__(
+        self, opened: StreamedResponse, samples: bool, stopped: threading.Event, end: Callable[[], None]
+    ) -> None:
         told = about(opened.headers)
         self.seed, self.model, self.duration = told["seed"], told["model"], told["duration"]
         self.sample_rate, self.channels = told["sample_rate"], told["channels"]
@@ -98,7 +100,7 @@ class Stream:
         except Unreachable:
             if self._stopped.is_set():
                 raise cancelled() from None
-            raise CutShort(
+            raise StreamTruncated(
                 f"The stream broke off after {self.position:.1f} of {self.duration:g} s.",
                 hint=f"The seed {self.seed} makes the same clip again.",
             ) from None

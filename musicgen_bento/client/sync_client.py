@@ -8,15 +8,22 @@ from typing import Unpack
 from musicgen_bento.client.generation import Generation
 from musicgen_bento.client.stream import Stream
 from musicgen_bento.client.transport import (
-    Calls,
     Deadline,
     Server,
+    Transport,
 )
 from musicgen_bento.clip import Clip, Progress
-from musicgen_bento.schemas import GenerationRequest, ModelInfo, ModelList, Options, StreamFormat, StreamRequest
-from musicgen_bento.validation import checked
+from musicgen_bento.schemas import (
+    GenerationOptions,
+    GenerationRequest,
+    ModelInfo,
+    ModelList,
+    StreamFormat,
+    StreamRequest,
+)
+from musicgen_bento.validation import validate
 
-HERE = "http://127.0.0.1:8000"
+DEFAULT_URL = "http://127.0.0.1:8000"
 LIST_SECONDS = 60.0
 RETRIES = 4
 
@@ -38,7 +45,7 @@ class MusicGenClient:
 
     def __init__(
         self,
-        url: str = HERE,
+        url: str = DEFAULT_URL,
         *,
         timeout: float | None = None,
         retries: int = RETRIES,
@@ -54,7 +61,7 @@ class MusicGenClient:
         model: str | None = None,
         progress: Progress | None = None,
         timeout: float | None = None,
-        **options: Unpack[Options],
+        **options: Unpack[GenerationOptions],
     ) -> Clip:
         """Have a clip made, and wait for it. Whoever leaves, by an exception or Ctrl-C, cancels it on the server.
 
@@ -74,7 +81,12 @@ class MusicGenClient:
         return self.start(prompt, model=model, timeout=timeout, **options).result(progress)
 
     def start(
-        self, prompt: str, *, model: str | None = None, timeout: float | None = None, **options: Unpack[Options]
+        self,
+        prompt: str,
+        *,
+        model: str | None = None,
+        timeout: float | None = None,
+        **options: Unpack[GenerationOptions],
     ) -> Generation:
         """The same, for a thread that waits (`result`) and another that may change its mind (`cancel`).
 
@@ -83,7 +95,7 @@ class MusicGenClient:
         Raises:
             InvalidRequest: the request is wrong; `field` says where.
         """
-        request = checked(GenerationRequest, prompt=prompt, model=model, **options)
+        request = validate(GenerationRequest, prompt=prompt, model=model, **options)
         return Generation(self._server, request, self._timeout if timeout is None else timeout)
 
     def stream(
@@ -94,7 +106,7 @@ class MusicGenClient:
         format: StreamFormat = "wav",
         progress: Progress | None = None,
         timeout: float | None = None,
-        **options: Unpack[Options],
+        **options: Unpack[GenerationOptions],
     ) -> Stream:
         """Have a clip made, and get its bytes while it is. Waits until it has begun. Whoever closes the stream before
         its end cancels the clip.
@@ -115,11 +127,11 @@ class MusicGenClient:
         return generation.stream(progress, samples=samples)
 
     def _streamed(
-        self, prompt: str, model: str | None, format: StreamFormat, timeout: float | None, options: Options
+        self, prompt: str, model: str | None, format: StreamFormat, timeout: float | None, options: GenerationOptions
     ) -> tuple[Generation, bool]:
-        asked = checked(StreamRequest, prompt=prompt, model=model, format=format, **options)
+        asked = validate(StreamRequest, prompt=prompt, model=model, format=format, **options)
         # Its own default: a job's needs the whole clip.
-        level: Options = {**options, "normalize": asked.normalize}
+        level: GenerationOptions = {**options, "normalize": asked.normalize}
         return self.start(prompt, model=model, timeout=timeout, **level), asked.format == "pcm"
 
     def list_models(self) -> list[ModelInfo]:
@@ -128,5 +140,5 @@ class MusicGenClient:
         Raises:
             MusicGenError: it does not say.
         """
-        with Calls(self._server, Deadline(self._timeout or LIST_SECONDS)) as calls:
+        with Transport(self._server, Deadline(self._timeout or LIST_SECONDS)) as calls:
             return calls.ask("GET", "/models").read(ModelList).models

@@ -42,7 +42,7 @@ class Unreachable(MusicGenError):
     status, code = 0, "unreachable"
 
 
-class Away(Unreachable):
+class ServerRestarting(Unreachable):
     """A server that has answered before, and now nothing listens there: it may be on its way back."""
 
 
@@ -52,13 +52,13 @@ class TimedOut(MusicGenError):
     status, code = 0, "timed_out"
 
 
-class BadAnswer(MusicGenError):
+class InvalidResponse(MusicGenError):
     """An answer came that is none of this service's."""
 
     status, code = 0, "bad_answer"
 
 
-class CutShort(MusicGenError):
+class StreamTruncated(MusicGenError):
     """A stream broke off: what came of it is a part."""
 
     status, code = 0, "cut_short"
@@ -125,7 +125,7 @@ class Server:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class ServerResponse:
     """A good one."""
 
     headers: Mapping[str, str]
@@ -144,14 +144,14 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True)
-class Opened:
+class StreamedResponse:
     """A good answer that is on its way. Whoever stops reading closes `pieces`."""
 
     headers: Mapping[str, str]
     pieces: Generator[bytes, None, None]
 
 
-class Calls:
+class Transport:
     """Calls that belong together, over one connection, from one thread at a time.
 
     Args:
@@ -172,7 +172,7 @@ class Calls:
         self._session.headers["User-Agent"] = f"musicgen-bento/{__version__}"
         self._session.headers.update(server.headers)
 
-    def __enter__(self) -> Calls:
+    def __enter__(self) -> Transport:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -182,7 +182,7 @@ class Calls:
         """Let go of the connection."""
         self._session.close()
 
-    def ask(self, method: str, path: str, *, silence: float = READ_SECONDS, **rest: Any) -> Answer:
+    def ask(self, method: str, path: str, *, silence: float = READ_SECONDS, **rest: Any) -> ServerResponse:
         """One call, repeated where that is safe: every call of this service may be made twice.
 
         Repeated are: a connection that broke, a server that fell silent, 429 and 503 that say when to come back.
@@ -198,7 +198,7 @@ class Calls:
         """
         return self._insist(lambda: self._once(method, path, silence, rest))
 
-    def open(self, path: str, *, silence: float) -> Opened:
+    def open(self, path: str, *, silence: float) -> StreamedResponse:
         """A GET, repeated like any other, whose body is read while it comes. That is not repeated.
 
         Raises:
@@ -235,9 +235,11 @@ class Calls:
 
     def _awaited(self, error: MusicGenError, since: float) -> bool:
         """Whether a server that is away is waited for, however many times that takes."""
-        return isinstance(error, Away) and self._server.retries > 0 and time.monotonic() - since < AWAY_SECONDS
+        return (
+            isinstance(error, ServerRestarting) and self._server.retries > 0 and time.monotonic() - since < AWAY_SECONDS
+        )
 
-    def _opened(self, path: str, silence: float) -> Opened:
+    def _opened(self, path: str, silence: float) -> StreamedResponse:
         if self._stopped.is_set():
             raise cancelled()
         left = self._deadline.left()
@@ -247,7 +249,7 @@ class Calls:
         if answer.status_code >= 300:
             with self._failures(), answer:
                 raise refusal(answer.status_code, answer.headers, answer.content)
-        return Opened(answer.headers, self._read(answer))
+        return StreamedResponse(answer.headers, self._read(answer))
 
     def _read(self, answer: requests.Response) -> Generator[bytes, None, None]:
         """The body as it comes.
@@ -258,7 +260,7 @@ class Calls:
         with self._failures(), answer:
             yield from self._pieces(answer, SMALL_PIECE)
 
-    def _once(self, method: str, path: str, silence: float, rest: Mapping[str, Any]) -> Answer:
+    def _once(self, method: str, path: str, silence: float, rest: Mapping[str, Any]) -> ServerResponse:
         if self._stopped.is_set():
             raise cancelled()
         left = self._deadline.left()
@@ -273,7 +275,7 @@ class Calls:
                 body = b"".join(self._pieces(answer)) if method == "GET" else answer.content
         if answer.status_code >= 300:
             raise refusal(answer.status_code, answer.headers, body)
-        return Answer(answer.headers, body)
+        return ServerResponse(answer.headers, body)
 
     def _pieces(self, answer: requests.Response, size: int = PIECE) -> Generator[bytes, None, None]:
         """A body that comes in pieces, to its end: an older urllib3 takes one that broke off for a whole one."""
@@ -304,7 +306,9 @@ class Calls:
                 raise Unreachable(f"{where} has no valid certificate.", hint="Is it https?") from None
             if isinstance(error, exceptions.ConnectTimeout) or _refused(error):
                 if self._heard:
-                    raise Away(f"The server at {where} is gone.", hint="Try again later.", retry_after=1.0) from None
+                    raise ServerRestarting(
+                        f"The server at {where} is gone.", hint="Try again later.", retry_after=1.0
+                    ) from None
                 raise Unreachable(f"There is no server at {where}.", hint="Is it running?") from None
             if isinstance(error, exceptions.Timeout):
                 raise Unreachable(f"{where} does not answer.", hint="Try again later.", retry_after=1.0) from None
@@ -334,9 +338,9 @@ def timed_out() -> TimedOut:
     return TimedOut("The answer was not there in time.", hint="Give it a longer timeout, or none.")
 
 
-def bad_answer() -> BadAnswer:
+def bad_answer() -> InvalidResponse:
     """For an answer that is not as the API document says."""
-    return BadAnswer("The answer could not be read.", hint="Is it a musicgen-bento server, of this version?")
+    return InvalidResponse("The answer could not be read.", hint="Is it a musicgen-bento server, of this version?")
 
 
 def cancelled() -> Cancelled:
@@ -351,8 +355,8 @@ def _foreign(status: int, headers: Mapping[str, str]) -> MusicGenError:
     if status in (502, 503, 504):
         return Unavailable(f"The server answered {status}.", hint="Try again later.", retry_after=1.0)
     if status < 400:
-        return BadAnswer(f"The server points to {headers.get('Location')}.", hint="Use that address.")
-    return BadAnswer(f"The server answered {status}.", hint="Is it a musicgen-bento server, of this version?")
+        return InvalidResponse(f"The server points to {headers.get('Location')}.", hint="Use that address.")
+    return InvalidResponse(f"The server answered {status}.", hint="Is it a musicgen-bento server, of this version?")
 
 
 def _retry_after(headers: Mapping[str, str]) -> float | None:

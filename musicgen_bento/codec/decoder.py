@@ -14,8 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from musicgen_bento.codec.layers import Chain, Recurrent, alike, joined, parted
-from musicgen_bento.codec.torch_ops import Operations, TorchOperations
+from musicgen_bento.codec.layers import (
+    StreamingLSTM,
+    StreamingSequential,
+    batch_states,
+    state_signature,
+    unbatch_states,
+)
+from musicgen_bento.codec.torch_ops import CodecOps, TorchOps
 
 
 class CodecDecoder:
@@ -29,7 +35,7 @@ class CodecDecoder:
         TypeError: it is built in a way that cannot be decoded in blocks.
     """
 
-    def __init__(self, codec: Any, operations: Operations | None = None) -> None:
+    def __init__(self, codec: Any, operations: CodecOps | None = None) -> None:
         self.stereo = hasattr(codec, "get_left_right_codes")
         if self.stereo and codec.per_timestep:
             raise TypeError("no streaming form of codebooks interleaved in time")
@@ -39,13 +45,13 @@ class CodecDecoder:
             raise TypeError("no streaming form of a codec that scales or cuts the whole clip")
         decoder = seanet.decoder
         layers = decoder.model if hasattr(decoder, "model") else decoder.layers
-        operations = operations or TorchOperations()
-        self.chain = Chain(layers, operations)
-        recurrent = [index for index, layer in enumerate(self.chain.layers) if isinstance(layer, Recurrent)]
+        operations = operations or TorchOps()
+        self.chain = StreamingSequential(layers, operations)
+        recurrent = [index for index, layer in enumerate(self.chain.layers) if isinstance(layer, StreamingLSTM)]
         # how many of the layers several clips go through together
-        self._shared = len(self.chain.layers) if operations.side_by_side else max(recurrent, default=-1) + 1
+        self._shared = len(self.chain.layers) if operations.batch_all_layers else max(recurrent, default=-1) + 1
 
-    def open(self) -> CodecStream:
+    def open_stream(self) -> CodecStream:
         """Begin a clip."""
         return CodecStream(self)
 
@@ -72,12 +78,12 @@ class CodecDecoder:
         """What each clip's part of x [B, n, C] adds, [C, n, 1]."""
         heads = [stream.chain.of(stream.chain.layers[: self._shared]) for stream in streams]
         tails = [stream.chain.of(stream.chain.layers[self._shared :]) for stream in streams]
-        head = joined(heads)
+        head = batch_states(heads)
         y = head.push(x)
         parts = [None] * len(streams) if y is None else y.chunk(len(streams))
         made = []
-        for own, tail, part in zip(parted(head, len(streams)), tails, parts, strict=True):
-            tail = joined([tail])  # a copy: whoever fails leaves the streams as they were
+        for own, tail, part in zip(unbatch_states(head, len(streams)), tails, parts, strict=True):
+            tail = batch_states([tail])  # a copy: whoever fails leaves the streams as they were
             made.append((own.layers + tail.layers, tail.push(part) if tail.layers and part is not None else part))
         for stream, (layers, _) in zip(streams, made, strict=True):
             stream.chain = stream.chain.of(layers)
@@ -96,9 +102,9 @@ class CodecStream:
         self.chain = decoder.chain.fork()
 
     @property
-    def state(self) -> Any:
+    def state_signature(self) -> Any:
         """Clips of one codec can be decoded together while theirs are equal: a few frames after their beginnings."""
-        return alike(self.chain)
+        return state_signature(self.chain)
 
     def push(self, codes: Tensor) -> Tensor | None:
         """The next frames, [K, t] → samples [C, n]; None while the look-ahead fills."""

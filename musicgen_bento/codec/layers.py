@@ -17,10 +17,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from musicgen_bento.codec.torch_ops import Operations
+from musicgen_bento.codec.torch_ops import CodecOps
 
 
-class Layer:
+class StreamingLayer:
     """A layer's weights, shared, and one clip's state.
 
     Attributes:
@@ -47,10 +47,10 @@ class Layer:
         return None
 
 
-class Pointwise(Layer):
+class StreamingActivation(StreamingLayer):
     """An activation."""
 
-    def __init__(self, module: nn.Module, operations: Operations) -> None:
+    def __init__(self, module: nn.Module, operations: CodecOps) -> None:
         self.activate = operations.activation(module)
 
     def push(self, x: Tensor) -> Tensor:
@@ -58,7 +58,7 @@ class Pointwise(Layer):
         return self.activate(x, None)
 
 
-class Convolution(Layer):
+class StreamingConv1d(StreamingLayer):
     """A convolution of stride 1, any dilation, causal or not.
 
     Attributes:
@@ -67,7 +67,7 @@ class Convolution(Layer):
 
     states = ("past", "started")
 
-    def __init__(self, module: Any, operations: Operations) -> None:
+    def __init__(self, module: Any, operations: CodecOps) -> None:
         convolution = _inner(module)
         self.module, self.mode = module, module.pad_mode
         if self.mode not in ("constant", "reflect", "replicate") or convolution.stride[0] != 1:
@@ -79,7 +79,7 @@ class Convolution(Layer):
         # inputs wanted before the first output; reflection needs one more than it reflects
         self.need = max(self.span + 1 - self.left, self.left + 1 if self.mode == "reflect" else 0)
         weight, bias = _plain(convolution)
-        self._convolve = operations.convolution(weight, bias, dilation, convolution.groups)
+        self._convolve = operations.conv1d(weight, bias, dilation, convolution.groups)
         self.activate = operations.activation(nn.Identity())
         self.reset()
 
@@ -112,7 +112,7 @@ class Convolution(Layer):
         return self._convolve(_padded(self.past, 0, self.right, self.mode)) if self.right else None
 
 
-class Upsampling(Layer):
+class StreamingConvTranspose1d(StreamingLayer):
     """A transposed convolution whose kernel is two strides: a matrix product, then overlap-add.
 
     The product is spelled out, because torch's conv_transpose1d is very slow on a CPU for a few wide inputs. The bias
@@ -121,7 +121,7 @@ class Upsampling(Layer):
 
     states = ("tail", "skip")
 
-    def __init__(self, module: Any, operations: Operations) -> None:
+    def __init__(self, module: Any, operations: CodecOps) -> None:
         convolution = _inner(module)
         self.stride = convolution.stride[0]
         overlap = convolution.kernel_size[0] - self.stride
@@ -131,8 +131,8 @@ class Upsampling(Layer):
         self.left = overlap - self.right
         weight, self.bias = _plain(convolution)  # [in, out, 2 * stride]
         rows = weight.permute(2, 1, 0).reshape(-1, weight.shape[0], 1).contiguous()
-        self._multiply = operations.convolution(rows, None, 1, 1)
-        self._overlap = operations.overlap(self.bias)
+        self._multiply = operations.conv1d(rows, None, 1, 1)
+        self._overlap = operations.overlap_add(self.bias)
         self.reset()
 
     def reset(self) -> None:
@@ -160,18 +160,18 @@ class Upsampling(Layer):
         return y[:, drop:]
 
 
-class Recurrent(Layer):
+class StreamingLSTM(StreamingLayer):
     """The LSTM with its shortcut."""
 
     states = ("state",)
 
-    def __init__(self, module: Any, operations: Operations) -> None:
+    def __init__(self, module: Any, operations: CodecOps) -> None:
         self.lstm, self.shortcut = module.lstm, getattr(module, "skip", True)
         if self.lstm.bidirectional or self.lstm.batch_first or self.lstm.proj_size or not self.lstm.bias:
             raise TypeError("no streaming form of this LSTM")
         names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
         layers = range(self.lstm.num_layers)
-        self._layers = [operations.recurrence(*(getattr(self.lstm, f"{n}_l{i}") for n in names)) for i in layers]
+        self._layers = [operations.lstm(*(getattr(self.lstm, f"{n}_l{i}") for n in names)) for i in layers]
         self.reset()
 
     def reset(self) -> None:
@@ -189,17 +189,17 @@ class Recurrent(Layer):
         return y + x if self.shortcut else y
 
 
-class Chain(Layer):
+class StreamingSequential(StreamingLayer):
     """Layers one after the other."""
 
     states = ("layers",)
 
-    def __init__(self, modules: Any, operations: Operations) -> None:
-        self.layers: list[Layer] = []
+    def __init__(self, modules: Any, operations: CodecOps) -> None:
+        self.layers: list[StreamingLayer] = []
         for module in modules:
-            layer = streaming(module, operations)
+            layer = make_streaming(module, operations)
             before = self.layers[-1] if self.layers else None
-            if isinstance(layer, Convolution) and isinstance(before, Pointwise):
+            if isinstance(layer, StreamingConv1d) and isinstance(before, StreamingActivation):
                 layer.activate = before.activate
                 self.layers.pop()
             self.layers.append(layer)
@@ -208,7 +208,7 @@ class Chain(Layer):
         """The same layers for another clip."""
         return self.of([layer.fork() for layer in self.layers])
 
-    def of(self, layers: list[Layer]) -> Self:
+    def of(self, layers: list[StreamingLayer]) -> Self:
         """A chain of these."""
         twin = copy.copy(self)
         twin.layers = layers
@@ -227,14 +227,16 @@ class Chain(Layer):
         return rest
 
 
-class Residual(Layer):
+class StreamingResidual(StreamingLayer):
     """shortcut(x) + block(x). The shortcut waits for the block, which looks ahead."""
 
     states = ("block", "shortcut", "early")
 
-    def __init__(self, module: Any, operations: Operations) -> None:
-        self.block = Chain(module.block, operations)
-        self.shortcut = Chain([] if isinstance(module.shortcut, nn.Identity) else [module.shortcut], operations)
+    def __init__(self, module: Any, operations: CodecOps) -> None:
+        self.block = StreamingSequential(module.block, operations)
+        self.shortcut = StreamingSequential(
+            [] if isinstance(module.shortcut, nn.Identity) else [module.shortcut], operations
+        )
         self.early: Tensor | None = None
 
     def fork(self) -> Self:
@@ -266,43 +268,43 @@ class Residual(Layer):
         return y
 
 
-def alike(state: Any) -> Any:
+def state_signature(state: Any) -> Any:
     """What two layers, or states of theirs, must have in common to be joined."""
-    if isinstance(state, Layer):
-        return tuple(alike(getattr(state, name)) for name in state.states)
+    if isinstance(state, StreamingLayer):
+        return tuple(state_signature(getattr(state, name)) for name in state.states)
     if isinstance(state, list | tuple):
-        return tuple(alike(part) for part in state)
+        return tuple(state_signature(part) for part in state)
     return state.shape if isinstance(state, Tensor) else state
 
 
-def joined(states: Sequence[Any]) -> Any:
+def batch_states(states: Sequence[Any]) -> Any:
     """One layer, or state, of all the clips that these are of, one behind the other in its batch."""
     first = states[0]
-    if isinstance(first, Layer):
+    if isinstance(first, StreamingLayer):
         twin = copy.copy(first)
         for name in first.states:
-            setattr(twin, name, joined([getattr(state, name) for state in states]))
+            setattr(twin, name, batch_states([getattr(state, name) for state in states]))
         return twin
     if isinstance(first, list | tuple):
-        return type(first)(joined(parts) for parts in zip(*states, strict=True))
+        return type(first)(batch_states(parts) for parts in zip(*states, strict=True))
     return torch.cat(list(states)) if isinstance(first, Tensor) else first
 
 
-def parted(whole: Any, clips: int) -> list[Any]:
+def unbatch_states(whole: Any, clips: int) -> list[Any]:
     """Of each clip what `joined` made one of so many."""
-    if isinstance(whole, Layer):
+    if isinstance(whole, StreamingLayer):
         twins = [copy.copy(whole) for _ in range(clips)]
         for name in whole.states:
-            for twin, state in zip(twins, parted(getattr(whole, name), clips), strict=True):
+            for twin, state in zip(twins, unbatch_states(getattr(whole, name), clips), strict=True):
                 setattr(twin, name, state)
         return twins
     if isinstance(whole, list | tuple):
-        each = [parted(one, clips) for one in whole]
+        each = [unbatch_states(one, clips) for one in whole]
         return [type(whole)(one[clip] for one in each) for clip in range(clips)]
     return [one.clone() for one in whole.chunk(clips)] if isinstance(whole, Tensor) else [whole] * clips
 
 
-def _through(layers: list[Layer], x: Tensor | None) -> Tensor | None:
+def _through(layers: list[StreamingLayer], x: Tensor | None) -> Tensor | None:
     for layer in layers:
         if x is None or x.shape[1] == 0:
             return None
@@ -310,18 +312,18 @@ def _through(layers: list[Layer], x: Tensor | None) -> Tensor | None:
     return x
 
 
-def streaming(module: Any, operations: Operations) -> Layer:
+def make_streaming(module: Any, operations: CodecOps) -> StreamingLayer:
     """The streaming form of a module of SEANet, by what it has: both libraries name these alike."""
     if hasattr(module, "block") and hasattr(module, "shortcut"):
-        return Residual(module, operations)
+        return StreamingResidual(module, operations)
     if hasattr(module, "lstm"):
-        return Recurrent(module, operations)
+        return StreamingLSTM(module, operations)
     if hasattr(module, "trim_right_ratio"):
-        return Upsampling(module, operations)
+        return StreamingConvTranspose1d(module, operations)
     if hasattr(module, "pad_mode"):
-        return Convolution(module, operations)
+        return StreamingConv1d(module, operations)
     if isinstance(module, nn.ELU | nn.Identity | nn.Tanh | nn.ReLU | nn.LeakyReLU):
-        return Pointwise(module, operations)
+        return StreamingActivation(module, operations)
     raise TypeError(f"no streaming form of {type(module).__name__}")
 
 

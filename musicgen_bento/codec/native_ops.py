@@ -7,38 +7,38 @@ import ctypes
 import torch
 from torch import Tensor, nn
 
-from musicgen_bento.codec.torch_ops import Activation, Along, Operations, Overlap, Recurrence, State, TorchOperations
-from musicgen_bento.lm.seats import up
+from musicgen_bento.codec.torch_ops import ActivationFn, CodecOps, Conv1dFn, LSTMFn, LSTMState, OverlapAddFn, TorchOps
+from musicgen_bento.lm.seats import round_up
 from musicgen_bento.native import bindings
 from musicgen_bento.native.bindings import LANES
-from musicgen_bento.native.mmap_tensor import Pages
+from musicgen_bento.native.mmap_tensor import MmapTensor
 
 _LEVELS = 2**15 - 1  # of a number in 16 bits, either way
 _SMALLEST = torch.finfo(torch.float32).tiny
 
 
-def operations(team: bindings.Team | None) -> Operations:
+def create_ops(team: bindings.ThreadPool | None) -> CodecOps:
     """The kernel's, or torch's where there is none."""
-    return TorchOperations() if team is None else KernelOperations(team)
+    return TorchOps() if team is None else NativeOps(team)
 
 
-class KernelOperations(TorchOperations):
+class NativeOps(TorchOps):
     """See `Operations`. What the kernel does not have is torch's.
 
     Args:
         team: whose threads run them.
     """
 
-    side_by_side = False
+    batch_all_layers = False
 
-    def __init__(self, team: bindings.Team) -> None:
+    def __init__(self, team: bindings.ThreadPool) -> None:
         self._team, self._kernel, self.exact = team, bindings.library(), True
 
-    def convolution(self, weight: Tensor, bias: Tensor | None, dilation: int, groups: int) -> Along:
+    def conv1d(self, weight: Tensor, bias: Tensor | None, dilation: int, groups: int) -> Conv1dFn:
         """See `Operations`."""
         if groups != 1:
             self.exact = False
-            return super().convolution(weight, bias, dilation, groups)
+            return super().conv1d(weight, bias, dilation, groups)
         packed = _Packed(weight, bias, dilation)
         span, outputs, team = (weight.shape[2] - 1) * dilation, len(weight), self._team
 
@@ -53,7 +53,7 @@ class KernelOperations(TorchOperations):
 
         return convolve
 
-    def activation(self, module: nn.Module) -> Activation:
+    def activation(self, module: nn.Module) -> ActivationFn:
         """See `Operations`."""
         if not isinstance(module, nn.ELU) or module.alpha != 1:
             self.exact &= isinstance(module, nn.Identity)
@@ -73,7 +73,7 @@ class KernelOperations(TorchOperations):
 
         return elu
 
-    def overlap(self, bias: Tensor | None) -> Overlap:
+    def overlap_add(self, bias: Tensor | None) -> OverlapAddFn:
         """See `Operations`."""
         team, kept = self._team, None if bias is None else bias.contiguous()
 
@@ -93,23 +93,23 @@ class KernelOperations(TorchOperations):
 
         return add
 
-    def recurrence(self, weight_ih: Tensor, weight_hh: Tensor, bias_ih: Tensor, bias_hh: Tensor) -> Recurrence:
+    def lstm(self, weight_ih: Tensor, weight_hh: Tensor, bias_ih: Tensor, bias_hh: Tensor) -> LSTMFn:
         """See `Operations`."""
         units = weight_hh.shape[1]
         if units % LANES:
             self.exact = False
-            return super().recurrence(weight_ih, weight_hh, bias_ih, bias_hh)
+            return super().lstm(weight_ih, weight_hh, bias_ih, bias_hh)
         # sixteen units side by side, gate by gate
         order = torch.arange(4 * units).view(4, -1, LANES).transpose(0, 1).flatten()
         heard = _Packed(weight_ih[order, :, None], (bias_ih + bias_hh)[order], 1)
         scales = (weight_hh.float().abs().amax(dim=1) / _LEVELS).clamp(min=_SMALLEST)
         numbers = (weight_hh / scales[:, None]).round().view(4, -1, LANES, units).permute(1, 3, 0, 2)
-        before, scales = Pages(*numbers.shape, dtype=torch.int16, huge=True), scales[order]
+        before, scales = MmapTensor(*numbers.shape, dtype=torch.int16, huge=True), scales[order]
         before.tensor.copy_(numbers)
         recurrence = bindings.Recurrence(before.tensor.data_ptr(), scales.data_ptr(), heard.convolution)
         recurrence.kept, team = (heard, before, scales), self._team
 
-        def recur(x: Tensor, state: State) -> tuple[Tensor, State]:
+        def recur(x: Tensor, state: LSTMState) -> tuple[Tensor, LSTMState]:
             x = x.contiguous()
             clips, positions = x.shape[:2]
             y, gates = torch.empty_like(x), torch.empty(clips, positions, 4 * units)
@@ -138,8 +138,8 @@ class _Packed:
     def __init__(self, weight: Tensor, bias: Tensor | None, dilation: int) -> None:
         weight = weight.float().contiguous()
         outputs, inputs, taps = weight.shape
-        self._pages = Pages(up(outputs, LANES) * inputs * taps, huge=True)
-        self.weight, self._bias = self._pages.tensor, torch.zeros(up(outputs, LANES))
+        self._pages = MmapTensor(round_up(outputs, LANES) * inputs * taps, huge=True)
+        self.weight, self._bias = self._pages.tensor, torch.zeros(round_up(outputs, LANES))
         if bias is not None:
             self._bias[:outputs] = bias
         bindings.library().codec_pack(weight.data_ptr(), outputs, inputs, taps, self.weight.data_ptr())

@@ -9,25 +9,25 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from musicgen_bento.lm.linear import times
+from musicgen_bento.lm.linear import matmul
 
-Along: TypeAlias = Callable[[Tensor], Tensor]
+Conv1dFn: TypeAlias = Callable[[Tensor], Tensor]
 """[B, n, C] → [B, m, C']."""
 
-Activation: TypeAlias = Callable[[Tensor, Tensor | None], Tensor]
+ActivationFn: TypeAlias = Callable[[Tensor, Tensor | None], Tensor]
 """[B, n, C], and [B, m, C] that comes before it as it is, or None → [B, m + n, C]."""
 
-State: TypeAlias = tuple[Tensor, Tensor]
+LSTMState: TypeAlias = tuple[Tensor, Tensor]
 """Of an LSTM's layer: what it said last and its cells, [B, C] each."""
 
-Overlap: TypeAlias = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+OverlapAddFn: TypeAlias = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """Products [B, n, 2, stride, C] and a tail [B, stride, C] → [B, n * stride, C] and the next tail."""
 
-Recurrence: TypeAlias = Callable[[Tensor, State], tuple[Tensor, State]]
+LSTMFn: TypeAlias = Callable[[Tensor, LSTMState], tuple[Tensor, LSTMState]]
 """[B, n, C] and the state before → [B, n, C] and the state after."""
 
 
-class Operations(Protocol):
+class CodecOps(Protocol):
     """A way to run them. Weights are as torch has them.
 
     Attributes:
@@ -36,40 +36,40 @@ class Operations(Protocol):
         exact: whether all that it has made so far gives a clip the same numbers in any company.
     """
 
-    side_by_side: bool
-    exact: bool
+    batch_all_layers: bool
+    batch_invariant: bool
 
-    def convolution(self, weight: Tensor, bias: Tensor | None, dilation: int, groups: int) -> Along:
+    def conv1d(self, weight: Tensor, bias: Tensor | None, dilation: int, groups: int) -> Conv1dFn:
         """Of stride 1, without padding; weight [out, in / groups, taps]."""
 
-    def activation(self, module: nn.Module) -> Activation:
+    def activation(self, module: nn.Module) -> ActivationFn:
         """Number by number, behind what there is already."""
 
-    def overlap(self, bias: Tensor | None) -> Overlap:
+    def overlap_add(self, bias: Tensor | None) -> OverlapAddFn:
         """The sum of a transposed convolution's products, each of which lies over two strides."""
 
-    def recurrence(self, weight_ih: Tensor, weight_hh: Tensor, bias_ih: Tensor, bias_hh: Tensor) -> Recurrence:
+    def lstm(self, weight_ih: Tensor, weight_hh: Tensor, bias_ih: Tensor, bias_hh: Tensor) -> LSTMFn:
         """A layer of an LSTM; weights [4 * C, C], gates in torch's order: input, forget, cell, output."""
 
 
-class TorchOperations:
+class TorchOps:
     """See `Operations`."""
 
-    side_by_side = True
-    exact = False
+    batch_all_layers = True
+    batch_invariant = False
 
-    def convolution(self, weight: Tensor, bias: Tensor | None, dilation: int, groups: int) -> Along:
+    def conv1d(self, weight: Tensor, bias: Tensor | None, dilation: int, groups: int) -> Conv1dFn:
         """See `Operations`."""
         if weight.shape[2] == groups == 1 and bias is None:
             matrix = weight[:, :, 0]
-            return lambda x: times(x.flatten(0, 1), matrix).view(*x.shape[:2], -1)
+            return lambda x: matmul(x.flatten(0, 1), matrix).view(*x.shape[:2], -1)
 
         def convolve(x: Tensor) -> Tensor:
             return F.conv1d(x.transpose(1, 2), weight, bias, dilation=dilation, groups=groups).transpose(1, 2)
 
         return convolve
 
-    def activation(self, module: nn.Module) -> Activation:
+    def activation(self, module: nn.Module) -> ActivationFn:
         """See `Operations`."""
 
         def activate(x: Tensor, before: Tensor | None) -> Tensor:
@@ -78,7 +78,7 @@ class TorchOperations:
 
         return activate
 
-    def overlap(self, bias: Tensor | None) -> Overlap:
+    def overlap_add(self, bias: Tensor | None) -> OverlapAddFn:
         """See `Operations`."""
 
         def add(products: Tensor, tail: Tensor) -> tuple[Tensor, Tensor]:
@@ -89,15 +89,15 @@ class TorchOperations:
 
         return add
 
-    def recurrence(self, weight_ih: Tensor, weight_hh: Tensor, bias_ih: Tensor, bias_hh: Tensor) -> Recurrence:
+    def lstm(self, weight_ih: Tensor, weight_hh: Tensor, bias_ih: Tensor, bias_hh: Tensor) -> LSTMFn:
         """See `Operations`. Spelled out for short runs: on a CPU, nn.LSTM repacks its weights in each call."""
 
-        def recur(x: Tensor, state: State) -> tuple[Tensor, State]:
+        def recur(x: Tensor, state: LSTMState) -> tuple[Tensor, LSTMState]:
             hidden, cell = state
-            gates_in = times(x.flatten(0, 1), weight_ih).view(*x.shape[:2], -1) + (bias_ih + bias_hh)
+            gates_in = matmul(x.flatten(0, 1), weight_ih).view(*x.shape[:2], -1) + (bias_ih + bias_hh)
             outputs = []
             for gates in gates_in.unbind(dim=1):
-                i, f, g, o = (times(hidden, weight_hh) + gates).chunk(4, dim=-1)
+                i, f, g, o = (matmul(hidden, weight_hh) + gates).chunk(4, dim=-1)
                 cell = torch.sigmoid(f) * cell + torch.sigmoid(i) * torch.tanh(g)
                 hidden = torch.sigmoid(o) * torch.tanh(cell)
                 outputs.append(hidden)

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from musicgen_bento.checkpoint import loading
-from musicgen_bento.checkpoint.loading import Checkpoint, Files
+from musicgen_bento.checkpoint.loading import Checkpoint, CheckpointFiles
 from musicgen_bento.engine.text_conditioner import TextConditioner
-from musicgen_bento.engine.token_sequence import Clip
-from musicgen_bento.lm.factory import decoder_of
-from musicgen_bento.lm.sampling import SamplingRows, sample
+from musicgen_bento.engine.token_sequence import TokenSequence
+from musicgen_bento.lm.factory import create_decoder
+from musicgen_bento.lm.sampling import SamplingParams, sample
 from musicgen_bento.precision import FLOAT32, Precision
 
 PROMPTS = (
@@ -29,7 +29,7 @@ TOP_K, CFG_COEF = 250, 3.0  # MusicGen's own
 CPU = torch.device("cpu")
 # What counts as the same: on average the distributions differ by a hundredth of a nat, and the likeliest token of a
 # hundred is another in three.
-MOST_KL, LEAST_AGREEMENT = 0.01, 0.97
+MAX_KL, MIN_AGREEMENT = 0.01, 0.97
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,12 +54,12 @@ class Distance:
     distributions: int
 
     @property
-    def near(self) -> bool:
+    def is_close(self) -> bool:
         """Whether it makes no difference that matters."""
-        return self.kl <= MOST_KL and self.agreement >= LEAST_AGREEMENT
+        return self.kl <= MAX_KL and self.agreement >= MIN_AGREEMENT
 
 
-def distances(files: Files, precisions: Sequence[Precision], seconds: float) -> Iterator[Distance]:
+def measure_distances(files: CheckpointFiles, precisions: Sequence[Precision], seconds: float) -> Iterator[Distance]:
     """Of one precision after the other on a CPU, over greedy contexts and over sampled ones of so much music."""
     reference = loading.build(files, CPU, FLOAT32)
     leads = [_lead(reference, contexts, seconds) for contexts in ("greedy", "sampled")]
@@ -91,20 +91,20 @@ class _Lead:
 def _lead(model: Checkpoint, contexts: str, seconds: float) -> _Lead:
     shape = model.weights.shape
     frames = min(shape.window, round(seconds * model.frame_rate))
-    clips = [Clip(shape.pattern, frames, shape.window, shape.card) for _ in PROMPTS]
+    clips = [TokenSequence(shape.pattern, frames, shape.window, shape.codebook_size) for _ in PROMPTS]
     count = len(clips)
     temperature = 0.0 if contexts == "greedy" else 1.0
-    rows = SamplingRows.of(list(range(count)), [temperature] * count, [TOP_K] * count, [0.0] * count, CPU)
+    rows = SamplingParams.from_lists(list(range(count)), [temperature] * count, [TOP_K] * count, [0.0] * count, CPU)
     decoder, read, said, counts = _Steps(model, frames), [], [], []
-    for _ in range(clips[0].steps):
-        read.append(torch.tensor([clip.read() for clip in clips]))
+    for _ in range(clips[0].steps_left):
+        read.append(torch.tensor([clip.next_input() for clip in clips]))
         logits = decoder(read[-1])
         said.append(logits.log_softmax(dim=-1))
-        keys = torch.tensor([clip.key for clip in clips])
+        keys = torch.tensor([clip.noise_step for clip in clips])
         wanted = [0 <= frame < frames for frame in shape.pattern.frames(clips[0].position + 1)]
         counts.append(torch.tensor(wanted))
         for clip, column in zip(clips, sample(logits, rows, keys).tolist(), strict=True):
-            clip.accept(column)
+            clip.append(column)
     return _Lead(contexts, torch.stack(read), torch.stack(said), torch.stack(counts))
 
 
@@ -130,13 +130,13 @@ class _Steps:
 
     def __init__(self, model: Checkpoint, frames: int) -> None:
         conditioner, shape = TextConditioner(model), model.weights.shape
-        self._decoder = decoder_of(model.weights, len(PROMPTS))
+        self._decoder = create_decoder(model.weights, len(PROMPTS))
         self._guidance = torch.full((len(PROMPTS),), CFG_COEF)
         self._sequences = []
         for prompt in PROMPTS:
             text = conditioner.encode(conditioner.tokenize(prompt))
             sequence = self._decoder.open(text, guided=True, positions=shape.pattern.last_position(frames))
-            if (prefix := self._decoder.prefix(sequence)).shape[1]:
+            if (prefix := self._decoder.prompt_prefix(sequence)).shape[1]:
                 self._decoder.prefill(sequence, prefix)
             self._sequences.append(sequence)
 

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from musicgen_bento.checkpoint.loading import Checkpoint
 from musicgen_bento.errors import InvalidRequest
-from musicgen_bento.lm.weights import MAX_TOKENS
+from musicgen_bento.lm.weights import MAX_PROMPT_TOKENS
 
 
 class TextConditioner:
@@ -34,10 +34,10 @@ class TextConditioner:
             InvalidRequest: more than 512 tokens.
         """
         ids: Tensor = self._tokenizer([spell_emoji(prompt)], return_tensors="pt")["input_ids"]
-        if ids.shape[1] > MAX_TOKENS:
+        if ids.shape[1] > MAX_PROMPT_TOKENS:
             raise InvalidRequest(
                 f"The prompt is {ids.shape[1]} tokens long.",
-                hint=f"Shorten it: T5 reads at most {MAX_TOKENS}.",
+                hint=f"Shorten it: T5 reads at most {MAX_PROMPT_TOKENS}.",
                 field="prompt",
             )
         return ids

@@ -24,7 +24,7 @@ Tokens = NDArray[np.int64]
 STRIDE = 0.6
 
 
-class Clip:
+class TokenSequence:
     """Tokens [K, frames] as they come, and the position in the window's sequence.
 
     Args:
@@ -41,11 +41,11 @@ class Clip:
         self.pattern = pattern
         self.frames = frames
         self.window = window
-        self.special = special
+        self.special_token = special
         self.stride = int(window * STRIDE) if stride is None else stride
         self.tokens: Tokens = np.full((pattern.codebooks, frames), special, dtype=np.int64)
         self.start = 0  # first frame of this window
-        self.primed = 0  # frames of this window known before it began
+        self.context_frames = 0  # frames of this window known before it began
         self.position = 0  # last position of this window that is filled
 
     @property
@@ -54,7 +54,7 @@ class Clip:
         return min(self.window, self.frames - self.start)
 
     @property
-    def steps(self) -> int:
+    def steps_left(self) -> int:
         """Positions still to fill, over all windows."""
         left = self.frames - self.start - self.window_frames
         windows = -(-left // self.stride)
@@ -74,10 +74,12 @@ class Clip:
     @property
     def complete_frames(self) -> int:
         """Frames from the clip's start of which every codebook is known. Only these may be decoded."""
-        return self.start + min(max(self.primed, self.pattern.complete_frames(self.position)), self.window_frames)
+        return self.start + min(
+            max(self.context_frames, self.pattern.complete_frames(self.position)), self.window_frames
+        )
 
     @property
-    def key(self) -> int:
+    def noise_step(self) -> int:
         """What the noise of the next position is keyed by. The few positions at a window's end share theirs with the
         next window's first, but no codebook draws at both.
         """
@@ -85,27 +87,27 @@ class Clip:
 
     def next_window(self) -> Tokens:
         """Move on and give what primes the new window: columns [K, primed] at positions 0 to primed - 1."""
-        self.primed = self.window_frames - self.stride
+        self.context_frames = self.window_frames - self.stride
         self.start += self.stride
-        self.position = self.primed
-        return np.array([self.column(position) for position in range(self.primed)], dtype=np.int64).T
+        self.position = self.context_frames
+        return np.array([self.column(position) for position in range(self.context_frames)], dtype=np.int64).T
 
     def column(self, position: int) -> list[int]:
         """The tokens [K] at a position of this window; the special token where there is none."""
         there = range(self.window_frames)
         return [
-            int(self.tokens[codebook, self.start + frame]) if frame in there else self.special
+            int(self.tokens[codebook, self.start + frame]) if frame in there else self.special_token
             for codebook, frame in enumerate(self.pattern.frames(position))
         ]
 
-    def read(self) -> list[int]:
+    def next_input(self) -> list[int]:
         """What the model reads to predict the next position: the last filled column [K]."""
         return self.column(self.position)
 
-    def accept(self, sampled: Sequence[int]) -> None:
+    def append(self, sampled: Sequence[int]) -> None:
         """Fill the next position with a sample [K]; what is known already, or has no frame, stays as it is."""
         self.position += 1
-        made = range(self.primed, self.window_frames)
+        made = range(self.context_frames, self.window_frames)
         for codebook, frame in enumerate(self.pattern.frames(self.position)):
             if frame in made:
                 self.tokens[codebook, self.start + frame] = sampled[codebook]

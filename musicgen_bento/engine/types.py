@@ -39,10 +39,10 @@ class GenerationParams:
 
 
 @dataclass(frozen=True, slots=True)
-class Waiting:
+class Queued:
     """In the queue; `place` 0 is next. `loading`: the queue before the model, which is on its way into memory."""
 
-    place: int
+    queue_position: int
     loading: bool = False
 
 
@@ -64,11 +64,11 @@ class Started:
 
 
 @dataclass(frozen=True, slots=True)
-class Chunk:
+class AudioChunk:
     """The next piece of audio. `position` is the number of samples before it."""
 
     samples: Samples
-    position: int
+    start: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,17 +83,17 @@ class Failed:
     error: MusicGenError
 
 
-Event: TypeAlias = Waiting | Started | Chunk | Finished | Failed
+Event: TypeAlias = Queued | Started | AudioChunk | Finished | Failed
 """A clip's story: Waiting*, Started, Chunk*, Finished; Failed may end it at any point."""
 
-Listener: TypeAlias = Callable[[Event], None]
+EventCallback: TypeAlias = Callable[[Event], None]
 """Called with each event, from the engine's threads, in order. Must return at once and not raise."""
 
 
 class Engine(Protocol):
     """Makes clips for one loaded model."""
 
-    def submit(self, ticket: str, params: GenerationParams, listener: Listener) -> None:
+    def submit(self, ticket: str, params: GenerationParams, listener: EventCallback) -> None:
         """Give a clip a place in the queue.
 
         Raises:
@@ -106,7 +106,7 @@ class Engine(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Arrival:
+class LoadProgress:
     """How far a model is on its way into memory.
 
     Attributes:
@@ -138,13 +138,13 @@ class ModelStatus:
     state: str
     default: bool = False
     memory_bytes: int | None = None
-    progress: Arrival | None = None
+    progress: LoadProgress | None = None
 
 
 class Pool(Protocol):
     """All models of one device, by name; loads them when they are asked for."""
 
-    def submit(self, model: str, params: GenerationParams, listener: Listener) -> str:
+    def add_request(self, model: str, params: GenerationParams, listener: EventCallback) -> str:
         """Take a clip for a model (catalogue id, alias, or hub id or folder) and give its ticket.
 
         Never waits: a model that is not in memory is loaded on a thread of its own, and the clip waits for it.
@@ -154,7 +154,7 @@ class Pool(Protocol):
                 to the listener as Failed.
         """
 
-    def cancel(self, ticket: str) -> None:
+    def abort(self, ticket: str) -> None:
         """Forget a clip, waiting, loading or running."""
 
     def ready(self) -> bool:

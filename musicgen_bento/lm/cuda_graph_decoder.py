@@ -19,14 +19,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from musicgen_bento.lm.cuda_graphs import Graphs
-from musicgen_bento.lm.decoder import Columns, EagerDecoder, Need, Sequence, finite
-from musicgen_bento.lm.kv_cache.dense import KVCache
-from musicgen_bento.lm.sampling import SamplingRows, sample
-from musicgen_bento.lm.seats import seat_of, up
-from musicgen_bento.lm.weights import MAX_TOKENS, CrossAttention, Layer, LMShape, LMWeights
+from musicgen_bento.lm.cuda_graphs import CudaGraphCache
+from musicgen_bento.lm.decoder import EagerDecoder, KVCacheRequest, SequenceState, TokenColumns, mark_nonfinite
+from musicgen_bento.lm.kv_cache.dense import DenseKVCache
+from musicgen_bento.lm.sampling import SamplingParams, sample
+from musicgen_bento.lm.seats import round_up, seat_of
+from musicgen_bento.lm.weights import MAX_PROMPT_TOKENS, CrossAttentionWeights, LayerWeights, LMShape, LMWeights
 
-SEATS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 LENGTH = 256  # positions
 PROMPT = 64  # T5 tokens
 TOP_K = (0, 64, 256)  # then all
@@ -55,7 +55,7 @@ class _Slab:
     def __init__(self, weights: LMWeights, seats: int, prompt: int) -> None:
         shape = weights.shape
         positions, width = self._sizes(shape, prompt)
-        zeros = partial(torch.zeros, dtype=weights.precision.cache, device=weights.device)
+        zeros = partial(torch.zeros, dtype=weights.precision.kv_dtype, device=weights.device)
         self.own = zeros((shape.layers, 2, seats, 2, shape.heads, positions, shape.head_dim))
         self.cross = zeros((shape.layers, 2, seats, shape.heads, width, shape.head_dim))
         self.heard = torch.ones(seats, dtype=torch.int64, device=weights.device)
@@ -66,13 +66,13 @@ class _Slab:
         """Of such a slab."""
         shape = weights.shape
         positions, width = cls._sizes(shape, prompt)
-        return 2 * shape.layers * seats * shape.dim * (2 * positions + width) * weights.precision.cache.itemsize
+        return 2 * shape.layers * seats * shape.dim * (2 * positions + width) * weights.precision.kv_dtype.itemsize
 
     @staticmethod
     def _sizes(shape: LMShape, prompt: int) -> tuple[int, int]:
         """Positions of a row, and of a prompt beside them."""
-        prefix = prompt if shape.text == "prepend" else 0
-        positions = up(prefix + shape.pattern.last_position(shape.window), LENGTH)
+        prefix = prompt if shape.text_conditioning == "prepend" else 0
+        positions = round_up(prefix + shape.pattern.last_position(shape.window), LENGTH)
         return positions, prompt - prefix
 
     def clean(self, seat: int) -> None:
@@ -87,18 +87,18 @@ class _Slab:
         self.heard[seat] = other.heard[there]
 
 
-class GraphedDecoder(EagerDecoder):
+class CudaGraphDecoder(EagerDecoder):
     """See `Decoder`. Clips are as many as there are seats for; each takes the whole window's room."""
 
     def __init__(self, weights: LMWeights) -> None:
         super().__init__(weights)
-        self._slab = _Slab(weights, SEATS[0], PROMPT)
-        self._seated: list[Sequence] = []
-        self._graphs = Graphs(weights.device) if weights.device.type == "cuda" else None
-        self._rows: tuple[SamplingRows, list[int]] | None = None
+        self._slab = _Slab(weights, BATCH_SIZES[0], PROMPT)
+        self._seated: list[SequenceState] = []
+        self._graphs = CudaGraphCache(weights.device) if weights.device.type == "cuda" else None
+        self._rows: tuple[SamplingParams, list[int]] | None = None
         self._make_inputs()
 
-    def bytes(self, clips: list[Need]) -> int:
+    def kv_cache_bytes(self, clips: list[KVCacheRequest]) -> int:
         """See `Decoder.bytes`. Two slabs for as long as what one remembers is copied into a larger one."""
         here = _Slab.bytes(self.weights, self._slab.seats, self._slab.prompt)
         seats, prompt = self._wanted(len(clips), max((need.prompt for need in clips), default=0))
@@ -106,14 +106,14 @@ class GraphedDecoder(EagerDecoder):
         larger = (seats, prompt) != (self._slab.seats, self._slab.prompt)
         return here + wanted if larger and self._seated else wanted
 
-    def open(self, text: Tensor, guided: bool, positions: int) -> Sequence:
+    def open(self, text: Tensor, guided: bool, positions: int) -> SequenceState:
         """See `Decoder.open`."""
         seat = len(self._seated)
         self._take_slab(*self._wanted(seat + 1, len(text)))
         self._slab.clean(seat)
         self._slab.heard[seat] = len(text)
         rows = 2 if guided else 1
-        sequence = Sequence(rows, self._own_of(seat, rows), text, self._cross_of(seat, len(text)))
+        sequence = SequenceState(rows, self._own_of(seat, rows), text, self._cross_of(seat, len(text)))
         for index, layer in enumerate(self.weights.layers):
             if layer.cross is not None:
                 for place, found in zip(sequence.cross[index], self._cross_keys(layer.cross, text), strict=True):
@@ -122,7 +122,7 @@ class GraphedDecoder(EagerDecoder):
         self._rows = None
         return sequence
 
-    def close(self, sequence: Sequence) -> None:
+    def close(self, sequence: SequenceState) -> None:
         """See `Decoder.close`. The last seat's clip moves to the free one; who is alone has no use for a large slab."""
         seat, last = seat_of(sequence, self._seated), self._seated.pop()
         if last is not sequence:
@@ -132,12 +132,17 @@ class GraphedDecoder(EagerDecoder):
             self._sit(last, seat)
         self._rows = None
         if not self._seated:
-            self._take_slab(SEATS[0], PROMPT)
+            self._take_slab(BATCH_SIZES[0], PROMPT)
 
     @torch.inference_mode()
-    def draw(
-        self, sequences: list[Sequence], tokens: Columns, cfg_coef: Tensor, rows: SamplingRows, keys: list[int]
-    ) -> Columns:
+    def step_and_sample(
+        self,
+        sequences: list[SequenceState],
+        tokens: TokenColumns,
+        cfg_coef: Tensor,
+        rows: SamplingParams,
+        keys: list[int],
+    ) -> TokenColumns:
         """See `Decoder.draw`."""
         seats = [seat_of(sequence, self._seated) for sequence in sequences]
         if self._rows is None or self._rows[0] is not rows or self._rows[1] != seats:
@@ -150,37 +155,37 @@ class GraphedDecoder(EagerDecoder):
         self._inputs.copy_(self._told, non_blocking=True)  # of the step before it has been taken: its tokens are here
         longest = max(sequence.cache.length for sequence in sequences) + 1
         kind = _Kind(
-            next(count for count in SEATS if count > max(seats)),
-            up(longest, LENGTH),
-            _limit(rows.largest_top_k, self.shape.card),
+            next(count for count in BATCH_SIZES if count > max(seats)),
+            round_up(longest, LENGTH),
+            _limit(rows.largest_top_k, self.shape.codebook_size),
             rows.any_top_p,
             rows.any_noise,
         )
         work = partial(self._position, kind)
-        drawn: Columns = (self._graphs.run(kind, work) if self._graphs else work()).cpu()[seats].tolist()
+        drawn: TokenColumns = (self._graphs.run(kind, work) if self._graphs else work()).cpu()[seats].tolist()
         for sequence in sequences:
             sequence.cache.advance(1)
         return drawn
 
     # ---- seats
 
-    def _own_of(self, seat: int, rows: int, length: int = 0) -> KVCache:
-        return KVCache(self._slab.own[:, :, seat, :rows], length)
+    def _own_of(self, seat: int, rows: int, length: int = 0) -> DenseKVCache:
+        return DenseKVCache(self._slab.own[:, :, seat, :rows], length)
 
     def _cross_of(self, seat: int, prompt: int) -> list[tuple[Tensor, Tensor]]:
-        if self.shape.text == "prepend":
+        if self.shape.text_conditioning == "prepend":
             return []
         return [(layer[0, seat, None, :, :prompt], layer[1, seat, None, :, :prompt]) for layer in self._slab.cross]
 
-    def _sit(self, sequence: Sequence, seat: int) -> None:
+    def _sit(self, sequence: SequenceState, seat: int) -> None:
         """Have a clip remember what its seat does."""
         sequence.cache = self._own_of(seat, sequence.rows, sequence.cache.length)
         sequence.cross = self._cross_of(seat, len(sequence.text))
 
     def _wanted(self, seats: int, prompt: int) -> tuple[int, int]:
         """The seats and the prompt of a slab that has room for so many clips and a prompt so long."""
-        seats = next(count for count in SEATS if count >= max(seats, self._slab.seats))
-        return seats, min(MAX_TOKENS, up(max(prompt, self._slab.prompt), PROMPT))
+        seats = next(count for count in BATCH_SIZES if count >= max(seats, self._slab.seats))
+        return seats, min(MAX_PROMPT_TOKENS, round_up(max(prompt, self._slab.prompt), PROMPT))
 
     def _take_slab(self, seats: int, prompt: int) -> None:
         """Move to a slab of this size. Graphs see addresses, so they are captured anew."""
@@ -208,9 +213,9 @@ class GraphedDecoder(EagerDecoder):
         self._inputs = told.to(device, copy=True)
         self._cfg_coef = torch.ones(seats, device=device)
         self._guided = torch.zeros(seats, dtype=torch.bool, device=device)
-        self._parameters = SamplingRows.of([0] * seats, [1.0] * seats, [0] * seats, [0.0] * seats, device)
+        self._parameters = SamplingParams.from_lists([0] * seats, [1.0] * seats, [0] * seats, [0.0] * seats, device)
 
-    def _place(self, rows: SamplingRows, seats: list[int], sequences: Row[Sequence], cfg_coef: Tensor) -> None:
+    def _place(self, rows: SamplingParams, seats: list[int], sequences: Row[SequenceState], cfg_coef: Tensor) -> None:
         """The clips' parameters to their seats. Who is not asked has no top-k: a graph is for the largest that is."""
         self._parameters.top_k.zero_()
         self._cfg_coef[seats] = cfg_coef
@@ -228,7 +233,7 @@ class GraphedDecoder(EagerDecoder):
         shape, seats = self.shape, kind.seats
         inputs = self._inputs[:seats]
         tokens, position, keys = inputs[:, : shape.codebooks], inputs[:, -2], inputs[:, -1]
-        x = self.embed(tokens.T) + self.sinusoids(position).to(self.weights.precision.rest)
+        x = self.embed(tokens.T) + self.sinusoids(position).to(self.weights.precision.compute_dtype)
         x = x.repeat_interleave(2, dim=0)
         ahead = torch.arange(kind.length, device=x.device) > position[:, None]  # [seats, length]
         beyond = torch.arange(self._slab.prompt, device=x.device) >= self._slab.heard[:seats, None]
@@ -240,12 +245,12 @@ class GraphedDecoder(EagerDecoder):
                 x = torch.stack([heard, pairs[:, 1]], dim=1).view(2 * seats, shape.dim)
             x = x + layer.linear2(F.gelu(layer.linear1(layer.norm2(x))))
         x = self.weights.out_norm(x)
-        logits = self.weights.heads(x).float().view(seats, 2, shape.codebooks, shape.card)
+        logits = self.weights.output_heads(x).float().view(seats, 2, shape.codebooks, shape.codebook_size)
         hearing, deaf = logits.unbind(dim=1)
         guided = deaf + (hearing - deaf) * self._cfg_coef[:seats, None, None]
         logits = torch.where(self._guided[:seats, None, None], guided, hearing)
         every = self._parameters
-        rows = SamplingRows(
+        rows = SamplingParams(
             seeds=every.seeds[:seats],
             temperature=every.temperature[:seats],
             top_k=every.top_k[:seats],
@@ -254,9 +259,9 @@ class GraphedDecoder(EagerDecoder):
             any_top_p=kind.any_top_p,
             any_noise=kind.any_noise,
         )
-        return finite(logits, sample(logits, rows, keys))
+        return mark_nonfinite(logits, sample(logits, rows, keys))
 
-    def _own(self, index: int, layer: Layer, x: Tensor, position: Tensor, ahead: Tensor) -> Tensor:
+    def _own(self, index: int, layer: LayerWeights, x: Tensor, position: Tensor, ahead: Tensor) -> Tensor:
         """What rows [2 * seats, dim] find in their past and themselves."""
         shape, seats, length = self.shape, *ahead.shape
         packed = layer.query_key_value(layer.norm1(x)).view(seats, 2, 3, shape.heads, shape.head_dim)
@@ -266,7 +271,7 @@ class GraphedDecoder(EagerDecoder):
         keys, values = both[..., :length, :]
         return _find(packed[:, :, 0], keys, values, ahead[:, None, None, None]).view(2 * seats, shape.dim)
 
-    def _prompt(self, index: int, cross: CrossAttention, x: Tensor, beyond: Tensor) -> Tensor:
+    def _prompt(self, index: int, cross: CrossAttentionWeights, x: Tensor, beyond: Tensor) -> Tensor:
         """What hearing rows [seats, dim] find in their prompts."""
         shape, seats = self.shape, len(x)
         query = cross.query(cross.norm(x)).view(seats, shape.heads, shape.head_dim)

@@ -9,15 +9,15 @@ from collections.abc import Callable, Hashable
 import torch
 from torch import Tensor
 
-from musicgen_bento.log import where
+from musicgen_bento.log import exception_location
 
-MOST = 64  # graphs of one decoder: each keeps what its kernels work in
+MAX_GRAPHS = 64  # graphs of one decoder: each keeps what its kernels work in
 
 _capturing = threading.Lock()  # torch captures one graph in a process at a time
 _log = logging.getLogger("bentoml.musicgen")
 
 
-class Graphs:
+class CudaGraphCache:
     """The graphs of one decoder, which is one thread's.
 
     Args:
@@ -43,14 +43,16 @@ class Graphs:
             if self._eager:
                 return work()
             if kind not in self._graphs:
-                if len(self._graphs) == MOST:
+                if len(self._graphs) == MAX_GRAPHS:
                     self.clear()
                 drawn = work()  # libraries take what they need before the capture
                 try:
                     self._graphs[kind] = self._captured(work)
                 except RuntimeError as error:
                     # A capture that failed may leave the allocator unfit for another.
-                    _log.warning("No CUDA graph could be captured; steps are slower from now on: %s", where(error))
+                    _log.warning(
+                        "No CUDA graph could be captured; steps are slower from now on: %s", exception_location(error)
+                    )
                     self._eager = True
                     self._graphs.clear()
                 return drawn

@@ -16,18 +16,25 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from musicgen_bento.lm.kv_cache.factory import Cache, cache, clip_bytes
-from musicgen_bento.lm.kv_cache.paged import BlockCache
-from musicgen_bento.lm.sampling import SamplingRows, sample
-from musicgen_bento.lm.weights import CrossAttention, Layer, LMShape, LMWeights, periods, sinusoids
+from musicgen_bento.lm.kv_cache.factory import KVCache, create_kv_cache, request_kv_bytes
+from musicgen_bento.lm.kv_cache.paged import PagedKVCache
+from musicgen_bento.lm.sampling import SamplingParams, sample
+from musicgen_bento.lm.weights import (
+    CrossAttentionWeights,
+    LayerWeights,
+    LMShape,
+    LMWeights,
+    sinusoidal_embeddings,
+    wavelengths,
+)
 from musicgen_bento.precision import Precision
 
-Columns: TypeAlias = list[list[int]]
+TokenColumns: TypeAlias = list[list[int]]
 """Tokens of a position of B clips, [B][K]."""
 
 
 @dataclass(frozen=True, slots=True)
-class Need:
+class KVCacheRequest:
     """How much there is of a clip to remember.
 
     Attributes:
@@ -42,7 +49,7 @@ class Need:
 
 
 @dataclass(slots=True)
-class Sequence:
+class SequenceState:
     """What the model remembers of one clip in the window it is in.
 
     Attributes:
@@ -53,7 +60,7 @@ class Sequence:
     """
 
     rows: int
-    cache: Cache | BlockCache
+    cache: KVCache | PagedKVCache
     text: Tensor
     cross: list[tuple[Tensor, Tensor]]
 
@@ -62,7 +69,7 @@ class Sequence:
 class _Span:
     """The rows of one sequence in the flat batch: [begin, end), `positions` of them for each of its rows."""
 
-    sequence: Sequence
+    sequence: SequenceState
     begin: int
     end: int
     positions: int
@@ -84,11 +91,11 @@ class Decoder(ABC):
     def __init__(self, shape: LMShape, precision: Precision, embeddings: Tensor) -> None:
         self.shape, self.precision = shape, precision
         self._embeddings, self._device = embeddings, embeddings.device
-        self._periods = periods(shape.dim, self._device)
-        self._offsets = torch.arange(shape.codebooks, device=self._device)[:, None] * (shape.card + 1)
+        self._periods = wavelengths(shape.dim, self._device)
+        self._offsets = torch.arange(shape.codebooks, device=self._device)[:, None] * (shape.codebook_size + 1)
 
     @abstractmethod
-    def open(self, text: Tensor, guided: bool, positions: int) -> Sequence:
+    def open(self, text: Tensor, guided: bool, positions: int) -> SequenceState:
         """Begin a clip.
 
         Args:
@@ -98,15 +105,15 @@ class Decoder(ABC):
         """
 
     @abstractmethod
-    def close(self, sequence: Sequence) -> None:
+    def close(self, sequence: SequenceState) -> None:
         """The clip is over."""
 
     @abstractmethod
-    def prefill(self, sequence: Sequence, inputs: Tensor) -> None:
+    def prefill(self, sequence: SequenceState, inputs: Tensor) -> None:
         """Read positions that are known already, [rows, T, dim], and remember them."""
 
     @abstractmethod
-    def step(self, sequences: list[Sequence], tokens: Tensor, cfg_coef: Tensor) -> Tensor:
+    def step(self, sequences: list[SequenceState], tokens: Tensor, cfg_coef: Tensor) -> Tensor:
         """One position for each of B sequences.
 
         Args:
@@ -118,13 +125,15 @@ class Decoder(ABC):
             Logits of the next position [B, K, card], float32, guidance applied.
         """
 
-    def bytes(self, clips: list[Need]) -> int:
+    def kv_cache_bytes(self, clips: list[KVCacheRequest]) -> int:
         """What such clips make it remember together, while the last of them joins."""
-        return sum(clip_bytes(self.shape, self.precision, need.rows, need.positions, need.prompt) for need in clips)
+        return sum(
+            request_kv_bytes(self.shape, self.precision, need.rows, need.positions, need.prompt) for need in clips
+        )
 
-    def prefix(self, sequence: Sequence) -> Tensor:
+    def prompt_prefix(self, sequence: SequenceState) -> Tensor:
         """What precedes the tokens of each window, [rows, L, dim]: the prompt where the model prepends it."""
-        if self.shape.text != "prepend":
+        if self.shape.text_conditioning != "prepend":
             return sequence.text.new_empty(sequence.rows, 0, self.shape.dim)
         silent = torch.zeros_like(sequence.text)
         return torch.stack([sequence.text, silent][: sequence.rows])
@@ -134,9 +143,14 @@ class Decoder(ABC):
         return self._embeddings.flatten(0, 1)[tokens + self._offsets].sum(dim=0)
 
     @torch.inference_mode()
-    def draw(
-        self, sequences: list[Sequence], tokens: Columns, cfg_coef: Tensor, rows: SamplingRows, keys: list[int]
-    ) -> Columns:
+    def step_and_sample(
+        self,
+        sequences: list[SequenceState],
+        tokens: TokenColumns,
+        cfg_coef: Tensor,
+        rows: SamplingParams,
+        keys: list[int],
+    ) -> TokenColumns:
         """One position for each of B sequences, sampled.
 
         A step has used up every cache of the processor, so that a call of torch for a few numbers takes a tenth of a
@@ -153,12 +167,14 @@ class Decoder(ABC):
             Tokens [B][K]; of a clip whose logits are not finite, -1 among them.
         """
         logits = self.step(sequences, torch.tensor(tokens, device=self._device), cfg_coef)
-        drawn: Columns = finite(logits, sample(logits, rows, torch.tensor(keys, device=self._device))).tolist()
+        drawn: TokenColumns = mark_nonfinite(
+            logits, sample(logits, rows, torch.tensor(keys, device=self._device))
+        ).tolist()
         return drawn
 
     def sinusoids(self, positions: Tensor) -> Tensor:
         """See `weights.sinusoids`."""
-        return sinusoids(positions, self._periods)
+        return sinusoidal_embeddings(positions, self._periods)
 
 
 class EagerDecoder(Decoder):
@@ -168,34 +184,34 @@ class EagerDecoder(Decoder):
         super().__init__(weights.shape, weights.precision, weights.embeddings)
         self.weights = weights
 
-    def open(self, text: Tensor, guided: bool, positions: int) -> Sequence:
+    def open(self, text: Tensor, guided: bool, positions: int) -> SequenceState:
         """See `Decoder.open`."""
         shape, weights = self.shape, self.weights
         rows = 2 if guided else 1
-        prefix = len(text) if shape.text == "prepend" else 0
-        own = cache(shape, weights.precision, weights.device, rows, prefix + positions)
+        prefix = len(text) if shape.text_conditioning == "prepend" else 0
+        own = create_kv_cache(shape, weights.precision, weights.device, rows, prefix + positions)
         cross = [self._cross_keys(layer.cross, text) for layer in weights.layers if layer.cross is not None]
-        return Sequence(rows, own, text, cross)
+        return SequenceState(rows, own, text, cross)
 
-    def close(self, sequence: Sequence) -> None:
+    def close(self, sequence: SequenceState) -> None:
         """See `Decoder.close`."""
 
     @torch.inference_mode()
-    def prefill(self, sequence: Sequence, inputs: Tensor) -> None:
+    def prefill(self, sequence: SequenceState, inputs: Tensor) -> None:
         """See `Decoder.prefill`."""
         positions = inputs.shape[1]
         span = _Span(sequence, 0, sequence.rows * positions, positions)
         self._forward(inputs.reshape(-1, self.shape.dim), [span])
 
     @torch.inference_mode()
-    def step(self, sequences: list[Sequence], tokens: Tensor, cfg_coef: Tensor) -> Tensor:
+    def step(self, sequences: list[SequenceState], tokens: Tensor, cfg_coef: Tensor) -> Tensor:
         """See `Decoder.step`."""
         counts = [sequence.rows for sequence in sequences]
         ends = [sum(counts[: i + 1]) for i in range(len(counts))]
         spans = [_Span(s, end - s.rows, end, 1) for s, end in zip(sequences, ends, strict=True)]
         x = self.embed(tokens.T).repeat_interleave(torch.tensor(counts, device=tokens.device), dim=0)
         x = self.weights.out_norm(self._forward(x, spans))
-        logits = self.weights.heads(x).float().view(len(x), self.shape.codebooks, self.shape.card)
+        logits = self.weights.output_heads(x).float().view(len(x), self.shape.codebooks, self.shape.codebook_size)
         hearing = logits[[span.begin for span in spans]]
         deaf = logits[[span.end - 1 for span in spans]]
         return deaf + (hearing - deaf) * cfg_coef[:, None, None]  # of one row: hearing + 0
@@ -221,7 +237,7 @@ class EagerDecoder(Decoder):
             at += list(range(begin, begin + span.positions)) * span.sequence.rows
         return self.sinusoids(torch.tensor(at, device=self._device))
 
-    def _self_attention(self, index: int, layer: Layer, x: Tensor, spans: list[_Span]) -> Tensor:
+    def _self_attention(self, index: int, layer: LayerWeights, x: Tensor, spans: list[_Span]) -> Tensor:
         """What rows [R, dim] find in their own past, [R, dim]."""
         shape = self.shape
         packed = layer.query_key_value(layer.norm1(x))
@@ -231,12 +247,12 @@ class EagerDecoder(Decoder):
             parts = packed[span.begin : span.end].view(rows, positions, 3, shape.heads, shape.head_dim)
             parts = parts.permute(2, 0, 3, 1, 4)  # [3, rows, H, T, D]
             cache = span.sequence.cache
-            assert not isinstance(cache, BlockCache)  # the kernel's
+            assert not isinstance(cache, PagedKVCache)  # the kernel's
             heard = cache.attend(index, parts[0], parts[1:])
             found.append(heard.transpose(1, 2).reshape(rows * positions, shape.dim))
         return _rows(found)
 
-    def _cross_attention(self, index: int, cross: CrossAttention, x: Tensor, spans: list[_Span]) -> Tensor:
+    def _cross_attention(self, index: int, cross: CrossAttentionWeights, x: Tensor, spans: list[_Span]) -> Tensor:
         """What hearing rows [R', dim] find in their prompts, [R', dim]."""
         shape = self.shape
         queries = cross.query(cross.norm(x))
@@ -247,14 +263,14 @@ class EagerDecoder(Decoder):
             found.append(heard.transpose(1, 2).reshape(span.positions, shape.dim))
         return cross.out(_rows(found))
 
-    def _cross_keys(self, cross: CrossAttention, text: Tensor) -> tuple[Tensor, Tensor]:
+    def _cross_keys(self, cross: CrossAttentionWeights, text: Tensor) -> tuple[Tensor, Tensor]:
         shape = self.shape
         packed = cross.key_value(text).view(1, len(text), 2, shape.heads, shape.head_dim)
         keys, values = packed.permute(2, 0, 3, 1, 4)  # [1, H, L, D] each
         return keys.contiguous(), values.contiguous()
 
 
-def finite(logits: Tensor, drawn: Tensor) -> Tensor:
+def mark_nonfinite(logits: Tensor, drawn: Tensor) -> Tensor:
     """Tokens [B, K] drawn from logits [B, K, card], or -1 where those are not finite."""
     broken = ~logits.isfinite().flatten(1).all(dim=1)
     return drawn.masked_fill(broken[:, None], -1)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TypeAlias
 
-from musicgen_bento.lm.cpu_decoder import PackedDecoder
-from musicgen_bento.lm.cuda_graph_decoder import GraphedDecoder
+from musicgen_bento.lm.cpu_decoder import CpuDecoder
+from musicgen_bento.lm.cuda_graph_decoder import CudaGraphDecoder
 from musicgen_bento.lm.decoder import Decoder, EagerDecoder
 from musicgen_bento.lm.packed_weights import PackedWeights
 from musicgen_bento.lm.weights import LMWeights
@@ -14,8 +14,8 @@ from musicgen_bento.native import bindings
 Weights: TypeAlias = LMWeights | PackedWeights
 
 
-def decoder_of(
-    weights: Weights, seats: int, *, deterministic: bool = False, team: bindings.Team | None = None
+def create_decoder(
+    weights: Weights, max_batch_size: int, *, deterministic: bool = False, threads: bindings.ThreadPool | None = None
 ) -> Decoder:
     """The fastest there is.
 
@@ -26,6 +26,6 @@ def decoder_of(
         team: whose threads make the steps, where the kernel does; by default as many as the model is best run on.
     """
     if isinstance(weights, PackedWeights):
-        return PackedDecoder(weights, seats, team or bindings.Team(weights.shape.cores()))
+        return CpuDecoder(weights, max_batch_size, threads or bindings.ThreadPool(weights.shape.num_threads()))
     graphed = weights.device.type == "cuda" and not deterministic
-    return GraphedDecoder(weights) if graphed else EagerDecoder(weights)
+    return CudaGraphDecoder(weights) if graphed else EagerDecoder(weights)

@@ -19,7 +19,7 @@ LARGE = 2**19  # numbers; smaller matrices are slower the other way round
 PARTS = 8
 
 
-class Product(Protocol):
+class Linear(Protocol):
     """A matrix [out, in], ready to be multiplied with.
 
     Attributes:
@@ -27,26 +27,26 @@ class Product(Protocol):
         numbers: outputs times inputs.
     """
 
-    outputs: int
-    numbers: int
+    out_features: int
+    num_params: int
 
     def __call__(self, x: Tensor) -> Tensor:
         """Rows [R, in] → [R, out]."""
 
 
-class Dense:
+class DenseLinear:
     """In the dtype of the rows."""
 
     def __init__(self, weight: Tensor) -> None:
         self.weight = weight
-        self.outputs, self.numbers = weight.shape[0], weight.numel()
+        self.out_features, self.num_params = weight.shape[0], weight.numel()
 
     def __call__(self, x: Tensor) -> Tensor:
         """See `Product`."""
-        return times(x, self.weight)
+        return matmul(x, self.weight)
 
 
-def times(rows: Tensor, matrix: Tensor) -> Tensor:
+def matmul(rows: Tensor, matrix: Tensor) -> Tensor:
     """Rows [R, in] with a matrix [out, in] → [R, out].
 
     For few rows and a large matrix in float32 MKL is up to 3 times as fast the other way round, the matrix times
@@ -59,27 +59,27 @@ def times(rows: Tensor, matrix: Tensor) -> Tensor:
     return columns.view(len(matrix), -1).T.contiguous()
 
 
-class Half:
+class PackedFp16Linear:
     """In float16, packed; rows, sums and results are float32."""
 
     def __init__(self, weight: Tensor) -> None:
-        self._packed = fbgemm.pack_half(weight)
-        self.outputs, self.numbers = weight.shape[0], weight.numel()
+        self._packed = fbgemm.pack_float16(weight)
+        self.out_features, self.num_params = weight.shape[0], weight.numel()
 
     def __call__(self, x: Tensor) -> Tensor:
         """See `Product`."""
-        return fbgemm.times_half(x, self._packed)
+        return fbgemm.linear_float16(x, self._packed)
 
 
-def product(weight: Tensor, precision: Precision) -> Product:
+def make_linear(weight: Tensor, precision: Precision) -> Linear:
     """A matrix [out, in] as the precision holds it.
 
     Args:
         weight: on its device; on the meta device it stays a mere size.
         precision: of the model; where the kernel runs it, the matrix stays as it is until it is packed.
     """
-    if precision.packed:
-        return Dense(weight)
-    if weight.device.type != "meta" and precision.matrices != precision.rest:
-        return Half(weight)
-    return Dense(weight.to(precision.rest))
+    if precision.native_kernel:
+        return DenseLinear(weight)
+    if weight.device.type != "meta" and precision.weight_dtype != precision.compute_dtype:
+        return PackedFp16Linear(weight)
+    return DenseLinear(weight.to(precision.compute_dtype))

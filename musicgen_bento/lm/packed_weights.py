@@ -10,13 +10,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from musicgen_bento.lm.linear import Dense, Product
-from musicgen_bento.lm.seats import up
-from musicgen_bento.lm.weights import MAX_TOKENS, Layer, LMShape, LMWeights, Norm, periods, sinusoids
+from musicgen_bento.lm.linear import DenseLinear, Linear
+from musicgen_bento.lm.seats import round_up
+from musicgen_bento.lm.weights import (
+    MAX_PROMPT_TOKENS,
+    LayerNorm,
+    LayerWeights,
+    LMShape,
+    LMWeights,
+    sinusoidal_embeddings,
+    wavelengths,
+)
 from musicgen_bento.native import bindings
 from musicgen_bento.native.bindings import DEPTH, LANES
-from musicgen_bento.native.mmap_tensor import Pages
-from musicgen_bento.precision import Precision, Size
+from musicgen_bento.native.mmap_tensor import MmapTensor
+from musicgen_bento.precision import ModelSize, Precision
 
 AT_ONCE = 2**20  # numbers that are packed at a time
 
@@ -33,13 +41,13 @@ class PackedWeights:
 
     shape: LMShape
     precision: Precision
-    size: Size
+    size: ModelSize
     embeddings: Tensor  # [K, card + 1, dim]
     text_weight: Tensor  # [dim, text dim]
     text_bias: Tensor  # [dim]
     model: bindings.Model
-    places: Tensor
-    kept: tuple[Any, ...]
+    pos_embeddings: Tensor
+    keepalive: tuple[Any, ...]
 
     @property
     def device(self) -> torch.device:
@@ -47,13 +55,13 @@ class PackedWeights:
         return self.embeddings.device
 
 
-def runs(shape: LMShape) -> bool:
+def is_supported(shape: LMShape) -> bool:
     """Whether the kernel has a model of these sizes; of all released ones it has."""
     whole = shape.dim % LANES == shape.hidden % LANES == shape.head_dim % LANES == 0
-    return whole and shape.head_dim <= bindings.WIDEST_HEAD and bindings.available()
+    return whole and shape.head_dim <= bindings.MAX_HEAD_DIM and bindings.available()
 
 
-def packed(weights: LMWeights, forget: Callable[[], None] = lambda: None) -> PackedWeights:
+def pack_weights(weights: LMWeights, forget: Callable[[], None] = lambda: None) -> PackedWeights:
     """A model with its matrices packed.
 
     Args:
@@ -66,9 +74,9 @@ def packed(weights: LMWeights, forget: Callable[[], None] = lambda: None) -> Pac
         layers[index] = _layer(layer, pack)
         forget()
     embeddings = weights.embeddings.float().contiguous()
-    prefix = MAX_TOKENS if shape.text == "prepend" else 0
+    prefix = MAX_PROMPT_TOKENS if shape.text_conditioning == "prepend" else 0
     positions = prefix + shape.pattern.last_position(shape.window) + 1
-    places = sinusoids(torch.arange(positions), periods(shape.dim, embeddings.device))
+    places = sinusoidal_embeddings(torch.arange(positions), wavelengths(shape.dim, embeddings.device))
     model = bindings.Model(
         dim=shape.dim,
         hidden=shape.hidden,
@@ -76,9 +84,9 @@ def packed(weights: LMWeights, forget: Callable[[], None] = lambda: None) -> Pac
         layers=shape.layers,
         layer=layers,
         out_norm=pack.norm(weights.out_norm),
-        logits=pack(weights.heads),
+        logits=pack(weights.output_heads),
         codebooks=shape.codebooks,
-        card=shape.card,
+        card=shape.codebook_size,
         embeddings=embeddings.data_ptr(),
         places=places.data_ptr(),
     )
@@ -91,12 +99,12 @@ def packed(weights: LMWeights, forget: Callable[[], None] = lambda: None) -> Pac
         text_weight=weights.text_weight,
         text_bias=weights.text_bias,
         model=model,
-        places=places,
-        kept=(layers, *pack.kept),
+        pos_embeddings=places,
+        keepalive=(layers, *pack.kept),
     )
 
 
-def _layer(layer: Layer, pack: _Packer) -> bindings.Layer:
+def _layer(layer: LayerWeights, pack: _Packer) -> bindings.Layer:
     """In the order in which a step reads them."""
     made = bindings.Layer(
         norm1=pack.norm(layer.norm1), query_key_value=pack(layer.query_key_value), out=pack(layer.out)
@@ -116,24 +124,24 @@ class _Packer:
     """
 
     def __init__(self, weights: LMWeights) -> None:
-        self._team = bindings.Team(torch.get_num_threads())
-        self._bytes = weights.precision.matrices == torch.int8
-        pages = Pages(sum(map(self._size, _products(weights))), dtype=torch.uint8, huge=True)
+        self._team = bindings.ThreadPool(torch.get_num_threads())
+        self._bytes = weights.precision.weight_dtype == torch.int8
+        pages = MmapTensor(sum(map(self._size, _products(weights))), dtype=torch.uint8, huge=True)
         self._next = pages.tensor.data_ptr()
         # one for all: what the C library gets back of a large tensor seldom fits the next one
         self._floats = torch.empty(max(AT_ONCE, LANES * max(weights.shape.dim, weights.shape.hidden)))
         self.kept: list[Any] = [pages]
 
-    def norm(self, norm: Norm) -> bindings.Norm:
+    def norm(self, norm: LayerNorm) -> bindings.Norm:
         both = norm.weight.float().contiguous(), norm.bias.float().contiguous()
         self.kept += both
         return bindings.Norm(*(each.data_ptr() for each in both))
 
-    def __call__(self, product: Product) -> bindings.Matrix:
-        assert isinstance(product, Dense)
+    def __call__(self, product: Linear) -> bindings.Matrix:
+        assert isinstance(product, DenseLinear)
         matrix, begin = product.weight, self._next
         outputs, width = matrix.shape
-        inputs, scales = self._inputs(width), torch.zeros(up(outputs, LANES))
+        inputs, scales = self._inputs(width), torch.zeros(round_up(outputs, LANES))
         step = max(1, AT_ONCE // width // LANES) * LANES
         for first in range(0, outputs, step):
             some = matrix[first : first + step]
@@ -152,15 +160,15 @@ class _Packer:
         return 1 if self._bytes else 4
 
     def _inputs(self, width: int) -> int:
-        return up(width, DEPTH) if self._bytes else width
+        return round_up(width, DEPTH) if self._bytes else width
 
-    def _size(self, product: Product) -> int:
-        width = product.numbers // product.outputs
-        return up(product.outputs, LANES) * self._inputs(width) * self._width
+    def _size(self, product: Linear) -> int:
+        width = product.num_params // product.out_features
+        return round_up(product.out_features, LANES) * self._inputs(width) * self._width
 
 
-def _products(weights: LMWeights) -> list[Product]:
-    found = [weights.heads]
+def _products(weights: LMWeights) -> list[Linear]:
+    found = [weights.output_heads]
     for layer in weights.layers:
         found += [layer.query_key_value, layer.out, layer.linear1, layer.linear2]
         if layer.cross is not None:

@@ -17,11 +17,11 @@ _GOLDEN = 0x9E3779B97F4A7C15 - 2**64
 _MIX_1 = 0xBF58476D1CE4E5B9 - 2**64
 _MIX_2 = 0x94D049BB133111EB - 2**64
 
-SMALLEST = 1e-6  # temperature and top_p
+MIN_TEMPERATURE = 1e-6  # temperature and top_p
 
 
 @dataclass(frozen=True, slots=True)
-class SamplingRows:
+class SamplingParams:
     """The parameters of B rows.
 
     Attributes:
@@ -43,14 +43,14 @@ class SamplingRows:
     any_noise: bool
 
     @staticmethod
-    def of(
+    def from_lists(
         seeds: list[int], temperature: list[float], top_k: list[int], top_p: list[float], device: torch.device
-    ) -> SamplingRows:
+    ) -> SamplingParams:
         """From one value a row. What float32 cannot tell from greedy is greedy."""
         limits = [0 if p > 0 else k for k, p in zip(top_k, top_p, strict=True)]
-        temperature = [t if t >= SMALLEST else 0.0 for t in temperature]
-        top_p = [max(p, SMALLEST) if p > 0 else 0.0 for p in top_p]
-        return SamplingRows(
+        temperature = [t if t >= MIN_TEMPERATURE else 0.0 for t in temperature]
+        top_p = [max(p, MIN_TEMPERATURE) if p > 0 else 0.0 for p in top_p]
+        return SamplingParams(
             seeds=torch.tensor(seeds, dtype=torch.int64, device=device),
             temperature=torch.tensor(temperature, dtype=torch.float32, device=device),
             top_k=torch.tensor(limits, dtype=torch.int64, device=device),
@@ -61,7 +61,7 @@ class SamplingRows:
         )
 
 
-def sample(logits: Tensor, rows: SamplingRows, keys: Tensor) -> Tensor:
+def sample(logits: Tensor, params: SamplingParams, noise_steps: Tensor) -> Tensor:
     """Draw one token for each row and codebook.
 
     Args:
@@ -72,15 +72,15 @@ def sample(logits: Tensor, rows: SamplingRows, keys: Tensor) -> Tensor:
     Returns:
         Tokens [B, K] int64.
     """
-    if not rows.any_noise:
+    if not params.any_noise:
         return logits.argmax(dim=-1)
-    greedy = rows.temperature == 0
-    scaled = logits / rows.temperature.masked_fill(greedy, 1.0)[:, None, None]
-    if rows.largest_top_k:
-        scaled = _keep_top_k(scaled, rows.top_k, rows.largest_top_k)
-    if rows.any_top_p:
-        scaled = _keep_top_p(scaled, rows.top_p)
-    noise = gumbel(rows.seeds, keys, *logits.shape[1:])
+    greedy = params.temperature == 0
+    scaled = logits / params.temperature.masked_fill(greedy, 1.0)[:, None, None]
+    if params.largest_top_k:
+        scaled = _keep_top_k(scaled, params.top_k, params.largest_top_k)
+    if params.any_top_p:
+        scaled = _keep_top_p(scaled, params.top_p)
+    noise = gumbel_noise(params.seeds, noise_steps, *logits.shape[1:])
     return (scaled + noise.masked_fill(greedy[:, None, None], 0.0)).argmax(dim=-1)
 
 
@@ -104,11 +104,11 @@ def _keep_top_p(logits: Tensor, top_p: Tensor) -> Tensor:
     return logits.masked_fill(dropped.gather(-1, order.argsort(dim=-1)), -torch.inf)
 
 
-def gumbel(seeds: Tensor, keys: Tensor, codebooks: int, card: int) -> Tensor:
+def gumbel_noise(seeds: Tensor, noise_steps: Tensor, codebooks: int, card: int) -> Tensor:
     """Standard Gumbel noise [B, codebooks, card], float32, from seeds [B] and keys [B]."""
     # counted from 1, because the hash of 0 is 0
     entries = torch.arange(1, codebooks * card + 1, dtype=torch.int64, device=seeds.device)
-    streams = _mix(_mix(seeds + _GOLDEN) + (keys + 1) * _GOLDEN)  # [B]
+    streams = _mix(_mix(seeds + _GOLDEN) + (noise_steps + 1) * _GOLDEN)  # [B]
     bits = _mix(streams[:, None] + entries * _GOLDEN)  # [B, codebooks * card]
     # 53 random bits, halfway between the steps: never 0. float32 may round up to 1, so stop just short of it.
     uniform = (((bits >> 11) & (2**53 - 1)).to(torch.float64) + 0.5) * 2.0**-53

@@ -17,6 +17,6 @@ def seat_of(clip: Clip, seated: Sequence[Clip]) -> int:
     return next(seat for seat, other in enumerate(seated) if other is clip)
 
 
-def up(number: int, step: int) -> int:
+def round_up(number: int, step: int) -> int:
     """The next multiple of a step, so that a size is one of few."""
     return -(-number // step) * step

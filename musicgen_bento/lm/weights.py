@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from musicgen_bento.lm.delay_pattern import DelayPattern
-from musicgen_bento.lm.linear import Dense, Half, Product
-from musicgen_bento.precision import Precision, Size
+from musicgen_bento.lm.linear import DenseLinear, Linear, PackedFp16Linear
+from musicgen_bento.precision import ModelSize, Precision
 
-MAX_TOKENS = 512
+MAX_PROMPT_TOKENS = 512
 """Most T5 tokens of a prompt."""
 
 SMALL_HEADS = 4_000_000  # numbers; musicgen-small's heads have 8.4 million
@@ -38,10 +38,10 @@ class LMShape:
     hidden: int
     heads: int
     layers: int
-    card: int
+    codebook_size: int
     pattern: DelayPattern
     window: int
-    text: str
+    text_conditioning: str
 
     @property
     def codebooks(self) -> int:
@@ -53,18 +53,18 @@ class LMShape:
         """D."""
         return self.dim // self.heads
 
-    def cores(self, most: int | None = None) -> int:
+    def num_threads(self, most: int | None = None) -> int:
         """How many a step is best run on: one where a product is over before a second core has begun.
 
         Args:
             most: there may be; None is torch's number.
         """
-        small = self.codebooks * self.card * self.dim < SMALL_HEADS
+        small = self.codebooks * self.codebook_size * self.dim < SMALL_HEADS
         return 1 if small else most or torch.get_num_threads()
 
 
 @dataclass(frozen=True, slots=True)
-class Norm:
+class LayerNorm:
     """A layer norm over the width, eps 1e-5."""
 
     weight: Tensor
@@ -76,26 +76,26 @@ class Norm:
 
 
 @dataclass(frozen=True, slots=True)
-class CrossAttention:
+class CrossAttentionWeights:
     """Attention to the prompt. Keys and values are made once a clip."""
 
-    norm: Norm
-    query: Product  # [dim, dim]
-    key_value: Product  # [2 * dim, dim]
-    out: Product  # [dim, dim]
+    norm: LayerNorm
+    query: Linear  # [dim, dim]
+    key_value: Linear  # [2 * dim, dim]
+    out: Linear  # [dim, dim]
 
 
 @dataclass(frozen=True, slots=True)
-class Layer:
+class LayerWeights:
     """One transformer layer, pre-norm, without biases."""
 
-    norm1: Norm
-    query_key_value: Product  # [3 * dim, dim]
-    out: Product  # [dim, dim]
-    cross: CrossAttention | None
-    norm2: Norm
-    linear1: Product  # [hidden, dim]
-    linear2: Product  # [dim, hidden]
+    norm1: LayerNorm
+    query_key_value: Linear  # [3 * dim, dim]
+    out: Linear  # [dim, dim]
+    cross: CrossAttentionWeights | None
+    norm2: LayerNorm
+    linear1: Linear  # [hidden, dim]
+    linear2: Linear  # [dim, hidden]
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,9 +105,9 @@ class LMWeights:
     shape: LMShape
     precision: Precision
     embeddings: Tensor  # [K, card + 1, dim]
-    layers: tuple[Layer, ...]
-    out_norm: Norm
-    heads: Product  # [K * card, dim]
+    layers: tuple[LayerWeights, ...]
+    out_norm: LayerNorm
+    output_heads: Linear  # [K * card, dim]
     text_weight: Tensor  # [dim, text dim]
     text_bias: Tensor  # [dim]
 
@@ -117,34 +117,34 @@ class LMWeights:
         return self.embeddings.device
 
     @property
-    def size(self) -> Size:
+    def size(self) -> ModelSize:
         """How many numbers there are, and where."""
         parts = list(_parts(self))
         products = [part for part in parts if not isinstance(part, Tensor)]
-        in_matrices = sum(product.numbers for product in products)
+        in_matrices = sum(product.num_params for product in products)
         numbers = in_matrices + sum(part.numel() for part in parts if isinstance(part, Tensor))
-        return Size(numbers, in_matrices)
+        return ModelSize(numbers, in_matrices)
 
 
-def periods(dim: int, device: torch.device) -> Tensor:
+def wavelengths(dim: int, device: torch.device) -> Tensor:
     """Of the embeddings of positions, [dim / 2]."""
     exponent = torch.arange(dim // 2, dtype=torch.float32, device=device) / (dim // 2 - 1)
     return torch.full([], 10_000.0, device=device) ** exponent
 
 
-def sinusoids(positions: Tensor, over: Tensor) -> Tensor:
+def sinusoidal_embeddings(positions: Tensor, over: Tensor) -> Tensor:
     """Embeddings [N, dim] of positions [N], by their periods (Vaswani et al. 2017), cosines first as in AudioCraft."""
     phase = positions[:, None].float() / over
     return torch.cat([phase.cos(), phase.sin()], dim=-1)
 
 
-def _parts(part: Any) -> Iterator[Tensor | Product]:
+def _parts(part: Any) -> Iterator[Tensor | Linear]:
     """The tensors and products of a part of the model, and of its parts."""
-    if isinstance(part, Tensor | Dense | Half):
+    if isinstance(part, Tensor | DenseLinear | PackedFp16Linear):
         yield part
     elif isinstance(part, tuple):
         for inner in part:
             yield from _parts(inner)
-    elif isinstance(part, Norm | CrossAttention | Layer | LMWeights):
+    elif isinstance(part, LayerNorm | CrossAttentionWeights | LayerWeights | LMWeights):
         for field in fields(part):
             yield from _parts(getattr(part, field.name))

@@ -6,7 +6,7 @@ import threading
 from typing import Protocol
 
 
-class Stepping(Protocol):
+class Steppable(Protocol):
     """What the thread serves."""
 
     def step(self) -> bool:
@@ -18,20 +18,20 @@ class DeviceThread:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._engines: tuple[Stepping, ...] = ()
+        self._engines: tuple[Steppable, ...] = ()
         self._removed: list[threading.Event] = []
         self._work = threading.Event()
         self._closed = False
         self._thread = threading.Thread(target=self._run, name="musicgen-device", daemon=True)
         self._thread.start()
 
-    def add(self, engine: Stepping) -> None:
+    def add(self, engine: Steppable) -> None:
         """Serve one more engine."""
         with self._lock:
             self._engines = (*self._engines, engine)
         self.wake()
 
-    def remove(self, engine: Stepping) -> None:
+    def remove(self, engine: Steppable) -> None:
         """Serve an engine no more. Waits until the thread has let go of it, so that its memory is free with it."""
         released = threading.Event()
         with self._lock:

@@ -4,25 +4,25 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from musicgen_bento.checkpoint.download import Download
-from musicgen_bento.checkpoint.loading import Files
+from musicgen_bento.checkpoint.download import DownloadProgress
+from musicgen_bento.checkpoint.loading import CheckpointFiles
 from musicgen_bento.checkpoint.source import Source
-from musicgen_bento.engine.engine import ModelEngine
-from musicgen_bento.engine.types import Arrival, GenerationParams, Listener, ModelStatus, Waiting
+from musicgen_bento.engine.engine import Engine
+from musicgen_bento.engine.types import EventCallback, GenerationParams, LoadProgress, ModelStatus, Queued
 
 
 @dataclass(slots=True, eq=False)
-class Request:
+class PendingRequest:
     """A clip that waits for its model; `place` is what it was told last."""
 
-    ticket: str
+    request_id: str
     params: GenerationParams
-    listener: Listener
-    place: int = -1
+    on_event: EventCallback
+    queue_position: int = -1
 
 
 @dataclass(slots=True, eq=False)
-class Resident:
+class ModelEntry:
     """One model of the pool, which locks.
 
     Attributes:
@@ -41,47 +41,47 @@ class Resident:
     """
 
     source: Source
-    kept: bool
-    finding: bool = True
-    building: bool = False
-    download: Download = field(default_factory=Download)
-    files: Files | None = None
+    pinned: bool
+    fetching: bool = True
+    loading: bool = False
+    download: DownloadProgress = field(default_factory=DownloadProgress)
+    files: CheckpointFiles | None = None
     bytes: int = 0
     clip: int = 0
-    engine: ModelEngine | None = None
-    coming: list[Request] = field(default_factory=list)
-    waiting: list[Request] = field(default_factory=list)
-    using: set[str] = field(default_factory=set)
+    engine: Engine | None = None
+    deferred: list[PendingRequest] = field(default_factory=list)
+    pending: list[PendingRequest] = field(default_factory=list)
+    active: set[str] = field(default_factory=set)
 
     @property
-    def unbegun(self) -> list[Request]:
+    def queued(self) -> list[PendingRequest]:
         """Clips that its engine does not have yet."""
-        return self.coming + self.waiting
+        return self.deferred + self.pending
 
     @property
     def idle(self) -> bool:
         """Nothing is done for it, nobody waits for it, and it is not in memory."""
-        return not (self.finding or self.building or self.kept or self.engine or self.unbegun)
+        return not (self.fetching or self.loading or self.pinned or self.engine or self.queued)
 
-    def drop(self, ticket: str) -> None:
+    def remove(self, ticket: str) -> None:
         """Forget a clip that waits."""
-        self.coming = [request for request in self.coming if request.ticket != ticket]
-        self.waiting = [request for request in self.waiting if request.ticket != ticket]
-        self.tell_places()
+        self.deferred = [request for request in self.deferred if request.request_id != ticket]
+        self.pending = [request for request in self.pending if request.request_id != ticket]
+        self.notify_queue_positions()
 
-    def clear(self) -> list[Request]:
+    def clear(self) -> list[PendingRequest]:
         """Forget all clips that wait, and say which."""
-        unbegun, self.coming, self.waiting = self.unbegun, [], []
+        unbegun, self.deferred, self.pending = self.queued, [], []
         return unbegun
 
-    def tell_places(self) -> None:
+    def notify_queue_positions(self) -> None:
         """Tell those who wait, where that has changed."""
-        for place, request in enumerate(self.unbegun):
-            if request.place != place:
-                request.place = place
-                request.listener(Waiting(place, loading=True))
+        for place, request in enumerate(self.queued):
+            if request.queue_position != place:
+                request.queue_position = place
+                request.on_event(Queued(place, loading=True))
 
-    def status(self, line: list[Resident], default: bool) -> ModelStatus:
+    def status(self, line: list[ModelEntry], default: bool) -> ModelStatus:
         """As clients see it.
 
         Args:
@@ -92,8 +92,8 @@ class Resident:
         if self.engine is not None:
             return ModelStatus(name, "loaded", default, size)
         if self in line:
-            return ModelStatus(name, "loading", default, size, Arrival("waiting", ahead=line.index(self)))
-        done, total = self.download.done, self.download.total
-        if self.finding and done < total:
-            return ModelStatus(name, "loading", default, size, Arrival("downloading", done, total))
-        return ModelStatus(name, "loading", default, size, Arrival("loading"))
+            return ModelStatus(name, "loading", default, size, LoadProgress("waiting", ahead=line.index(self)))
+        done, total = self.download.received_bytes, self.download.total_bytes
+        if self.fetching and done < total:
+            return ModelStatus(name, "loading", default, size, LoadProgress("downloading", done, total))
+        return ModelStatus(name, "loading", default, size, LoadProgress("loading"))

@@ -40,11 +40,11 @@ class _Model:
 class Decision(Generic[Key]):
     """What is to be done now: who comes in, and who is to be taken out of memory."""
 
-    enter: list[Key] = field(default_factory=list)
-    leave: list[Key] = field(default_factory=list)
+    admit: list[Key] = field(default_factory=list)
+    evict: list[Key] = field(default_factory=list)
 
 
-class Budget(Generic[Key]):
+class MemoryBudget(Generic[Key]):
     """Bytes, and the models that share them.
 
     Args:
@@ -63,13 +63,13 @@ class Budget(Generic[Key]):
         """Bytes that nobody has. Below zero where a model turned out larger than it was thought to be."""
         return self.total - sum(model.bytes for model in self._models.values())
 
-    def line(self) -> list[Key]:
+    def queue(self) -> list[Key]:
         """Who waits to come in, next first."""
         return list(self._line)
 
     # ---- a model's way
 
-    def ask(self, key: Key, size: int, clip: int) -> None:
+    def request(self, key: Key, size: int, clip: int) -> None:
         """Get in line; `decide` says when it may come in. Who stands there keeps the place.
 
         One that is in memory, but closed, asks to be open again: after those who came before it.
@@ -86,7 +86,7 @@ class Budget(Generic[Key]):
             raise ValueError(f"{size} bytes of {self.total}")
         self._line.setdefault(key, (size, clip))
 
-    def withdraw(self, key: Key) -> None:
+    def cancel_request(self, key: Key) -> None:
         """Leave the line. One that is not there is no error."""
         self._line.pop(key, None)
 
@@ -95,12 +95,12 @@ class Budget(Generic[Key]):
         model = self._models[key]
         model.size, model.clip, model.loaded = size, clip, True
 
-    def gone(self, key: Key) -> None:
+    def remove(self, key: Key) -> None:
         """It is not in memory any more, or could not be loaded: its bytes are free."""
         del self._models[key]
         self._short.pop(key, None)
 
-    def use(self, key: Key) -> None:
+    def acquire(self, key: Key) -> None:
         """A clip was given to it."""
         self._uses += 1
         model = self._models[key]
@@ -126,7 +126,7 @@ class Budget(Generic[Key]):
 
     # ---- who comes, who goes
 
-    def closed(self, key: Key) -> bool:
+    def is_draining(self, key: Key) -> bool:
         """Whether its new clips have to wait in line, since it must leave for who is there."""
         model = self._models.get(key)
         return key in self._line or model is None or model.leaving or key in self._victims()
@@ -136,11 +136,11 @@ class Budget(Generic[Key]):
         decision: Decision[Key] = Decision()
         while entering := [key for key in self._line if self._may_enter(key)][:1]:
             self._enter(*entering)
-            decision.enter.extend(entering)
+            decision.admit.extend(entering)
         for key in self._victims():
             if self._models[key].idle:
                 self._models[key].leaving = True
-                decision.leave.append(key)
+                decision.evict.append(key)
         return decision
 
     def _may_enter(self, key: Key) -> bool:

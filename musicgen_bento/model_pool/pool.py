@@ -10,17 +10,17 @@ import time
 import uuid
 from collections.abc import Callable
 
-from musicgen_bento.checkpoint.resolve import resolve
+from musicgen_bento.checkpoint.resolve import resolve_model
 from musicgen_bento.checkpoint.source import Source
 from musicgen_bento.config import Settings
 from musicgen_bento.device import max_slots
-from musicgen_bento.engine.types import Event, Failed, Finished, GenerationParams, Listener, ModelStatus
+from musicgen_bento.engine.types import Event, EventCallback, Failed, Finished, GenerationParams, ModelStatus
 from musicgen_bento.errors import MusicGenError, QueueFull, ShuttingDown
-from musicgen_bento.model_catalog import CATALOGUE, find
+from musicgen_bento.model_catalog import CATALOG, find_model
 from musicgen_bento.model_pool.device_thread import DeviceThread
-from musicgen_bento.model_pool.entry import Request, Resident
-from musicgen_bento.model_pool.loader import Loader, plain
-from musicgen_bento.model_pool.residency import Memory
+from musicgen_bento.model_pool.entry import ModelEntry, PendingRequest
+from musicgen_bento.model_pool.loader import Loader, as_load_error
+from musicgen_bento.model_pool.residency import ModelResidencyManager
 
 _log = logging.getLogger("bentoml.musicgen")  # below BentoML's, which has a handler
 
@@ -28,7 +28,7 @@ RETRY_AFTER = 30.0
 MOST_SOUGHT = 16  # models whose files are looked for at a time: each has a thread, and a queue
 
 
-class EnginePool:
+class ModelPool:
     """See `types.Pool`. Begins to load the preloaded models at once.
 
     Args:
@@ -55,7 +55,7 @@ class EnginePool:
         self.device = self._loader.device
         self._lock = threading.RLock()
         self._thread = DeviceThread()
-        self._tickets: dict[str, Resident] = {}
+        self._tickets: dict[str, ModelEntry] = {}
         self._failures: dict[Source, tuple[float, MusicGenError]] = {}  # of preloaded ones
         self._were_ready: set[Source] = set()
         self._closing = False
@@ -63,53 +63,53 @@ class EnginePool:
         self._misconfigured: MusicGenError | None = None
         for model in (settings.default_model, *settings.preload):
             try:
-                source = resolve(model, any_model=True, folders=True)
+                source = resolve_model(model, any_model=True, folders=True)
             except MusicGenError as error:  # told by `ready`; the models that can be had are served
                 self._misconfigured = error
             else:
                 self._own[model] = self._own[source.name] = source
         self._preloaded = {self._own[model] for model in settings.preload if model in self._own}
-        self._memory = Memory(self._loader, self._lock, self._thread, self, self._preloaded)
+        self._memory = ModelResidencyManager(self._loader, self._lock, self._thread, self, self._preloaded)
         atexit.register(self.close)  # before the interpreter goes, nobody may be at work
         with self._lock:
             for source in self._preloaded:
                 self._resident(source)
 
-    def submit(self, model: str, params: GenerationParams, listener: Listener) -> str:
+    def add_request(self, model: str, params: GenerationParams, listener: EventCallback) -> str:
         """See `Pool.submit`."""
         source = self._own.get(model)  # what the operator has set may be anything
         if source is None:
-            source = resolve(model, any_model=self._allow_any_model, folders=self._allow_folders)
+            source = resolve_model(model, any_model=self._allow_any_model, folders=self._allow_folders)
         ticket = uuid.uuid4().hex
         with self._lock:
             if self._closing:
                 raise ShuttingDown("The server is shutting down.", hint="Ask again in a moment.", retry_after=5.0)
-            sought = sum(each.finding for each in self._memory.residents.values())
-            if source.place not in self._memory.residents and sought >= MOST_SOUGHT:
+            sought = sum(each.fetching for each in self._memory.residents.values())
+            if source.location not in self._memory.residents and sought >= MOST_SOUGHT:
                 raise QueueFull(
                     "Too many models are being fetched already.", hint="Ask again later.", retry_after=RETRY_AFTER
                 )
             resident = self._resident(source)
             self._tickets[ticket] = resident
             try:
-                self._take(resident, Request(ticket, params, self._forgetting(ticket, listener)))
+                self._take(resident, PendingRequest(ticket, params, self._forgetting(ticket, listener)))
             except BaseException:
                 del self._tickets[ticket]
                 raise
         return ticket
 
-    def cancel(self, ticket: str) -> None:
+    def abort(self, ticket: str) -> None:
         """See `Pool.cancel`."""
         with self._lock:
             resident = self._tickets.pop(ticket, None)
             if resident is None:
                 return
             engine = resident.engine
-            resident.drop(ticket)
+            resident.remove(ticket)
             self._release(resident, ticket)
             self._memory.forget(resident)
         if engine is not None:
-            engine.cancel(ticket)
+            engine.abort(ticket)
 
     def ready(self) -> bool:
         """See `Pool.ready`. A preload that failed for a passing reason is tried again, now and then."""
@@ -121,7 +121,7 @@ class EnginePool:
             for source in self._preloaded - self._were_ready:
                 failed_at, error = self._failures.get(source, (0.0, None))
                 lasting = error is not None and (error.retry_after or math.inf) > time.monotonic() - failed_at
-                if source.place not in self._memory.residents and error is not None and lasting:
+                if source.location not in self._memory.residents and error is not None and lasting:
                     raise error
                 self._resident(source)
             return self._preloaded <= self._were_ready
@@ -129,7 +129,7 @@ class EnginePool:
     def statuses(self) -> list[ModelStatus]:
         """See `Pool.statuses`."""
         default = self._own.get(self._settings.default_model)
-        listed = [*([default] if default else []), *(Source(card.id, card.folder or card.id) for card in CATALOGUE)]
+        listed = [*([default] if default else []), *(Source(card.id, card.folder or card.id) for card in CATALOG)]
         found = {
             source.name: ModelStatus(source.name, source.state, source == default, self._estimate(source.name))
             for source in listed
@@ -141,13 +141,13 @@ class EnginePool:
                     found[each.source.name] = each.status(line, each.source == default)
         return list(found.values())
 
-    def loads(self) -> dict[str, tuple[int, int]]:
+    def request_counts(self) -> dict[str, tuple[int, int]]:
         """Clips running and clips waiting, by model."""
         with self._lock:
-            asked = [(each.source.name, each.engine, len(each.unbegun)) for each in self._memory.residents.values()]
+            asked = [(each.source.name, each.engine, len(each.queued)) for each in self._memory.residents.values()]
         found = {}
         for name, engine, unbegun in asked:
-            running, waiting = engine.load if engine else (0, 0)
+            running, waiting = engine.num_requests if engine else (0, 0)
             found[name] = running, waiting + unbegun
         return found
 
@@ -166,7 +166,7 @@ class EnginePool:
             unbegun = [request for each in residents for request in each.clear()]
             engines = [each.engine for each in residents if each.engine is not None]
         for request in unbegun:
-            request.listener(Failed(error))
+            request.on_event(Failed(error))
         for engine in engines:
             engine.fail_all(error)
         self._thread.close()
@@ -174,36 +174,36 @@ class EnginePool:
 
     # ---- models
 
-    def _resident(self, source: Source) -> Resident:
+    def _resident(self, source: Source) -> ModelEntry:
         return self._memory.resident(source, kept=source in self._preloaded - self._were_ready)
 
     def _estimate(self, name: str) -> int | None:
         """About what a model takes in memory."""
-        card = find(name)
+        card = find_model(name)
         if card is None:
             return None
         return card.memory_bytes(self._loader.precision, self._settings.max_duration)
 
-    def begin(self, resident: Resident) -> None:
+    def begin(self, resident: ModelEntry) -> None:
         """See `memory.Owner.begin`."""
-        requests, resident.coming = resident.coming, []
+        requests, resident.deferred = resident.deferred, []
         for request in requests:
             try:
                 self._hand_over(resident, request)
             except Exception as error:
-                request.listener(Failed(plain(resident.source.name, error)))
+                request.on_event(Failed(as_load_error(resident.source.name, error)))
 
-    def came(self, resident: Resident) -> None:
+    def came(self, resident: ModelEntry) -> None:
         """See `memory.Owner.came`."""
         self._were_ready.add(resident.source)
         self._failures.pop(resident.source, None)
         self._loaded(resident.source.name)
 
-    def left(self, resident: Resident) -> None:
+    def left(self, resident: ModelEntry) -> None:
         """See `memory.Owner.left`."""
         self._evicted(resident.source.name)
 
-    def failed(self, resident: Resident, error: MusicGenError) -> None:
+    def failed(self, resident: ModelEntry, error: MusicGenError) -> None:
         """See `memory.Owner.failed`."""
         _log.error("loading %s failed: %s", resident.source.name, error.code)
         with self._lock:
@@ -211,18 +211,18 @@ class EnginePool:
                 self._failures[resident.source] = (time.monotonic(), error)
             unbegun = resident.clear()
         for request in unbegun:
-            request.listener(Failed(error))
+            request.on_event(Failed(error))
 
     # ---- clips
 
-    def _take(self, resident: Resident, request: Request) -> None:
+    def _take(self, resident: ModelEntry, request: PendingRequest) -> None:
         """To the engine; while it is not in memory, or others come first, to those who wait for it."""
         closed = self._memory.closed(resident)
         if resident.engine is not None and not closed:
             self._hand_over(resident, request)
             return
         places = max_slots(self.device, self._settings) + self._settings.max_queue
-        if len(resident.unbegun) + len(resident.using) >= places:  # a closed one may still be at those that it has
+        if len(resident.queued) + len(resident.active) >= places:  # a closed one may still be at those that it has
             raise QueueFull(
                 f"{resident.source.name} is still loading and its queue is full.",
                 hint="Ask again later.",
@@ -230,28 +230,28 @@ class EnginePool:
             )
         if closed:
             self._memory.want(resident)
-            resident.waiting.append(request)
+            resident.pending.append(request)
         else:
-            resident.coming.append(request)
-        resident.tell_places()
+            resident.deferred.append(request)
+        resident.notify_queue_positions()
 
-    def _hand_over(self, resident: Resident, request: Request) -> None:
+    def _hand_over(self, resident: ModelEntry, request: PendingRequest) -> None:
         assert resident.engine is not None
         self._memory.use(resident)
-        resident.using.add(request.ticket)
+        resident.active.add(request.request_id)
         try:
-            resident.engine.submit(request.ticket, request.params, request.listener)
+            resident.engine.add_request(request.request_id, request.params, request.on_event)
         except BaseException:
-            self._release(resident, request.ticket)
+            self._release(resident, request.request_id)
             raise
 
-    def _release(self, resident: Resident, ticket: str) -> None:
+    def _release(self, resident: ModelEntry, ticket: str) -> None:
         """A clip is over; if the engine had it, that has one less."""
-        if ticket in resident.using:
-            resident.using.discard(ticket)
+        if ticket in resident.active:
+            resident.active.discard(ticket)
             self._memory.release(resident)
 
-    def _forgetting(self, ticket: str, listener: Listener) -> Callable[[Event], None]:
+    def _forgetting(self, ticket: str, listener: EventCallback) -> Callable[[Event], None]:
         """The listener, and after the last event no memory of the ticket."""
 
         def listen(event: Event) -> None:

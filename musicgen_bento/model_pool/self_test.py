@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from musicgen_bento.engine.engine import ModelEngine
-from musicgen_bento.engine.types import Chunk, Event, Failed, GenerationParams
+from musicgen_bento.engine.engine import Engine
+from musicgen_bento.engine.types import AudioChunk, Event, Failed, GenerationParams
 from musicgen_bento.errors import LoadFailed
 
 PROMPTS = ("fast rock with drums", "slow music box, high, no drums")
@@ -13,7 +13,7 @@ SECONDS = 0.5
 SILENCE = 1e-4  # RMS
 
 
-def check(engine: ModelEngine) -> None:
+def run_self_test(engine: Engine) -> None:
     """Make two short clips, and the first again. The engine is not in anyone else's hands yet.
 
     Raises:
@@ -30,16 +30,16 @@ def check(engine: ModelEngine) -> None:
         raise _wrong("does not hear its prompt")
 
 
-def _listen(engine: ModelEngine, prompt: str) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+def _listen(engine: Engine, prompt: str) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
     """A clip's samples [T], made on this thread."""
     events: list[Event] = []
-    engine.submit("canary", GenerationParams(prompt=prompt, duration=SECONDS, seed=1), events.append)
+    engine.add_request("canary", GenerationParams(prompt=prompt, duration=SECONDS, seed=1), events.append)
     while engine.step():
         pass
     for event in events:
         if isinstance(event, Failed):
             raise event.error
-    return np.concatenate([event.samples[0] for event in events if isinstance(event, Chunk)])
+    return np.concatenate([event.samples[0] for event in events if isinstance(event, AudioChunk)])
 
 
 def _wrong(what: str) -> LoadFailed:

@@ -25,11 +25,11 @@ FOLDER = Path(__file__).parent
 LANES, DEPTH = 16, 64
 """Outputs of a matrix are a multiple of the first; inputs of one in bytes, of the second."""
 
-WIDEST_HEAD = 128
-SHORT = 24
+MAX_HEAD_DIM = 128
+MAX_FUSED_TOKENS = 24
 """Tokens of a prompt that is folded (`native/folded.h`)."""
 
-BLOCK = 64
+BLOCK_SIZE = 64
 """Positions of a block of keys and values."""
 
 # By machine, the best first: what /proc/cpuinfo has to name among the processor's features.
@@ -163,7 +163,7 @@ _CALLS: dict[str, tuple[Any, tuple[Any, ...]]] = {
 }
 
 
-def fits(processor: set[str], variants: tuple[tuple[str, set[str]], ...]) -> str | None:
+def select_variant(processor: set[str], variants: tuple[tuple[str, set[str]], ...]) -> str | None:
     """The first variant that a processor of these features has, by name."""
     return next((name for name, needs in variants if needs <= processor), None)
 
@@ -174,8 +174,8 @@ def library() -> Any:
     if sys.platform != "linux":
         return None
     try:
-        name = fits(_features(), VARIANTS.get(platform.machine(), ()))
-        return None if name is None else bound(FOLDER / f"{name}.so")
+        name = select_variant(_features(), VARIANTS.get(platform.machine(), ()))
+        return None if name is None else load_library(FOLDER / f"{name}.so")
     except (OSError, AttributeError) as error:
         _log.warning(
             "There is no kernel, so that steps are slower (%s). `make setup` compiles it.", type(error).__name__
@@ -183,7 +183,7 @@ def library() -> Any:
         return None
 
 
-def bound(path: Path) -> Any:
+def load_library(path: Path) -> Any:
     """A kernel, with its functions' types.
 
     Raises:
@@ -202,12 +202,12 @@ def bound(path: Path) -> Any:
 
 
 _LAYOUTS: dict[str, list[int]] = {
-    "decoder_layout": [*map(ctypes.sizeof, (Matrix, Norm, Layer, Model, Clip, Row)), SHORT],
+    "decoder_layout": [*map(ctypes.sizeof, (Matrix, Norm, Layer, Model, Clip, Row)), MAX_FUSED_TOKENS],
     "codec_layout": [*map(ctypes.sizeof, (Convolution, Recurrence))],
 }
 
 
-class Team:
+class ThreadPool:
     """Threads that run the kernel's calls, one call at a time.
 
     Args:
@@ -231,9 +231,9 @@ class Team:
             self._library.team_free(self.handle)
 
 
-def team(size: int) -> Team | None:
+def create_thread_pool(size: int) -> ThreadPool | None:
     """So many threads; None where there is no kernel for them."""
-    return Team(size) if available() else None
+    return ThreadPool(size) if available() else None
 
 
 def available() -> bool:

@@ -17,13 +17,13 @@ def available() -> bool:
     return "fbgemm" in torch.backends.quantized.supported_engines
 
 
-def pack_half(weight: Tensor) -> Any:
+def pack_float16(weight: Tensor) -> Any:
     """A matrix [out, in], to float16."""
     with _engine():
         return torch.ops.quantized.linear_prepack_fp16(weight.float(), None)
 
 
-def times_half(x: Tensor, packed: Any) -> Tensor:
+def linear_float16(x: Tensor, packed: Any) -> Tensor:
     """Rows [R, in] of float32 with a matrix that `pack_half` made → [R, out], summed in float32."""
     out: Tensor = _HALF(x, packed)
     return out

@@ -17,10 +17,10 @@ from torch import Tensor
 _UNRESERVED = getattr(mmap, "MAP_NORESERVE", 0x4000)
 
 
-LARGE = 2**21  # bytes of a large page
+HUGE_PAGE_BYTES = 2**21  # bytes of a large page
 
 
-class Pages:
+class MmapTensor:
     """A tensor of zeros most of which may never be touched.
 
     Args:
@@ -34,14 +34,14 @@ class Pages:
 
     def __init__(self, *size: int, dtype: torch.dtype = torch.float32, huge: bool = False) -> None:
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _UNRESERVED
-        self._page = LARGE if huge else mmap.PAGESIZE
+        self._page = HUGE_PAGE_BYTES if huge else mmap.PAGESIZE
         self._map = mmap.mmap(-1, max(1, dtype.itemsize * prod(size)), flags=flags)
         if hasattr(mmap, "MADV_HUGEPAGE"):
             with suppress(OSError):  # a kernel that has no huge pages
                 self._map.madvise(mmap.MADV_HUGEPAGE if huge else mmap.MADV_NOHUGEPAGE)
         self.tensor = torch.frombuffer(self._map, dtype=dtype, count=prod(size)).view(size)
 
-    def forget(self, part: Tensor) -> None:
+    def release_pages(self, part: Tensor) -> None:
         """Give a part back to the system, to be zeros again; what shares a page with others stays.
 
         Args:
@@ -54,7 +54,7 @@ class Pages:
             self._map.madvise(mmap.MADV_DONTNEED, first - self.tensor.data_ptr(), last - first)
 
 
-def forget_file(path: Path) -> None:
+def evict_file_pages(path: Path) -> None:
     """Take the pages of a mapped file out of this process's memory; those that are wanted again are read again.
 
     By where the system has mapped it, and not by what lies there: memory of any other kind would be zeros after this.

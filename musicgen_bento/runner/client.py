@@ -14,10 +14,19 @@ import aiohttp
 import numpy as np
 from bentoml.exceptions import BentoMLException
 
-from musicgen_bento.engine.types import Chunk, Event, Failed, Finished, GenerationParams, Listener, Samples, Started
+from musicgen_bento.engine.types import (
+    AudioChunk,
+    Event,
+    EventCallback,
+    Failed,
+    Finished,
+    GenerationParams,
+    Samples,
+    Started,
+)
 from musicgen_bento.errors import GenerationFailed, MusicGenError, ShuttingDown, Unavailable
-from musicgen_bento.runner.protocol import Decoder
-from musicgen_bento.runner.request_table import Admission
+from musicgen_bento.runner.protocol import FrameDecoder
+from musicgen_bento.runner.request_table import AdmitMsg
 
 Result = TypeVar("Result")
 ASK_SECONDS = 10.0
@@ -34,7 +43,7 @@ class Clip:
     model: str
 
 
-class Remote:
+class RunnerClient:
     """Calls to the runner.
 
     Args:
@@ -60,12 +69,12 @@ class Remote:
         # Chosen here: it can be cancelled even where the answer was lost.
         ticket = f"{request}-{uuid.uuid4().hex}"
         async with self._whole_or_cancelled(ticket):
-            answers = await self._ask(lambda: self._calls.admit([Admission(ticket=ticket, model=model, params=params)]))
+            answers = await self._ask(lambda: self._calls.admit([AdmitMsg(ticket=ticket, model=model, params=params)]))
         if "error" in answers[0]:
             raise MusicGenError.from_dict(answers[0])
         return ticket
 
-    async def collect(self, ticket: str, listen: Listener) -> Clip:
+    async def collect(self, ticket: str, listen: EventCallback) -> Clip:
         """The whole clip. If the caller is cancelled, so is the clip.
 
         Args:
@@ -84,7 +93,7 @@ class Remote:
                 case Started():
                     samples = np.zeros((event.channels, event.samples), np.float32)
                     clip = Clip(samples, event.sample_rate, event.model)
-                case Chunk(samples, position) if clip:
+                case AudioChunk(samples, position) if clip:
                     clip.samples[:, position : position + samples.shape[1]] = samples
 
         await self.follow(ticket, assemble)
@@ -92,7 +101,7 @@ class Remote:
             raise self._lost()
         return clip
 
-    async def follow(self, ticket: str, listen: Listener) -> None:
+    async def follow(self, ticket: str, listen: EventCallback) -> None:
         """Everything that happens to a clip, up to its end. If the caller is cancelled, so is the clip.
 
         Args:
@@ -134,7 +143,7 @@ class Remote:
         except (*Dropped, TimeoutError, BentoMLException):
             raise self._lost() from None
 
-    async def _follow(self, ticket: str, listen: Listener) -> None:
+    async def _follow(self, ticket: str, listen: EventCallback) -> None:
         try:
             async with aclosing(self._events(ticket)) as events:
                 async for event in events:
@@ -151,7 +160,7 @@ class Remote:
         raise self._lost()  # the stream ended before the clip did
 
     async def _events(self, ticket: str) -> Any:
-        decoder = Decoder()
+        decoder = FrameDecoder()
         async with aclosing(self._calls.stream(ticket)) as pieces:
             async for piece in pieces:
                 for event in decoder.feed(piece):
@@ -163,7 +172,7 @@ class Remote:
         return Unavailable("The process that makes the music has gone.", hint="It is started again.", retry_after=10)
 
 
-def widen(proxy: Any) -> None:
+def remove_session_limits(proxy: Any) -> None:
     """Give a proxy a session without its limits. Call it on the running loop, before the first call.
 
     BentoML's own holds 100 connections: with as many clips in the making a cancellation would wait for one

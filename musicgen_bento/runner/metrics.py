@@ -15,17 +15,17 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 from musicgen_bento.engine.types import (
-    Chunk,
+    AudioChunk,
     Event,
+    EventCallback,
     Failed,
     Finished,
     GenerationParams,
-    Listener,
     ModelStatus,
     Pool,
     Started,
 )
-from musicgen_bento.model_catalog import find
+from musicgen_bento.model_catalog import find_model
 
 if TYPE_CHECKING:
     from prometheus_client import Counter, Gauge, Histogram
@@ -47,7 +47,7 @@ NAMES = (
 
 
 @dataclass(frozen=True, slots=True)
-class Instruments:
+class Metrics:
     """One object for each of NAMES."""
 
     queue_depth: Gauge
@@ -62,13 +62,13 @@ class Instruments:
 
 
 @cache
-def instruments() -> Instruments:
+def metrics() -> Metrics:
     """This process's. Both processes have them; what is asked for at /metrics is the sum."""
     from prometheus_client import Counter, Gauge, Histogram
 
     depth, slots, audio, first, speed, loads, evictions, cancellations, errors = NAMES
     # "mostrecent": a runner that was killed cannot take back what it said; the one that follows it can.
-    return Instruments(
+    return Metrics(
         Gauge(depth, "Clips that wait for a slot or for their model.", ["model"], multiprocess_mode="mostrecent"),
         Gauge(slots, "Clips that are being made.", ["model"], multiprocess_mode="mostrecent"),
         Counter(audio, "Seconds of audio made, whole clips.", ["model"]),
@@ -83,17 +83,17 @@ def instruments() -> Instruments:
 
 def count_error(code: str) -> None:
     """An error has been answered."""
-    instruments().errors.labels(code).inc()
+    metrics().errors.labels(code).inc()
 
 
 def count_load(model: str) -> None:
     """A model has been loaded."""
-    instruments().loads.labels(model).inc()
+    metrics().loads.labels(model).inc()
 
 
 def count_eviction(model: str) -> None:
     """A model has left memory for another."""
-    instruments().evictions.labels(model).inc()
+    metrics().evictions.labels(model).inc()
 
 
 class MeasuredPool:
@@ -112,23 +112,23 @@ class MeasuredPool:
         self._models: dict[str, str] = {}  # of the clips that are not over, by ticket
         self._lock = threading.Lock()
 
-    def submit(self, model: str, params: GenerationParams, listener: Listener) -> str:
+    def add_request(self, model: str, params: GenerationParams, listener: EventCallback) -> str:
         """See `Pool.submit`."""
         clip = _Clip(listener, self._heard)
-        clip.ticket = ticket = self._pool.submit(model, params, clip)
+        clip.ticket = ticket = self._pool.add_request(model, params, clip)
         with self._lock:
             if not clip.over:
                 self._models[ticket] = model
         self._gauge()
         return ticket
 
-    def cancel(self, ticket: str) -> None:
+    def abort(self, ticket: str) -> None:
         """See `Pool.cancel`."""
         with self._lock:
             model = self._models.pop(ticket, None)
-        self._pool.cancel(ticket)
+        self._pool.abort(ticket)
         if model is not None:
-            instruments().cancellations.labels(self._label(model)).inc()
+            metrics().cancellations.labels(self._label(model)).inc()
             self._gauge()
 
     def ready(self) -> bool:
@@ -153,7 +153,7 @@ class MeasuredPool:
 
     def _label(self, model: str) -> str:
         """A client may write anything: a name of its own is for what is in the catalogue, or has made music."""
-        card = find(model)
+        card = find_model(model)
         return card.id if card else model if model in self._made else "(other)"
 
     def _gauge(self) -> None:
@@ -163,14 +163,14 @@ class MeasuredPool:
             waiting[self._label(model)] += waits
         self._labels |= running.keys()
         for label in list(self._labels):  # one that is not in memory any more has none
-            instruments().slots_in_use.labels(label).set(running[label])
-            instruments().queue_depth.labels(label).set(waiting[label])
+            metrics().slots_in_use.labels(label).set(running[label])
+            metrics().queue_depth.labels(label).set(waiting[label])
 
 
 class _Clip:
     """Listens to one clip for its figures, and passes everything on."""
 
-    def __init__(self, listener: Listener, heard: Callable[[str, Event], None]) -> None:
+    def __init__(self, listener: EventCallback, heard: Callable[[str, Event], None]) -> None:
         self._listener = listener
         self._heard = heard
         self._asked = self._begun = time.monotonic()
@@ -183,12 +183,12 @@ class _Clip:
         match event:
             case Started():
                 self._started, self._begun = event, now
-            case Chunk(position=0) if self._started:
-                instruments().first_audio.labels(self._started.model).observe(now - self._asked)
+            case AudioChunk(start=0) if self._started:
+                metrics().first_audio.labels(self._started.model).observe(now - self._asked)
             case Finished() if self._started:
                 seconds = self._started.samples / self._started.sample_rate
-                instruments().audio_seconds.labels(self._started.model).inc(seconds)
-                instruments().times_real_time.labels(self._started.model).observe(seconds / (now - self._begun))
+                metrics().audio_seconds.labels(self._started.model).inc(seconds)
+                metrics().times_real_time.labels(self._started.model).observe(seconds / (now - self._begun))
         self._listener(event)
         self.over = isinstance(event, Finished | Failed)
         if self.over or isinstance(event, Started):

@@ -16,7 +16,7 @@ from dataclasses import asdict
 
 import numpy as np
 
-from musicgen_bento.engine.types import Chunk, Event, Failed, Finished, Started, Waiting
+from musicgen_bento.engine.types import AudioChunk, Event, Failed, Finished, Queued, Started
 from musicgen_bento.errors import MusicGenError
 
 _HEAD = struct.Struct("<cI")
@@ -26,10 +26,10 @@ _CHUNK = struct.Struct("<QH")
 def encode(event: Event) -> bytes:
     """One frame."""
     match event:
-        case Chunk(samples, position):
+        case AudioChunk(samples, position):
             audio = np.ascontiguousarray(samples, dtype="<f4").tobytes()
             return _frame(b"C", _CHUNK.pack(position, samples.shape[0]) + audio)
-        case Waiting():
+        case Queued():
             return _frame(b"W", json.dumps(asdict(event)).encode())
         case Started():
             return _frame(b"S", json.dumps(asdict(event)).encode())
@@ -39,7 +39,7 @@ def encode(event: Event) -> bytes:
             return _frame(b"X", json.dumps(error.to_dict()).encode())
 
 
-class Decoder:
+class FrameDecoder:
     """Frames out of pieces of any size."""
 
     def __init__(self) -> None:
@@ -71,9 +71,9 @@ def _decode(kind: bytes, payload: bytes) -> Event:
         case b"C":
             position, channels = _CHUNK.unpack_from(payload)
             samples = np.frombuffer(payload, dtype="<f4", offset=_CHUNK.size).reshape(channels, -1)
-            return Chunk(samples, position)
+            return AudioChunk(samples, position)
         case b"W":
-            return Waiting(**json.loads(payload))
+            return Queued(**json.loads(payload))
         case b"S":
             return Started(**json.loads(payload))
         case b"F":

@@ -14,9 +14,9 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from musicgen_bento.engine.types import Event, Failed, Finished, GenerationParams, Listener, Pool
+from musicgen_bento.engine.types import Event, EventCallback, Failed, Finished, GenerationParams, Pool
 from musicgen_bento.errors import InvalidRequest, MusicGenError, Unavailable
-from musicgen_bento.log import where
+from musicgen_bento.log import exception_location
 from musicgen_bento.runner.protocol import encode
 
 COLLECT_SECONDS = 60.0
@@ -25,7 +25,7 @@ REMEMBERED_CANCELLATIONS = 4096
 _log = logging.getLogger("bentoml.musicgen")
 
 
-class Admission(BaseModel):
+class AdmitMsg(BaseModel):
     """A clip to admit. The asker chooses the ticket, so that a clip can be cancelled whose answer was never seen."""
 
     model_config = ConfigDict(frozen=True)
@@ -43,7 +43,7 @@ class _Clip:
     expiry: asyncio.TimerHandle | None = None
 
 
-class Desk:
+class RequestTable:
     """Clips by ticket, between a pool and whoever collects them."""
 
     def __init__(self, pool: Pool, collect_seconds: float = COLLECT_SECONDS) -> None:
@@ -55,7 +55,7 @@ class Desk:
     def __len__(self) -> int:
         return len(self._clips)
 
-    def admit(self, admission: Admission) -> dict[str, Any]:
+    def admit(self, admission: AdmitMsg) -> dict[str, Any]:
         """Give a clip to the pool: `{"ticket": ...}`, or `{"error": {...}}` as MusicGenError.to_dict writes it.
 
         Never raises: one that did would fail its whole batch.
@@ -67,13 +67,13 @@ class Desk:
             return InvalidRequest("The request was cancelled.").to_dict()
         clip = _Clip()
         try:
-            clip.place = self._pool.submit(admission.model, admission.params, _listener(clip.events))
+            clip.place = self._pool.add_request(admission.model, admission.params, _listener(clip.events))
         except MusicGenError as error:
             return error.to_dict()
         except Exception as error:  # its text may hold the prompt
-            _log.error("id=%s failed: %s", ticket.partition("-")[0], where(error))
+            _log.error("id=%s failed: %s", ticket.partition("-")[0], exception_location(error))
             return MusicGenError("The request could not be taken.").to_dict()
-        clip.expiry = asyncio.get_running_loop().call_later(self._collect_seconds, self.cancel, ticket)
+        clip.expiry = asyncio.get_running_loop().call_later(self._collect_seconds, self.abort, ticket)
         self._clips[ticket] = clip
         return {"ticket": ticket}
 
@@ -96,7 +96,7 @@ class Desk:
         finally:
             self._forget(ticket, cancel=not over)
 
-    def cancel(self, ticket: str) -> None:
+    def abort(self, ticket: str) -> None:
         """Forget a clip, also one that is still on its way here."""
         self._cancelled[ticket] = None
         if len(self._cancelled) > REMEMBERED_CANCELLATIONS:
@@ -113,10 +113,10 @@ class Desk:
         if clip.expiry:
             clip.expiry.cancel()
         if cancel:
-            self._pool.cancel(clip.place)
+            self._pool.abort(clip.place)
 
 
-def _listener(events: asyncio.Queue[Event]) -> Listener:
+def _listener(events: asyncio.Queue[Event]) -> EventCallback:
     loop = asyncio.get_running_loop()
 
     def listen(event: Event) -> None:

@@ -6,13 +6,13 @@ import asyncio
 from collections.abc import AsyncIterator
 
 from musicgen_bento import audio
-from musicgen_bento.engine.types import Chunk, Event, Finished, Started
+from musicgen_bento.engine.types import AudioChunk, Event, Finished, Started
 from musicgen_bento.errors import GenerationFailed, MusicGenError
 
 PIECE = 64 * 1024
 
 
-class Recording:
+class PcmBuffer:
     """What there is of a clip, as 16-bit PCM. It belongs to one event loop.
 
     Args:
@@ -36,9 +36,9 @@ class Recording:
         match event:
             case Started():
                 self._started = event
-            case Chunk(samples, position) if self._fits(samples.shape[0], samples.shape[1], position):
+            case AudioChunk(samples, position) if self._fits(samples.shape[0], samples.shape[1], position):
                 self._sound += audio.pcm(audio.cut(samples, self._normalize))
-            case Chunk():
+            case AudioChunk():
                 self._error = GenerationFailed("A piece of the clip was lost.", hint="Try again.")
             case Finished() if self._started and len(self._sound) < size(self._started):
                 self._error = GenerationFailed("The clip ended too early.", hint="Try again.")

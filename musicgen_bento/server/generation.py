@@ -10,13 +10,13 @@ from starlette.responses import Response
 from musicgen_bento import model_catalog, schemas
 from musicgen_bento.engine.types import Event, Started
 from musicgen_bento.errors import MusicGenError, ShuttingDown, Unavailable
-from musicgen_bento.runner.client import Remote
-from musicgen_bento.server.audio_buffer import Recording
+from musicgen_bento.runner.client import RunnerClient
+from musicgen_bento.server.audio_buffer import PcmBuffer
 from musicgen_bento.server.request_context import exchange, refuse
 from musicgen_bento.server.responses import Streamed, Whole
 from musicgen_bento.server.shutdown import Drain
-from musicgen_bento.server.studio import Order, Studio
-from musicgen_bento.server.unread import Unread
+from musicgen_bento.server.studio import AdmittedRequest, Generator
+from musicgen_bento.server.unread import ResponseBufferLimit
 
 READY_SECONDS = 1.0
 
@@ -31,7 +31,7 @@ class Front:
         unread: the finished clips that are being read.
     """
 
-    def __init__(self, remote: Remote, studio: Studio, drain: Drain, unread: Unread) -> None:
+    def __init__(self, remote: RunnerClient, studio: Generator, drain: Drain, unread: ResponseBufferLimit) -> None:
         self._remote = remote
         self._studio = studio
         self._drain = drain
@@ -59,10 +59,10 @@ class Front:
             order = await self._studio.take(request, exchange())
         except MusicGenError as error:
             return refuse(error)
-        recording = Recording(request.normalize)
+        recording = PcmBuffer(request.normalize)
         return Streamed(recording, order.seed, request.format, self._record(order, recording))
 
-    async def _record(self, order: Order, recording: Recording) -> None:
+    async def _record(self, order: AdmittedRequest, recording: PcmBuffer) -> None:
         await self._studio.record(order, recording)
         with self._unread.holding(recording.held):
             await asyncio.Event().wait()  # until the reader has it or has left, which cancels this
@@ -74,7 +74,7 @@ class Front:
             MusicGenError: the runner does not answer.
         """
         statuses = {entry["id"]: entry for entry in await self._remote.models()}
-        listed = [_info(card, statuses.pop(card.id)) for card in model_catalog.CATALOGUE]
+        listed = [_info(card, statuses.pop(card.id)) for card in model_catalog.CATALOG]
         others = [
             schemas.ModelInfo(aliases=[], conditioning=["text"], note="The operator's own.", **entry)
             for entry in statuses.values()
@@ -83,7 +83,7 @@ class Front:
 
     async def unready(self) -> MusicGenError | None:
         """Why the service is not ready yet, or not any more; answers within a second."""
-        if self._drain.begun:
+        if self._drain.started:
             return ShuttingDown("The server is shutting down.", hint="Try again later.", retry_after=5)
         try:
             async with asyncio.timeout(READY_SECONDS):

@@ -13,18 +13,18 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from musicgen_bento.errors import MusicGenError
-from musicgen_bento.schemas import AudioQuestion, GenerationRequest, JobQuestion
-from musicgen_bento.server.audio_buffer import Recording
+from musicgen_bento.schemas import GenerationRequest, JobAudioQuery, JobQuery
+from musicgen_bento.server.audio_buffer import PcmBuffer
 from musicgen_bento.server.jobs import Job, Jobs
 from musicgen_bento.server.middleware import JOB_PATH, NAMED
 from musicgen_bento.server.request_context import exchange, refuse, until_gone
 from musicgen_bento.server.responses import Streamed, send_whole
 from musicgen_bento.server.shutdown import cancel
-from musicgen_bento.validation import invalid
+from musicgen_bento.validation import invalid_request
 
 NOT_STORED = {"Cache-Control": "no-store"}
 
-Question = TypeVar("Question", JobQuestion, AudioQuestion)
+Question = TypeVar("Question", JobQuery, JobAudioQuery)
 Handler = Callable[[Request], Awaitable[Response]]
 
 
@@ -45,13 +45,13 @@ def routes(jobs: Callable[[], Jobs], asks: type[GenerationRequest]) -> list[Rout
         if request.method == "DELETE":
             jobs().drop(_id(request))
             return Response(status_code=204)
-        question = _question(request, JobQuestion)
+        question = _question(request, JobQuery)
         job = jobs().find(_id(request))
         await _while_connected(request, job.wait(question.wait, question.version))
         return _answer(job)
 
     async def audio(request: Request) -> Response:
-        question = _question(request, AudioQuestion)
+        question = _question(request, JobAudioQuery)
         job = jobs().find(_id(request))
         with jobs().reading(job) as music:
             headers = {**music.headers, **NOT_STORED, "Content-Length": str(len(music.wav))}
@@ -93,7 +93,7 @@ class Audio(Response):
 class Listening(Streamed):
     """The sound of a job while it is made. Whoever listens takes nothing away, and may come late: all of it is sent."""
 
-    def __init__(self, jobs: Jobs, job: Job, recording: Recording) -> None:
+    def __init__(self, jobs: Jobs, job: Job, recording: PcmBuffer) -> None:
         super().__init__(recording, job.order.seed, "wav")
         self._jobs = jobs
         self._job = job
@@ -127,7 +127,7 @@ def _question(request: Request, kind: type[Question]) -> Question:
     try:
         return kind.model_validate(dict(request.query_params))
     except ValidationError as error:
-        raise invalid(error, kind) from None
+        raise invalid_request(error, kind) from None
 
 
 async def _while_connected(request: Request, news: Coroutine[Any, Any, None]) -> None:

@@ -17,13 +17,13 @@ from typing import Protocol
 
 from musicgen_bento import model_catalog, schemas
 from musicgen_bento.config import Settings
-from musicgen_bento.engine.types import Chunk, Event, Listener, Started, Waiting
-from musicgen_bento.errors import InvalidRequest, JobsFull, MusicGenError, NotReady, UnknownJob
+from musicgen_bento.engine.types import AudioChunk, Event, EventCallback, Queued, Started
+from musicgen_bento.errors import InvalidRequest, JobStorageFull, MusicGenError, NotReady, UnknownJob
 from musicgen_bento.runner.metrics import count_error
-from musicgen_bento.server.audio_buffer import Recording
-from musicgen_bento.server.request_context import Exchange
-from musicgen_bento.server.shutdown import Drain, Work
-from musicgen_bento.server.studio import Music, Order
+from musicgen_bento.server.audio_buffer import PcmBuffer
+from musicgen_bento.server.request_context import RequestContext
+from musicgen_bento.server.shutdown import Drain, InFlight
+from musicgen_bento.server.studio import AdmittedRequest, EncodedAudio
 
 ABANDONED_SECONDS = 300.0
 COLLECT_SECONDS = 10.0  # a server that is told to stop waits so long for the music it has just made to be fetched
@@ -38,17 +38,17 @@ _log = logging.getLogger("bentoml.musicgen")
 class Maker(Protocol):
     """Has clips made: see `Studio`."""
 
-    async def take(self, request: schemas.GenerationRequest, current: Exchange) -> Order:
+    async def take(self, request: schemas.GenerationRequest, current: RequestContext) -> AdmittedRequest:
         """See `Studio.take`."""
 
-    async def make(self, order: Order, listen: Listener) -> Music:
+    async def make(self, order: AdmittedRequest, listen: EventCallback) -> EncodedAudio:
         """See `Studio.make`."""
 
 
 class Job:
     """One clip and what has become of it. Changed by Jobs and by its clip's events alone."""
 
-    def __init__(self, order: Order, size: int) -> None:
+    def __init__(self, order: AdmittedRequest, size: int) -> None:
         self.id = secrets.token_urlsafe(24)
         self.order = order
         self.size = size  # bytes it is counted as
@@ -59,9 +59,9 @@ class Job:
         self.duration = order.duration
         self.audio_seconds = 0.0
         self.error: MusicGenError | None = None
-        self.music: Music | None = None
+        self.music: EncodedAudio | None = None
         # What it sounds like while it is made. A level that needs the whole clip has to wait for it.
-        self.recording: Recording | None = Recording("none" if order.normalize == "none" else "clip")
+        self.recording: PcmBuffer | None = PcmBuffer("none" if order.normalize == "none" else "clip")
         self.readers = 0
         self.forgotten = asyncio.Event()
         self.task: asyncio.Task[None] | None = None
@@ -82,14 +82,14 @@ class Job:
         if self.recording:
             self.recording.listen(event)
         match event:
-            case Waiting(place, loading):
+            case Queued(place, loading):
                 self.state, self.position = ("loading", None) if loading else ("queued", place + 1)
                 self.changed()
             case Started(model, sample_rate, _, samples):
                 self.state, self.position = "running", None
                 self.model, self.duration, self._rate = model, samples / sample_rate, sample_rate
                 self.changed()
-            case Chunk(samples, position):
+            case AudioChunk(samples, position):
                 self.audio_seconds = (position + samples.shape[1]) / self._rate
                 if _now() - self._told >= PROGRESS_SECONDS:  # there may be hundreds of them in a second
                     self.changed()
@@ -138,7 +138,12 @@ class Jobs:
     """
 
     def __init__(
-        self, maker: Maker, settings: Settings, drain: Drain, work: Work, abandoned_seconds: float = ABANDONED_SECONDS
+        self,
+        maker: Maker,
+        settings: Settings,
+        drain: Drain,
+        work: InFlight,
+        abandoned_seconds: float = ABANDONED_SECONDS,
     ) -> None:
         self._maker = maker
         self._default_model = settings.default_model
@@ -154,7 +159,7 @@ class Jobs:
     def __len__(self) -> int:
         return len(self._jobs)
 
-    async def submit(self, request: schemas.GenerationRequest, current: Exchange) -> Job:
+    async def submit(self, request: schemas.GenerationRequest, current: RequestContext) -> Job:
         """Have a clip made. It is made whether or not the caller stays.
 
         Raises:
@@ -204,7 +209,7 @@ class Jobs:
             self._cancel(job)
 
     @contextmanager
-    def reading(self, job: Job) -> Iterator[Music]:
+    def reading(self, job: Job) -> Iterator[EncodedAudio]:
         """Its music, counted for as long as it is read.
 
         Raises:
@@ -217,7 +222,7 @@ class Jobs:
             yield job.music
 
     @contextmanager
-    def listening(self, job: Job) -> Iterator[Recording]:
+    def listening(self, job: Job) -> Iterator[PcmBuffer]:
         """Its sound while it is made, counted for as long as it is read; nobody who listens has left.
 
         Raises:
@@ -247,7 +252,7 @@ class Jobs:
             try:
                 music = await self._drain.finish(self._maker.make(job.order, job.listen))
             except MusicGenError as error:
-                job.error = error.bare()
+                job.error = error.without_traceback()
                 count_error(error.code)
                 self._end(job, "failed")
             else:
@@ -314,7 +319,7 @@ class Jobs:
 
     def _size(self, request: schemas.GenerationRequest) -> int:
         """Bytes of the WAV that it asks for."""
-        card = model_catalog.find(request.model or self._default_model)
+        card = model_catalog.find_model(request.model or self._default_model)
         channels, rate = (card.channels, card.sample_rate) if card else WIDEST
         return max(SMALLEST, schemas.WAV_HEADER + 2 * channels * math.ceil(request.duration * rate))
 
@@ -326,7 +331,7 @@ class Jobs:
                 field="duration",
             )
         if self.reserved + size > self._limit:
-            raise JobsFull(
+            raise JobStorageFull(
                 "The memory for the music of jobs is spoken for.",
                 hint="Fetch or delete the jobs that are done, ask again later, or take POST /generate.",
                 retry_after=self._room_in(),

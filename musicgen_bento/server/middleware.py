@@ -18,11 +18,18 @@ from starlette.websockets import WebSocketClose
 
 from musicgen_bento import errors
 from musicgen_bento.errors import MusicGenError
-from musicgen_bento.log import where
+from musicgen_bento.log import exception_location
 from musicgen_bento.runner.metrics import count_error
 from musicgen_bento.server.request_body import MAX_BODY, check_headers, parse
-from musicgen_bento.server.request_context import Answer, Broken, Exchange, current_exchange, unexpected, until_gone
-from musicgen_bento.server.shutdown import Drain, Work, cancel
+from musicgen_bento.server.request_context import (
+    RequestContext,
+    ResponseAborted,
+    ResponseWriter,
+    current_exchange,
+    unexpected,
+    until_gone,
+)
+from musicgen_bento.server.shutdown import Drain, InFlight, cancel
 
 NAMED = "musicgen.named"
 JOB_PATH = "/jobs/{id}"
@@ -32,7 +39,7 @@ UNLOGGED = frozenset(("/livez", "/readyz", "/healthz", "/metrics"))
 _log = logging.getLogger("bentoml.musicgen")
 
 
-class KnownPaths:
+class PathNormalizer:
     """Stands before everything: a path that is none of ours is known as `/-` from here on.
 
     It holds whatever a client wrote there, and BentoML keeps a set of metrics, on disk, for each it meets. For the
@@ -79,7 +86,9 @@ class Middleware:
         work: counts the requests whose bodies are accepted and not yet answered.
     """
 
-    def __init__(self, app: ASGIApp, bodies: Mapping[str, type[BaseModel] | None], drain: Drain, work: Work) -> None:
+    def __init__(
+        self, app: ASGIApp, bodies: Mapping[str, type[BaseModel] | None], drain: Drain, work: InFlight
+    ) -> None:
         self._app = app
         self._bodies = bodies
         self._drain = drain
@@ -90,18 +99,18 @@ class Middleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        current = Exchange(scope["method"], scope["path"])
+        current = RequestContext(scope["method"], scope["path"])
         token = current_exchange.set(current)
-        answer = Answer(current, send)
+        answer = ResponseWriter(current, send)
         try:
             try:
                 await self._serve(scope, receive, answer, current)
             except MusicGenError as error:
                 await answer.refuse(error, receive)
-            except Broken:
+            except ResponseAborted:
                 raise
             except Exception as error:  # only its place is logged: its text may hold the prompt
-                _log.error("id=%s failed: %s", current.id, where(error))
+                _log.error("id=%s failed: %s", current.id, exception_location(error))
                 await answer.refuse(unexpected(current.id), receive)
         finally:
             current_exchange.reset(token)
@@ -110,18 +119,18 @@ class Middleware:
             if current.path not in UNLOGGED and not _is_poll(current):
                 _log.info(current.line())
 
-    async def _serve(self, scope: Scope, receive: Receive, answer: Answer, current: Exchange) -> None:
+    async def _serve(self, scope: Scope, receive: Receive, answer: ResponseWriter, current: RequestContext) -> None:
         if scope["method"] != "POST" or scope["path"] not in self._bodies:
             await self._app(scope, receive, answer.send)
             return
-        if self._drain.begun:
+        if self._drain.started:
             raise errors.ShuttingDown("The server is shutting down.", hint="Try again later.", retry_after=5)
         check_headers(Headers(scope=scope))
         try:
             async with asyncio.timeout(BODY_SECONDS):
                 body = await _read(receive)
         except TimeoutError:
-            raise errors.BodyTooSlow(
+            raise errors.RequestTimeout(
                 "The body did not come.", hint=f"Send all of it within {BODY_SECONDS:g} seconds."
             ) from None
         if body is None:
@@ -132,7 +141,7 @@ class Middleware:
         with self._work:
             await self._work_for(scope, receive, body if kind else b"{}", answer)
 
-    async def _work_for(self, scope: Scope, receive: Receive, body: bytes, answer: Answer) -> None:
+    async def _work_for(self, scope: Scope, receive: Receive, body: bytes, answer: ResponseWriter) -> None:
         """Run the app while the client listens and the server may: cancelled, it drops what it has begun."""
         scope = {**scope, "headers": _as_json(scope["headers"])}
         gone = asyncio.ensure_future(until_gone(receive))
@@ -148,7 +157,7 @@ class Middleware:
             await cancel(app, gone)
 
 
-def _is_poll(current: Exchange) -> bool:
+def _is_poll(current: RequestContext) -> bool:
     """One of the many questions after a job; the job has a line of its own when it is over."""
     return (current.method, current.path, current.error) == ("GET", JOB_PATH, None)
 

@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from musicgen_bento import __version__
-from musicgen_bento.schemas import AudioQuestion, ErrorBody, Job, JobQuestion, ModelList
+from musicgen_bento.schemas import ErrorBody, Job, JobAudioQuery, JobQuery, ModelList
 
 TITLE = "musicgen-bento"
 DESCRIPTION = "Text to music with MusicGen. `GET /` is a page for people."
@@ -94,7 +94,7 @@ def _jobs(generate: dict[str, Any]) -> dict[str, Any]:
     follow: dict[str, Any] = {
         "summary": "How it is going; waits for news if asked to.",
         "operationId": "MusicGenService__job",
-        "parameters": [name, *_query(JobQuestion)],
+        "parameters": [name, *_query(JobQuery)],
         "responses": {
             "200": {"description": "The job.", "content": job},
             **{str(status): _error(status) for status in (400, 404)},
@@ -109,7 +109,7 @@ def _jobs(generate: dict[str, Any]) -> dict[str, Any]:
     audio: dict[str, Any] = {
         "summary": "The whole WAV, once: when its last byte has been sent the job is forgotten, unless it is kept.",
         "operationId": "MusicGenService__job_audio",
-        "parameters": [name, *_query(AudioQuestion)],
+        "parameters": [name, *_query(JobAudioQuery)],
         "responses": {
             "200": generate["responses"]["200"],
             **{str(status): _error(status) for status in (400, 404, 409)},

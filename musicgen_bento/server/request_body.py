@@ -9,7 +9,7 @@ from pydantic import BaseModel, ValidationError
 from starlette.datastructures import Headers
 
 from musicgen_bento.errors import BodyTooLarge, InvalidRequest, UnsupportedMediaType
-from musicgen_bento.validation import invalid
+from musicgen_bento.validation import invalid_request
 
 MAX_BODY = 1024 * 1024
 
@@ -45,7 +45,7 @@ def parse(body: bytes, kind: type[BaseModel] | None) -> BaseModel | None:
     try:
         model = kind.model_validate_json(body)
     except ValidationError as error:
-        raise invalid(error, kind) from None
+        raise invalid_request(error, kind) from None
     # The last of two would win silently. Only what is valid gets here, so it is flat and small.
     json.loads(body, object_pairs_hook=_refuse_twice)
     return model

@@ -22,7 +22,7 @@ LINGER_SECONDS, LINGER_BYTES = 2.0, 64 * 1024 * 1024
 
 
 @dataclass
-class Exchange:
+class RequestContext:
     """One request and what is known of its answer. The service fills in what the log line says.
 
     Attributes:
@@ -48,25 +48,25 @@ class Exchange:
         return f"id={self.id} {method} {self.path}{model}{duration} seconds={seconds:.3f} status={self.status}{code}"
 
 
-current_exchange: ContextVar[Exchange | None] = ContextVar("musicgen_exchange", default=None)
+current_exchange: ContextVar[RequestContext | None] = ContextVar("musicgen_exchange", default=None)
 
 
-def exchange() -> Exchange:
+def exchange() -> RequestContext:
     """The exchange that is going on."""
-    return current_exchange.get() or Exchange("", "")
+    return current_exchange.get() or RequestContext("", "")
 
 
 def refuse(error: MusicGenError) -> Response:
     """What an API method returns to say no: the middleware writes the body."""
-    exchange().error = error.bare()
+    exchange().error = error.without_traceback()
     return Response(status_code=error.status)
 
 
-class Broken(Exception):
+class ResponseAborted(Exception):
     """An answer broke off half way. Says nothing else, for the server logs it."""
 
 
-class Answer:
+class ResponseWriter:
     """What goes back to the client. Error responses of others are replaced by ours.
 
     Attributes:
@@ -74,7 +74,7 @@ class Answer:
         complete: the last byte is.
     """
 
-    def __init__(self, current: Exchange, send: Send) -> None:
+    def __init__(self, current: RequestContext, send: Send) -> None:
         self._current = current
         self._send = send
         self._replaced = False
@@ -107,9 +107,9 @@ class Answer:
         if self.complete:
             return
         if self.started:  # too late for an error: the connection must break
-            self._current.error = error.bare()
-            raise Broken from None
-        unread = isinstance(error, errors.BodyTooLarge | errors.BodyTooSlow)
+            self._current.error = error.without_traceback()
+            raise ResponseAborted from None
+        unread = isinstance(error, errors.BodyTooLarge | errors.RequestTimeout)
         linger = receive if isinstance(error, errors.BodyTooLarge) else None
         await self._write(error, {"connection": "close"} if unread else {}, linger)
 
@@ -120,7 +120,7 @@ class Answer:
         self._current.status = CLIENT_LEFT
 
     async def _write(self, error: MusicGenError, headers: dict[str, str], linger: Receive | None = None) -> None:
-        self._current.error = error.bare()
+        self._current.error = error.without_traceback()
         response = JSONResponse(error.to_dict(), status_code=error.status, headers=headers)
         if error.retry_after is not None:
             response.headers["Retry-After"] = str(max(1, math.ceil(error.retry_after)))
@@ -152,7 +152,7 @@ def unexpected(request: str) -> MusicGenError:
     return MusicGenError(f"The server failed (request {request}).", hint="The server's log says where.")
 
 
-def _foreign(status: int, current: Exchange) -> MusicGenError:
+def _foreign(status: int, current: RequestContext) -> MusicGenError:
     """The error for a response that starlette or BentoML made."""
     match status:
         case 404:

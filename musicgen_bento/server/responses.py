@@ -14,11 +14,11 @@ from musicgen_bento.engine.types import Started
 from musicgen_bento.errors import MusicGenError
 from musicgen_bento.schemas import StreamFormat
 from musicgen_bento.server import studio
-from musicgen_bento.server.audio_buffer import PIECE, Recording, size
-from musicgen_bento.server.request_context import CLIENT_LEFT, Broken, exchange, refuse, until_gone
+from musicgen_bento.server.audio_buffer import PIECE, PcmBuffer, size
+from musicgen_bento.server.request_context import CLIENT_LEFT, ResponseAborted, exchange, refuse, until_gone
 from musicgen_bento.server.shutdown import cancel
-from musicgen_bento.server.studio import Music
-from musicgen_bento.server.unread import Unread
+from musicgen_bento.server.studio import EncodedAudio
+from musicgen_bento.server.unread import ResponseBufferLimit
 
 STALLED_SECONDS = 300.0  # without taking a byte: nobody is there
 SLOWEST = 4096  # bytes a second, in all: who takes fewer holds memory that others wait for
@@ -39,7 +39,7 @@ class Streamed(Response):
     """
 
     def __init__(
-        self, recording: Recording, seed: int, format: StreamFormat, work: Coroutine[Any, Any, None] | None = None
+        self, recording: PcmBuffer, seed: int, format: StreamFormat, work: Coroutine[Any, Any, None] | None = None
     ) -> None:
         super().__init__()
         self._recording = recording
@@ -108,7 +108,7 @@ class Whole(Response):
 
     media_type = "audio/wav"
 
-    def __init__(self, music: Music, unread: Unread) -> None:
+    def __init__(self, music: EncodedAudio, unread: ResponseBufferLimit) -> None:
         super().__init__(headers={**music.headers, "Content-Length": str(len(music.wav))})
         self._music = music
         self._unread = unread
@@ -167,5 +167,5 @@ class _Reader:
                 await self._send({"type": "http.response.body", "body": piece, "more_body": not last})
         except TimeoutError:
             exchange().status = CLIENT_LEFT
-            raise Broken from None
+            raise ResponseAborted from None
         self._left -= clock() - began

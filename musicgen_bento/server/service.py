@@ -22,16 +22,16 @@ from musicgen_bento import schemas
 from musicgen_bento.config import Settings
 from musicgen_bento.errors import MusicGenError
 from musicgen_bento.runner import metrics
-from musicgen_bento.runner.client import Remote, widen
-from musicgen_bento.runner.request_table import Admission, Desk
+from musicgen_bento.runner.client import RunnerClient, remove_session_limits
+from musicgen_bento.runner.request_table import AdmitMsg, RequestTable
 from musicgen_bento.server import openapi, routes
 from musicgen_bento.server.generation import Front
 from musicgen_bento.server.jobs import Jobs
-from musicgen_bento.server.middleware import KnownPaths, Middleware
+from musicgen_bento.server.middleware import Middleware, PathNormalizer
 from musicgen_bento.server.request_context import exchange, refuse
-from musicgen_bento.server.shutdown import Drain, Work
-from musicgen_bento.server.studio import Studio
-from musicgen_bento.server.unread import Unread
+from musicgen_bento.server.shutdown import Drain, InFlight
+from musicgen_bento.server.studio import Generator
+from musicgen_bento.server.unread import ResponseBufferLimit
 
 # No word of what is done here goes to anyone, however the service is started.
 os.environ.setdefault("BENTOML_DO_NOT_TRACK", "True")
@@ -43,7 +43,7 @@ SETTINGS = Settings()
 RUNNER_OUTLIVES = 10.0  # seconds: the front needs the runner until it has told its last client
 FOREVER = 1e9
 
-WORK = Work()
+WORK = InFlight()
 DRAIN = Drain(SETTINGS.drain_seconds, WORK.__bool__)
 
 
@@ -54,7 +54,10 @@ class Plain(Service[Any]):  # type: ignore[misc]
         """The application, before its first request."""
         application: Any = super().to_asgi(is_main=is_main)
         kept = [entry for entry in application.user_middleware if entry.cls.__name__ != "TimeoutMiddleware"]
-        application.user_middleware = [starlette.middleware.Middleware(KnownPaths, paths=_paths(application)), *kept]
+        application.user_middleware = [
+            starlette.middleware.Middleware(PathNormalizer, paths=_paths(application)),
+            *kept,
+        ]
         return application
 
     @property
@@ -105,16 +108,16 @@ class MusicGenRunner:
 
     def __init__(self) -> None:
         from musicgen_bento.device import describe
-        from musicgen_bento.model_pool.pool import EnginePool  # brings torch, which the front does without
+        from musicgen_bento.model_pool.pool import ModelPool  # brings torch, which the front does without
 
-        self._pool = EnginePool(
+        self._pool = ModelPool(
             SETTINGS,
             allow_any_model=SETTINGS.allow_any_model,
             loaded=metrics.count_load,
             evicted=metrics.count_eviction,
         )
         _log.info(describe(self._pool.device, SETTINGS))
-        self._desk = Desk(metrics.MeasuredPool(self._pool, self._pool.loads))
+        self._desk = RequestTable(metrics.MeasuredPool(self._pool, self._pool.request_counts))
         self._drain = Drain(SETTINGS.drain_seconds + RUNNER_OUTLIVES, lambda: len(self._desk) > 0, idle_seconds=1.0)
 
     @bentoml.on_startup
@@ -128,7 +131,7 @@ class MusicGenRunner:
         self._pool.close()
 
     @bentoml.api(batchable=True, max_batch_size=256, max_latency_ms=3_600_000)
-    async def admit(self, admissions: list[Admission]) -> list[dict[str, Any]]:
+    async def admit(self, admissions: list[AdmitMsg]) -> list[dict[str, Any]]:
         """A ticket or an error for each, as Desk.admit says. Short and uniform, so BentoML batches it."""
         return [self._desk.admit(admission) for admission in admissions]
 
@@ -141,7 +144,7 @@ class MusicGenRunner:
     @bentoml.api
     async def cancel(self, ticket: str) -> bool:
         """Forget a clip; its slot is free within a step."""
-        self._desk.cancel(ticket)
+        self._desk.abort(ticket)
         return True
 
     @bentoml.api
@@ -185,16 +188,16 @@ class MusicGenService:
     runner = bentoml.depends(MusicGenRunner)
 
     def __init__(self) -> None:
-        remote = Remote(self.runner, lambda: DRAIN.begun)
-        studio = Studio(remote, SETTINGS)
-        self.front = Front(remote, studio, DRAIN, Unread(SETTINGS.unread_megabytes * 1_000_000))
+        remote = RunnerClient(self.runner, lambda: DRAIN.started)
+        studio = Generator(remote, SETTINGS)
+        self.front = Front(remote, studio, DRAIN, ResponseBufferLimit(SETTINGS.response_buffer_megabytes * 1_000_000))
         self.jobs = Jobs(studio, SETTINGS, DRAIN, WORK)
 
     @bentoml.on_startup
     async def take_signals(self) -> None:
         """Finish what runs before the server is told to stop; call the runner without limits."""
         DRAIN.install()
-        widen(self.runner)
+        remove_session_limits(self.runner)
 
     async def __is_ready__(self) -> bool:
         exchange().error = await self.front.unready()

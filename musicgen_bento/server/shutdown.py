@@ -18,10 +18,10 @@ from musicgen_bento.errors import ShuttingDown
 
 Result = TypeVar("Result")
 STEP = 0.05
-LAST_ANSWERS = 5.0  # seconds: to tell the clients whose work was cut off, and again to send what is finished
+FLUSH_SECONDS = 5.0  # seconds: to tell the clients whose work was cut off, and again to send what is finished
 
 
-class Work:
+class InFlight:
     """What must not be cut off: `with work:` around it."""
 
     def __init__(self) -> None:
@@ -52,7 +52,7 @@ class Drain:
         self._idle_seconds = idle_seconds
         self._handlers: dict[int, Any] = {}
         self._task: asyncio.Task[None] | None = None
-        self.begun = False
+        self.started = False
         self.expired = asyncio.Event()
         """Set when the time is up with work still running: whoever does it must stop."""
 
@@ -70,8 +70,8 @@ class Drain:
 
     def begin(self, number: int = signal.SIGTERM) -> None:
         """Start to drain; an interrupt from the keyboard while it lasts ends it now."""
-        if not self.begun:
-            self.begun = True
+        if not self.started:
+            self.started = True
             self._task = asyncio.get_running_loop().create_task(self._run(number))
         elif number == signal.SIGINT and self._handlers:
             self.expired.set()
@@ -96,12 +96,12 @@ class Drain:
     async def _run(self, number: int) -> None:
         if not await self._quiet(self._seconds, self._idle_seconds):
             self.expired.set()
-            await self._quiet(LAST_ANSWERS, 0.0)
+            await self._quiet(FLUSH_SECONDS, 0.0)
         handler = self._handlers.get(number)
         if not callable(handler):
             return
         handler(number, None)
-        await asyncio.sleep(LAST_ANSWERS)
+        await asyncio.sleep(FLUSH_SECONDS)
         # A client that reads slowly, or not at all, must not hold the process for ever. (uvicorn.Server.force_exit)
         server: Any = getattr(handler, "__self__", None)
         if hasattr(server, "force_exit"):

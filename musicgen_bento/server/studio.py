@@ -12,18 +12,18 @@ from urllib.parse import quote
 
 from musicgen_bento import audio, model_catalog, schemas
 from musicgen_bento.config import Settings
-from musicgen_bento.engine.types import GenerationParams, Listener, Started
+from musicgen_bento.engine.types import EventCallback, GenerationParams, Started
 from musicgen_bento.errors import MusicGenError
-from musicgen_bento.log import where
-from musicgen_bento.runner.client import Clip, Remote
-from musicgen_bento.server.audio_buffer import Recording
-from musicgen_bento.server.request_context import Exchange, unexpected
+from musicgen_bento.log import exception_location
+from musicgen_bento.runner.client import Clip, RunnerClient
+from musicgen_bento.server.audio_buffer import PcmBuffer
+from musicgen_bento.server.request_context import RequestContext, unexpected
 
 _log = logging.getLogger("bentoml.musicgen")
 
 
 @dataclass(frozen=True, slots=True)
-class Order:
+class AdmittedRequest:
     """A clip that the runner has taken in, and what is known of it by then. Not the prompt.
 
     Attributes:
@@ -44,14 +44,14 @@ class Order:
 
 
 @dataclass(frozen=True, slots=True)
-class Music:
+class EncodedAudio:
     """A finished clip, as a client gets it."""
 
     wav: bytes
     headers: dict[str, str]
 
 
-class Studio:
+class Generator:
     """Has clips made.
 
     Args:
@@ -59,27 +59,27 @@ class Studio:
         settings: of the service.
     """
 
-    def __init__(self, remote: Remote, settings: Settings) -> None:
+    def __init__(self, remote: RunnerClient, settings: Settings) -> None:
         self._remote = remote
         self._settings = settings
 
-    async def take(self, request: schemas.GenerationRequest, current: Exchange) -> Order:
+    async def take(self, request: schemas.GenerationRequest, current: RequestContext) -> AdmittedRequest:
         """Give a clip a place at the runner, and `current` what its log line says. Draws a seed where there is none.
 
         Raises:
             MusicGenError: it is not taken. Nothing else: BentoML would log it with the values it met.
         """
         name = request.model or self._settings.default_model
-        card = model_catalog.find(name)
+        card = model_catalog.find_model(name)
         current.model = card.id if card else "(other)"  # a client may write anything there
         current.duration = request.duration
         seed = secrets.randbelow(schemas.MAX_SEED + 1) if request.seed is None else request.seed
         asked = request.model_dump(exclude={"model", "normalize", "seed", "format"})
         with _foreseen(current.id):
             ticket = await self._remote.admit(current.id, name, GenerationParams(seed=seed, **asked))
-        return Order(current.id, ticket, card.id if card else name, seed, request.duration, request.normalize)
+        return AdmittedRequest(current.id, ticket, card.id if card else name, seed, request.duration, request.normalize)
 
-    async def make(self, order: Order, listen: Listener) -> Music:
+    async def make(self, order: AdmittedRequest, listen: EventCallback) -> EncodedAudio:
         """The clip, whole. If the caller is cancelled, so is the clip.
 
         Args:
@@ -92,9 +92,9 @@ class Studio:
         with _foreseen(order.id):
             clip = await self._remote.collect(order.ticket, listen)
             wav = await asyncio.to_thread(_wav, clip, order.normalize)
-        return Music(wav, headers(Started(clip.model, clip.sample_rate, *clip.samples.shape), order.seed))
+        return EncodedAudio(wav, headers(Started(clip.model, clip.sample_rate, *clip.samples.shape), order.seed))
 
-    async def record(self, order: Order, recording: Recording) -> None:
+    async def record(self, order: AdmittedRequest, recording: PcmBuffer) -> None:
         """The clip, as it is made. If the caller is cancelled, so is the clip.
 
         Args:
@@ -116,7 +116,7 @@ def _foreseen(request: str) -> Iterator[None]:
     except MusicGenError as error:
         raise unexpected(request) if type(error) is MusicGenError else error from None
     except Exception as error:
-        _log.error("id=%s failed: %s", request, where(error))
+        _log.error("id=%s failed: %s", request, exception_location(error))
         raise unexpected(request) from None
 
 

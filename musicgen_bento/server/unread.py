@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from musicgen_bento.errors import UnreadFull
+from musicgen_bento.errors import ResponseBufferFull
 
 RETRY_AFTER = 10.0
 
 
-class Unread:
+class ResponseBufferLimit:
     """What is finished and still being read, in bytes. It belongs to one event loop.
 
     Args:
@@ -28,7 +28,7 @@ class Unread:
             UnreadFull: too much is unread.
         """
         if self.bytes > self._limit:
-            raise UnreadFull(
+            raise ResponseBufferFull(
                 "The memory for finished clips is taken by those that clients are still reading.",
                 hint="Ask again later.",
                 retry_after=RETRY_AFTER,

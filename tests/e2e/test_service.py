@@ -21,7 +21,7 @@ import pytest
 import requests
 import soundfile
 
-from musicgen_bento.model_catalog import CATALOGUE
+from musicgen_bento.model_catalog import CATALOG
 from musicgen_bento.schemas import ErrorBody, ModelList
 from tests.support.server import ROOT, Server
 from tests.support.wait import until
@@ -88,7 +88,7 @@ def test_a_seed_is_drawn_and_told(server: Server) -> None:
 def test_the_models_are_listed_on_both_roads(server: Server) -> None:
     listed = requests.get(f"{server.url}/models", timeout=10)
     models = ModelList.model_validate(listed.json()).models
-    assert [model.id for model in models] == [card.id for card in CATALOGUE]
+    assert [model.id for model in models] == [card.id for card in CATALOG]
     [demo] = [model for model in models if model.default]
     assert (demo.id, demo.state) == ("demo", "loaded")
     posted = requests.post(f"{server.url}/list_models", json={}, timeout=10)

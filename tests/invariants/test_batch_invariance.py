@@ -12,18 +12,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from musicgen_bento.engine.engine import ModelEngine
+from musicgen_bento.engine.engine import Engine
 from musicgen_bento.engine.types import GenerationParams
-from musicgen_bento.precision import FLOAT32, FLOAT32_PACKED, INT8, Precision
+from musicgen_bento.precision import FLOAT32, FLOAT32_NATIVE, INT8, Precision
 from tests.support.tiny_checkpoints import Recipe
-from tests.support.tiny_models import MONO, PREPEND, STEREO, Story, engine, make_one, params
+from tests.support.tiny_models import MONO, PREPEND, STEREO, EventLog, engine, make_one, params
 
 SHORT_WINDOW = replace(MONO, window=2, seed=5)  # so short that clips leave it
-EXACT = pytest.mark.parametrize("how", [FLOAT32_PACKED, INT8, FLOAT32], ids=["float32", "int8", "float32 by torch"])
+EXACT = pytest.mark.parametrize("how", [FLOAT32_NATIVE, INT8, FLOAT32], ids=["float32", "int8", "float32 by torch"])
 
 
-def exact(recipe: Recipe, how: Precision, slots: int = 3) -> ModelEngine:
-    return engine(recipe, slots=slots, deterministic=not how.packed, how=how)
+def exact(recipe: Recipe, how: Precision, slots: int = 3) -> Engine:
+    return engine(recipe, slots=slots, deterministic=not how.native_kernel, how=how)
 
 
 @cache
@@ -53,15 +53,15 @@ requests = st.builds(
 def test_whoever_joins_leaves_or_is_cancelled(how: Precision, recipe: Recipe, script: list[Any]) -> None:
     """A script is a list of (request, step at which it joins, steps after which it is cancelled)."""
     model = exact(recipe, how)
-    stories = [Story() for _ in script]
+    stories = [EventLog() for _ in script]
     tokens: dict[int, NDArray[np.int64]] = {}
     for step in range(1_000):
         for number, (request, joins, leaves) in enumerate(script):
             if step == joins:
-                model.submit(str(number), request, stories[number])
-                tokens[number] = model._slots[str(number)].clip.tokens
+                model.add_request(str(number), request, stories[number])
+                tokens[number] = model._requests[str(number)].tokens.tokens
             if leaves is not None and step == joins + leaves:
-                model.cancel(str(number))
+                model.abort(str(number))
         if not model.step() and step > 80:
             break
     for number, (request, _, _) in enumerate(script):
@@ -78,11 +78,11 @@ def test_whoever_joins_leaves_or_is_cancelled(how: Precision, recipe: Recipe, sc
 def test_past_the_window_in_company(how: Precision) -> None:
     model = exact(SHORT_WINDOW, how)
     long, other = params(duration=4.0, seed=3), params("techno", duration=3.0, seed=4)
-    stories = {"long": Story(), "other": Story()}
-    model.submit("long", long, stories["long"])
+    stories = {"long": EventLog(), "other": EventLog()}
+    model.add_request("long", long, stories["long"])
     for _ in range(70):
         model.step()
-    model.submit("other", other, stories["other"])
+    model.add_request("other", other, stories["other"])
     while model.step():
         pass
     assert np.array_equal(stories["long"].audio, alone(SHORT_WINDOW, how, long)[1])
@@ -93,9 +93,9 @@ def test_past_the_window_in_company(how: Precision) -> None:
 def test_without_it_rows_are_independent_up_to_rounding(recipe: Recipe) -> None:
     """In a batch the products round differently; what is heard before the first different token does not."""
     crowd = engine(recipe, slots=4, how=FLOAT32)
-    stories = [Story() for _ in range(4)]
+    stories = [EventLog() for _ in range(4)]
     for number, story in enumerate(stories):
-        crowd.submit(str(number), params(duration=0.3, seed=number, temperature=0), story)
+        crowd.add_request(str(number), params(duration=0.3, seed=number, temperature=0), story)
     while crowd.step():
         pass
     for story in stories:

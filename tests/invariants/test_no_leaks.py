@@ -11,42 +11,42 @@ import pytest
 import torch
 
 from musicgen_bento.codec.decoder import CodecDecoder, CodecStream
-from musicgen_bento.engine.audio_decoder import ClipSound
-from musicgen_bento.engine.engine import ModelEngine, Slot
-from musicgen_bento.engine.types import Chunk, Event, Failed, Finished, GenerationParams, Started, Waiting
+from musicgen_bento.engine.audio_decoder import AudioDecodeState
+from musicgen_bento.engine.engine import Engine, RequestState
+from musicgen_bento.engine.types import AudioChunk, Event, Failed, Finished, GenerationParams, Queued, Started
 from musicgen_bento.errors import GenerationFailed, QueueFull
-from musicgen_bento.lm.cpu_decoder import PackedDecoder
-from musicgen_bento.lm.decoder import Columns
-from musicgen_bento.lm.kv_cache.dense import KVCache
-from musicgen_bento.lm.kv_cache.int8 import QuantizedKVCache
-from musicgen_bento.lm.kv_cache.paged import BlockCache
-from musicgen_bento.precision import FLOAT32, FLOAT32_PACKED, INT8, Precision
-from tests.support.tiny_models import MONO, Story, engine, make_one, params
+from musicgen_bento.lm.cpu_decoder import CpuDecoder
+from musicgen_bento.lm.decoder import TokenColumns
+from musicgen_bento.lm.kv_cache.dense import DenseKVCache
+from musicgen_bento.lm.kv_cache.int8 import Int8KVCache
+from musicgen_bento.lm.kv_cache.paged import PagedKVCache
+from musicgen_bento.precision import FLOAT32, FLOAT32_NATIVE, INT8, Precision
+from tests.support.tiny_models import MONO, EventLog, engine, make_one, params
 
 
 def alive() -> dict[str, int]:
     """How many of the things a clip is made of exist, over what the process began with."""
     gc.collect()
-    kinds = (KVCache, QuantizedKVCache, ClipSound, CodecStream, Slot, GenerationParams)
+    kinds = (DenseKVCache, Int8KVCache, AudioDecodeState, CodecStream, RequestState, GenerationParams)
     return {kind.__name__: sum(type(thing) is kind for thing in gc.get_objects()) for kind in kinds}
 
 
-def idle(model: ModelEngine) -> bool:
-    return model.load == (0, 0) and not model._running and not model._slots
+def idle(model: Engine) -> bool:
+    return model.num_requests == (0, 0) and not model._running and not model._requests
 
 
-@pytest.mark.parametrize("how", [FLOAT32_PACKED, INT8], ids=lambda how: how.name)
+@pytest.mark.parametrize("how", [FLOAT32_NATIVE, INT8], ids=lambda how: how.name)
 def test_nothing_is_left_after_a_thousand_mixed_requests(how: Precision) -> None:
     chance = random.Random(1)
     model = engine(slots=4, queue=8, how=how)
     before = alive()
     ends, refused, cancelled = [], 0, 0
-    open_tickets: list[tuple[str, Story]] = []
+    open_tickets: list[tuple[str, EventLog]] = []
     for number in range(1_000):
-        story = Story()
+        story = EventLog()
         request = params(duration=chance.choice([0.1, 0.1, 0.2]), seed=number, cfg_coef=chance.choice([1.0, 3.0]))
         try:
-            model.submit(str(number), request, story)
+            model.add_request(str(number), request, story)
         except QueueFull:
             refused += 1
         else:
@@ -54,7 +54,7 @@ def test_nothing_is_left_after_a_thousand_mixed_requests(how: Precision) -> None
         if chance.random() < 0.3 and open_tickets:
             ticket, left = open_tickets.pop(-chance.randint(1, min(12, len(open_tickets))))
             cancelled += left.end is None
-            model.cancel(ticket)
+            model.abort(ticket)
         for _ in range(chance.randrange(4)):
             model.step()
     while model.step():
@@ -70,12 +70,12 @@ def test_nothing_is_left_after_a_thousand_mixed_requests(how: Precision) -> None
 @pytest.mark.parametrize("steps", [0, 1, 7])
 def test_a_cancelled_clip_frees_its_slot_within_a_step(steps: int) -> None:
     model = engine(slots=1)
-    first, second = Story(), Story()
-    model.submit("first", params(duration=30), first)
-    model.submit("second", params(), second)
+    first, second = EventLog(), EventLog()
+    model.add_request("first", params(duration=30), first)
+    model.add_request("second", params(), second)
     for _ in range(steps):
         model.step()
-    model.cancel("first")
+    model.abort("first")
     heard = len(first.events)
     model.step()
     assert second.started
@@ -88,24 +88,24 @@ def test_a_cancelled_clip_frees_its_slot_within_a_step(steps: int) -> None:
 
 def test_a_waiting_clip_that_is_cancelled_frees_its_place() -> None:
     model = engine(slots=1, queue=1)
-    model.submit("runs", params(), Story())
-    model.submit("waits", params(), Story())
+    model.add_request("runs", params(), EventLog())
+    model.add_request("waits", params(), EventLog())
     with pytest.raises(QueueFull) as refused:
-        model.submit("refused", params(), Story())
+        model.add_request("refused", params(), EventLog())
     assert refused.value.retry_after is not None
     assert refused.value.retry_after >= 1
-    model.cancel("waits")
-    model.submit("waits now", params(), Story())
+    model.abort("waits")
+    model.add_request("waits now", params(), EventLog())
 
 
 def test_cancelling_what_is_unknown_or_over_is_no_error() -> None:
     model = engine()
-    model.cancel("never was")
-    story = Story()
-    model.submit("done", params(duration=0.1), story)
+    model.abort("never was")
+    story = EventLog()
+    model.add_request("done", params(duration=0.1), story)
     while model.step():
         pass
-    model.cancel("done")
+    model.abort("done")
     assert isinstance(story.end, Finished)
 
 
@@ -116,27 +116,27 @@ def test_a_finished_clip_has_every_sample_it_announced(duration: float) -> None:
     assert story.started.samples == {0.1: 5, 0.11: 5, 0.33: 16, 1.0: 50, 2.3: 115}[duration] * 640
     position = 0
     for event in story.events[2:-1]:
-        assert event.position == position  # type: ignore[union-attr]
+        assert event.start == position  # type: ignore[union-attr]
         position += event.samples.shape[1]  # type: ignore[union-attr]
 
 
 def test_a_model_that_gives_nan_fails_that_clip_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     model = engine(slots=2)
-    stories = [Story(), Story()]
+    stories = [EventLog(), EventLog()]
     for number, story in enumerate(stories):
-        model.submit(str(number), params(duration=0.5, cfg_coef=1.0), story)
-    draw = PackedDecoder.draw
+        model.add_request(str(number), params(duration=0.5, cfg_coef=1.0), story)
+    draw = CpuDecoder.step_and_sample
 
-    def poisoned(self: PackedDecoder, sequences: list[object], *rest: object) -> Columns:
+    def poisoned(self: CpuDecoder, sequences: list[object], *rest: object) -> TokenColumns:
         """What the first clip remembers is not a number any more; the kernel sees it in its logits."""
-        if len(sequences) == 2 and model._slots["0"].clip.position == 9:
-            sequence = model._slots["0"].sequence
+        if len(sequences) == 2 and model._requests["0"].tokens.position == 9:
+            sequence = model._requests["0"].sequence
             assert sequence
-            assert isinstance(sequence.cache, BlockCache)
+            assert isinstance(sequence.cache, PagedKVCache)
             sequence.cache._blocks._pages.tensor[sequence.cache._taken[-1]] = 255
         return draw(self, sequences, *rest)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(PackedDecoder, "draw", poisoned)
+    monkeypatch.setattr(CpuDecoder, "step_and_sample", poisoned)
     while model.step():
         pass
     assert isinstance(stories[0].end, Failed)
@@ -150,10 +150,10 @@ def test_a_crash_in_the_model_fails_whom_it_hits_and_the_next_is_served(
     monkeypatch: pytest.MonkeyPatch, broken: str
 ) -> None:
     model = engine()
-    story = Story()
+    story = EventLog()
     with monkeypatch.context() as patch:
-        patch.setattr(PackedDecoder, broken, lambda *_: 1 / 0)
-        model.submit("hit", params("secret prompt"), story)
+        patch.setattr(CpuDecoder, broken, lambda *_: 1 / 0)
+        model.add_request("hit", params("secret prompt"), story)
         while model.step():
             pass
     assert isinstance(story.end, Failed)
@@ -165,8 +165,8 @@ def test_a_crash_in_the_model_fails_whom_it_hits_and_the_next_is_served(
 
 def test_a_crash_in_the_codec_fails_that_clip_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     model = engine(slots=2)
-    stories = {"short": Story(), "long": Story()}
-    model.submit("long", params(duration=1), stories["long"])
+    stories = {"short": EventLog(), "long": EventLog()}
+    model.add_request("long", params(duration=1), stories["long"])
     for _ in range(20):
         model.step()
     push = CodecDecoder.push
@@ -175,14 +175,14 @@ def test_a_crash_in_the_codec_fails_that_clip_alone(monkeypatch: pytest.MonkeyPa
     def crash_for_the_new(
         self: CodecDecoder, streams: list[CodecStream], codes: list[torch.Tensor]
     ) -> list[torch.Tensor | None]:
-        short = model._slots.get("short")
-        if short and short.sound and short.sound.stream in streams:
+        short = model._requests.get("short")
+        if short and short.audio and short.audio.stream in streams:
             victims.extend(streams)
             raise RuntimeError("no")
         return push(self, streams, codes)
 
     monkeypatch.setattr(CodecDecoder, "push", crash_for_the_new)
-    model.submit("short", params(duration=0.2), stories["short"])
+    model.add_request("short", params(duration=0.2), stories["short"])
     while model.step():
         pass
     assert victims
@@ -191,11 +191,11 @@ def test_a_crash_in_the_codec_fails_that_clip_alone(monkeypatch: pytest.MonkeyPa
     assert idle(model)
 
 
-def two_together(monkeypatch: pytest.MonkeyPatch, push: Any) -> tuple[Story, Story]:
+def two_together(monkeypatch: pytest.MonkeyPatch, push: Any) -> tuple[EventLog, EventLog]:
     """Two clips of one age, whose sound is decoded together by `push(plain, decoder, streams, codes)`."""
-    plain, model, stories = CodecDecoder.push, engine(slots=2), (Story(), Story())
+    plain, model, stories = CodecDecoder.push, engine(slots=2), (EventLog(), EventLog())
     for name, story in zip("ab", stories, strict=True):
-        model.submit(name, params(duration=1, seed=ord(name)), story)
+        model.add_request(name, params(duration=1, seed=ord(name)), story)
     monkeypatch.setattr(CodecDecoder, "push", lambda *args: push(plain, *args))
     while model.step():
         pass
@@ -237,31 +237,31 @@ def test_sound_that_is_not_finite_fails_one_clip_of_a_company(monkeypatch: pytes
 
 
 def test_a_listener_that_cancels_hears_nothing_more() -> None:
-    model, other = engine(slots=2), Story()
+    model, other = engine(slots=2), EventLog()
     heard: list[Event] = []
 
     def leave(event: Event) -> None:
         heard.append(event)
-        if isinstance(event, Chunk):
-            model.cancel("leaves")
+        if isinstance(event, AudioChunk):
+            model.abort("leaves")
 
-    model.submit("leaves", params(duration=1), leave)
-    model.submit("stays", params(duration=1), other)
+    model.add_request("leaves", params(duration=1), leave)
+    model.add_request("stays", params(duration=1), other)
     while model.step():
         pass
-    assert [type(event) for event in heard if not isinstance(event, Waiting)] == [Started, Chunk]
+    assert [type(event) for event in heard if not isinstance(event, Queued)] == [Started, AudioChunk]
     assert isinstance(other.end, Finished)
     assert idle(model)
 
 
 def test_one_clip_s_samples_do_not_keep_those_of_others() -> None:
-    model, stories = engine(slots=2), (Story(), Story())
+    model, stories = engine(slots=2), (EventLog(), EventLog())
     for name, story in zip("ab", stories, strict=True):
-        model.submit(name, params(duration=1), story)
+        model.add_request(name, params(duration=1), story)
     while model.step():
         pass
     for event in stories[0].events:
-        if isinstance(event, Chunk):
+        if isinstance(event, AudioChunk):
             whole = event.samples if event.samples.base is None else event.samples.base
             assert whole.nbytes == event.samples.nbytes
 
@@ -270,9 +270,9 @@ def test_memory_is_allocated_on_use() -> None:
     """By torch the cache is as long as the clip, and its rows as many as it needs."""
     model = engine(how=FLOAT32)
     for duration, coef in ((0.5, 1.0), (2.0, 3.0)):
-        model.submit(str(duration), params(duration=duration, cfg_coef=coef), Story())
+        model.add_request(str(duration), params(duration=duration, cfg_coef=coef), EventLog())
     model.step()
-    shapes = {slot.ticket: slot.sequence.cache.both.shape for slot in model._running if slot.sequence}
+    shapes = {slot.request_id: slot.sequence.cache.kv.shape for slot in model._running if slot.sequence}
     assert shapes["0.5"][2:5:2] == (1, 25 + 3)
     assert shapes["2.0"][2:5:2] == (2, 100 + 3)
     assert MONO.layers == shapes["0.5"][0]

@@ -16,12 +16,12 @@ from hypothesis import strategies as st
 from transformers import EncodecConfig, EncodecModel
 
 from musicgen_bento.checkpoint import loading
-from musicgen_bento.checkpoint.resolve import resolve
+from musicgen_bento.checkpoint.resolve import resolve_model
 from musicgen_bento.codec.decoder import CodecDecoder
-from musicgen_bento.codec.layers import Upsampling
-from musicgen_bento.codec.native_ops import operations
-from musicgen_bento.engine.audio_decoder import BLOCK, BLOCKS, Sounds
-from musicgen_bento.native.bindings import Team
+from musicgen_bento.codec.layers import StreamingConvTranspose1d
+from musicgen_bento.codec.native_ops import create_ops
+from musicgen_bento.engine.audio_decoder import CHUNK_FRAMES, FIRST_CHUNK_FRAMES, AudioDecodeScheduler
+from musicgen_bento.native.bindings import ThreadPool
 from musicgen_bento.precision import FLOAT32
 from tests.support.server import Server
 from tests.support.tiny_models import MONO, load
@@ -30,7 +30,7 @@ from tests.support.tiny_models import MONO, load
 @cache
 def codec(kind: str) -> Any:
     if kind == "demo":
-        return loading.build(loading.open_files(resolve("demo")), torch.device("cpu"), FLOAT32).codec
+        return loading.build(loading.open_files(resolve_model("demo")), torch.device("cpu"), FLOAT32).codec
     if kind.startswith("audiocraft"):
         model = load(MONO).codec
     else:
@@ -79,14 +79,14 @@ def whole(kind: str, codes: torch.Tensor) -> torch.Tensor:
 @cache
 def decoder_of(kind: str, how: str) -> CodecDecoder:
     """The project's own, whose layers the kernel runs, or torch."""
-    return CodecDecoder(codec(kind), operations(Team(2) if how == "kernel" else None))
+    return CodecDecoder(codec(kind), create_ops(ThreadPool(2) if how == "kernel" else None))
 
 
 HOW = pytest.mark.parametrize("how", ["kernel", "torch"])
 
 
 def streamed(kind: str, codes: torch.Tensor, cuts: list[int], how: str) -> torch.Tensor:
-    stream = decoder_of(kind, how).open()
+    stream = decoder_of(kind, how).open_stream()
     edges = sorted({0, codes.shape[1], *(cut for cut in cuts if cut < codes.shape[1])})
     parts = [stream.push(codes[:, a:b]) for a, b in pairwise(edges)]
     return torch.cat([part for part in (*parts, stream.finish()) if part is not None], dim=1)
@@ -120,7 +120,7 @@ def test_a_trained_codec(how: str) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_schedule_of_the_engine(kind: str, how: str) -> None:
     codes = torch.randint(0, 2048, (codec(kind).num_codebooks, 100))
-    cuts = [*accumulate(BLOCKS), *range(sum(BLOCKS) + BLOCK, 100, BLOCK)]
+    cuts = [*accumulate(FIRST_CHUNK_FRAMES), *range(sum(FIRST_CHUNK_FRAMES) + CHUNK_FRAMES, 100, CHUNK_FRAMES)]
     torch.testing.assert_close(streamed(kind, codes, cuts, how), whole(kind, codes), atol=1e-5, rtol=0)
 
 
@@ -128,7 +128,7 @@ def test_the_schedule_of_the_engine(kind: str, how: str) -> None:
 def test_the_test_would_notice_a_lost_state(how: str) -> None:
     codes = torch.randint(0, 2048, (4, 60))
     decoder = decoder_of("audiocraft", how)
-    stream = decoder.open()
+    stream = decoder.open_stream()
     first = stream.push(codes[:, :30])
     recurrent = next(layer for layer in stream.chain.layers if type(layer).__name__ == "Recurrent")
     recurrent.reset()
@@ -141,7 +141,7 @@ def test_the_test_would_notice_a_lost_state(how: str) -> None:
 def test_clips_side_by_side_do_not_touch(how: str) -> None:
     decoder = decoder_of("audiocraft", how)
     codes = [torch.randint(0, 2048, (4, 40)) for _ in range(2)]
-    streams = [decoder.open() for _ in codes]
+    streams = [decoder.open_stream() for _ in codes]
     parts: list[list[torch.Tensor | None]] = [[], []]
     for begin in range(0, 40, 10):
         for stream, part, code in zip(streams, parts, codes, strict=True):
@@ -158,16 +158,16 @@ def test_clips_decoded_together(kind: str, how: str) -> None:
     """Of two ages, so that they share some blocks; the third is too young to share its first."""
     decoder = decoder_of(kind, how)
     codes = [torch.randint(0, 2048, (codec(kind).num_codebooks, 60)) for _ in range(3)]
-    streams, parts = [decoder.open() for _ in codes], [[] for _ in codes]
+    streams, parts = [decoder.open_stream() for _ in codes], [[] for _ in codes]
     parts[0].append(streams[0].push(codes[0][:, :20]))
     parts[1].append(decoder.push(streams[1:2], [codes[1][:, :20]])[0])
-    assert streams[0].state == streams[1].state != streams[2].state
+    assert streams[0].state_signature == streams[1].state_signature != streams[2].state_signature
     for begin in (20, 25):
         made = decoder.push(streams[:2], [code[:, begin : begin + 5] for code in codes[:2]])
         for part, wav in zip(parts, made, strict=False):
             part.append(wav)
     parts[2].append(streams[2].push(codes[2][:, :30]))
-    assert streams[0].state == streams[2].state
+    assert streams[0].state_signature == streams[2].state_signature
     for part, wav in zip(parts, decoder.push(streams, [code[:, 30:] for code in codes]), strict=True):
         part.append(wav)
     for code, part, stream in zip(codes, parts, streams, strict=True):
@@ -182,19 +182,19 @@ def test_who_fails_together_can_be_tried_alone(how: str, monkeypatch: pytest.Mon
     """In the last layers of the second of two: neither has gone on."""
     decoder = decoder_of("audiocraft", how)
     codes = [torch.randint(0, 2048, (4, 40)) for _ in range(2)]
-    streams, parts = [decoder.open() for _ in codes], [[] for _ in codes]
+    streams, parts = [decoder.open_stream() for _ in codes], [[] for _ in codes]
     for part, wav in zip(parts, decoder.push(streams, [code[:, :20] for code in codes]), strict=True):
         part.append(wav)
-    plain, calls = Upsampling.push, count(1)
+    plain, calls = StreamingConvTranspose1d.push, count(1)
     with monkeypatch.context() as patch:
 
-        def failing(self: Upsampling, x: torch.Tensor) -> torch.Tensor:
+        def failing(self: StreamingConvTranspose1d, x: torch.Tensor) -> torch.Tensor:
             made = plain(self, x)
             if next(calls) == (8 if how == "kernel" else 4):
                 raise MemoryError
             return made
 
-        patch.setattr(Upsampling, "push", failing)
+        patch.setattr(StreamingConvTranspose1d, "push", failing)
         with pytest.raises(MemoryError):
             decoder.push(streams, [code[:, 20:] for code in codes])
     for stream, part, code in zip(streams, parts, codes, strict=True):
@@ -219,7 +219,7 @@ class Fed:
 @pytest.mark.parametrize("alone", [True, False])
 def test_clips_of_many_ages_are_heard_whole(alone: bool, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Begun at any step and of any length; together they go through the codec far less often."""
-    sounds = Sounds(decoder_of("audiocraft", how), torch.device("cpu"), alone=alone)
+    sounds = AudioDecodeScheduler(decoder_of("audiocraft", how), torch.device("cpu"), alone=alone)
     companies: list[int] = []
     push = CodecDecoder.push
     monkeypatch.setattr(CodecDecoder, "push", lambda self, s, c: companies.append(len(s)) or push(self, s, c))
@@ -230,7 +230,7 @@ def test_clips_of_many_ages_are_heard_whole(alone: bool, how: str, monkeypatch: 
             clips[sounds.open(Fed(begins[step]))] = []
         for sound in clips:
             sound.clip.complete_frames += not sound.clip.done
-        for sound, chunk in sounds.heard([sound for sound in clips if not sound.over]):
+        for sound, chunk in sounds.decode_ready([sound for sound in clips if not sound.over]):
             clips[sound].append(chunk)
     for sound, chunks in clips.items():
         assert sound.over

@@ -29,8 +29,8 @@ from bench.steps import CFG_COEF, OursGraphed, measure, prompt
 from bench.turn import turn
 from musicgen_bento.checkpoint import loading
 from musicgen_bento.checkpoint.source import Source
-from musicgen_bento.lm.cuda_graph_decoder import LENGTH, GraphedDecoder, _Kind
-from musicgen_bento.precision import BFLOAT16, FLOAT16_KEPT, FLOAT32, FLOAT32_PACKED, INT8
+from musicgen_bento.lm.cuda_graph_decoder import LENGTH, CudaGraphDecoder, _Kind
+from musicgen_bento.precision import BFLOAT16, FLOAT16_WEIGHTS, FLOAT32, FLOAT32_NATIVE, INT8
 from tests.support.tiny_checkpoints import Recipe
 from tests.support.tiny_models import CPU, MONO, STEREO, folder, load
 
@@ -150,15 +150,15 @@ def test_a_step_reads_its_matrices_and_its_cache() -> None:
     loaded = load(MONO)
     size, shape = loaded.weights.size, loaded.weights.shape
     once_a_clip = 2 * shape.layers * shape.dim**2  # keys and values of the prompt
-    assert limit.moved(shape, FLOAT32_PACKED, 0).matrices == 4 * (size.in_matrices - once_a_clip)
+    assert limit.moved(shape, FLOAT32_NATIVE, 0).matrices == 4 * (size.num_matmul_params - once_a_clip)
     folded = once_a_clip  # as many numbers again: a query's matrix, and the one behind cross-attention
-    assert limit.moved(shape, INT8, 0).matrices == int(1.01 * (size.in_matrices - once_a_clip - folded))
-    assert limit.moved(shape, FLOAT32_PACKED, 9, clips=4).cache == 4 * 2 * shape.layers * shape.dim * 2 * 10 * 4
-    assert limit.moved(shape, FLOAT16_KEPT, 900).cache < limit.moved(shape, FLOAT32_PACKED, 900).cache / 2
+    assert limit.moved(shape, INT8, 0).matrices == int(1.01 * (size.num_matmul_params - once_a_clip - folded))
+    assert limit.moved(shape, FLOAT32_NATIVE, 9, clips=4).cache == 4 * 2 * shape.layers * shape.dim * 2 * 10 * 4
+    assert limit.moved(shape, FLOAT16_WEIGHTS, 900).cache < limit.moved(shape, FLOAT32_NATIVE, 900).cache / 2
     wide = 4 * shape.head_dim  # bytes of a head's numbers, and beside those in bytes a scale
     ratio = (shape.head_dim + 4) / wide
     prompt = shape.layers * (16 * shape.heads * (2 * shape.dim + 4) + 4 * shape.dim)
-    assert limit.moved(shape, INT8, 900).cache == limit.moved(shape, FLOAT32_PACKED, 900).cache * ratio + prompt
+    assert limit.moved(shape, INT8, 900).cache == limit.moved(shape, FLOAT32_NATIVE, 900).cache * ratio + prompt
 
 
 def test_the_document_has_the_limits_of_the_code() -> None:
@@ -216,7 +216,7 @@ def test_the_kernels_of_a_step_are_counted() -> None:
         step = OursGraphed(weights)
         step.begin(1, 0, prompt(weights.shape))
         decoder = step.decoder
-        assert isinstance(decoder, GraphedDecoder)
+        assert isinstance(decoder, CudaGraphDecoder)
         step.step(torch.zeros(1, weights.shape.codebooks, dtype=torch.int64))
         with torch.inference_mode(), Kernels() as kernels:
             decoder._position(_Kind(1, LENGTH, 250, False, True))
@@ -238,7 +238,7 @@ def test_all_say_the_same_of_the_same_tokens(recipe: object) -> None:
     for model in found.values():
         model.begin(2, 0, prompt(shape))
     for step in range(5):
-        tokens = torch.randint(shape.card, (2, shape.codebooks), generator=torch.Generator().manual_seed(step))
+        tokens = torch.randint(shape.codebook_size, (2, shape.codebooks), generator=torch.Generator().manual_seed(step))
         said = [model.step(tokens) for model in found.values()]
         for other in said[1:]:
             torch.testing.assert_close(other, said[0], rtol=1e-4, atol=1e-4)
@@ -280,9 +280,9 @@ def test_a_random_model_is_in_the_released_format(tmp_path: Path, monkeypatch: p
     write("tiny", tmp_path)
     monkeypatch.setenv("AUDIOCRAFT_CACHE_DIR", str(tmp_path))
     model = Model("random/musicgen-tiny", "tiny")
-    assert model.source.here
+    assert model.source.is_local
     assert model.shape == load(MONO).weights.shape
-    assert model.numbers == load(MONO).weights.size.numbers
+    assert model.numbers == load(MONO).weights.size.num_params
 
 
 def test_what_goes_wrong_with_a_contestant_is_in_its_note(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,8 +15,8 @@ from deploy import check, manifests, promql, rules
 from deploy.manifests import Manifest
 from musicgen_bento.cli import docker_entrypoint
 from musicgen_bento.config import Settings
-from musicgen_bento.model_catalog import find
-from musicgen_bento.native.bindings import BLOCK
+from musicgen_bento.model_catalog import find_model
+from musicgen_bento.native.bindings import BLOCK_SIZE
 from musicgen_bento.precision import FLOAT16, INT8
 from musicgen_bento.runner import metrics
 
@@ -251,14 +251,14 @@ def test_the_sizes_of_the_document() -> None:
     """Weights and one clip, from the models' shapes; the slots leave room for what comes to each."""
     shapes = {"small": (24, 1024), "medium": (48, 1536), "large": (48, 2048)}
     for name, (layers, width) in shapes.items():
-        card = find(name)
+        card = find_model(name)
         assert card is not None
-        in_blocks = -(-1503 // BLOCK) * BLOCK
-        clip = layers * 2 * 2 * in_blocks * width * INT8.cached, layers * 2 * 2 * 1503 * width * 2
+        in_blocks = -(-1503 // BLOCK_SIZE) * BLOCK_SIZE
+        clip = layers * 2 * 2 * in_blocks * width * INT8.kv_bytes_per_element, layers * 2 * 2 * 1503 * width * 2
         figures = [
-            INT8.estimate(card.parameters, layers, width) / 1e9,
+            INT8.estimate_model_bytes(card.parameters, layers, width) / 1e9,
             clip[0] / 1e9,
-            FLOAT16.estimate(card.parameters, layers, width) / 1e9,
+            FLOAT16.estimate_model_bytes(card.parameters, layers, width) / 1e9,
             clip[1] / 1e9,
         ]
         row = re.search(rf"^\| {name} \| (.+?) \|$", DOCUMENT.read_text(), re.M)

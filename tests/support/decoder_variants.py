@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from musicgen_bento.engine.engine import ModelEngine
+from musicgen_bento.engine.engine import Engine
 from musicgen_bento.engine.types import Finished
-from musicgen_bento.lm.cuda_graph_decoder import GraphedDecoder
+from musicgen_bento.lm.cuda_graph_decoder import CudaGraphDecoder
 from musicgen_bento.precision import FLOAT32
 from tests.support.tiny_checkpoints import Recipe
 from tests.support.tiny_models import MONO, Result, engine, load, params
@@ -22,19 +22,19 @@ COMPANY = {
 }
 
 
-def plain(recipe: Recipe) -> ModelEngine:
+def plain(recipe: Recipe) -> Engine:
     """With torch's decoder, clip by clip."""
     return engine(recipe, how=FLOAT32)
 
 
-def graphed(recipe: Recipe, slots: int = 4) -> ModelEngine:
+def graphed(recipe: Recipe, slots: int = 4) -> Engine:
     """With what a CUDA graph replays, run eagerly."""
-    model = ModelEngine(load(recipe, FLOAT32), max_slots=slots, max_queue=16, deterministic=False)
-    model._decoder = GraphedDecoder(model.checkpoint.weights)
+    model = Engine(load(recipe, FLOAT32), max_slots=slots, max_queue=16, deterministic=False)
+    model._decoder = CudaGraphDecoder(model.checkpoint.weights)
     return model
 
 
-def packed(recipe: Recipe) -> ModelEngine:
+def packed(recipe: Recipe) -> Engine:
     """With the kernel's."""
     return engine(recipe, slots=4)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from musicgen_bento import errors
 from musicgen_bento.config import Settings
-from musicgen_bento.model_catalog import CATALOGUE, ModelCard
+from musicgen_bento.model_catalog import CATALOG, ModelCard
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
@@ -111,7 +111,7 @@ def catalogue_table() -> str:
                 size(card),
                 ", ".join(f"`{alias}`" for alias in card.aliases if alias.startswith("facebook/")) or "",
             )
-            for card in CATALOGUE
+            for card in CATALOG
         ],
     )
 

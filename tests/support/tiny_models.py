@@ -20,10 +20,10 @@ from musicgen_bento.checkpoint import loading
 from musicgen_bento.checkpoint.loading import Checkpoint
 from musicgen_bento.checkpoint.source import Source
 from musicgen_bento.config import Settings
-from musicgen_bento.engine.engine import ModelEngine
-from musicgen_bento.engine.types import Chunk, Event, Failed, Finished, GenerationParams, Started
+from musicgen_bento.engine.engine import Engine
+from musicgen_bento.engine.types import AudioChunk, Event, Failed, Finished, GenerationParams, Started
 from musicgen_bento.model_pool.loader import Loader
-from musicgen_bento.precision import FLOAT32_PACKED, Precision
+from musicgen_bento.precision import FLOAT32_NATIVE, Precision
 from tests.support.tiny_checkpoints import Recipe, write
 
 CPU = torch.device("cpu")
@@ -48,7 +48,7 @@ def takes(source: Source, precision: Any = "auto") -> int:
 
 
 @cache
-def load(recipe: Recipe, how: Precision = FLOAT32_PACKED) -> Checkpoint:
+def load(recipe: Recipe, how: Precision = FLOAT32_NATIVE) -> Checkpoint:
     """The model as the engine has it."""
     return loading.load(Source("tiny", folder(recipe)), CPU, how)
 
@@ -65,13 +65,13 @@ def engine(
     slots: int = 4,
     queue: int = 64,
     deterministic: bool = False,
-    how: Precision = FLOAT32_PACKED,
-) -> ModelEngine:
-    return ModelEngine(load(recipe, how), max_slots=slots, max_queue=queue, deterministic=deterministic)
+    how: Precision = FLOAT32_NATIVE,
+) -> Engine:
+    return Engine(load(recipe, how), max_slots=slots, max_queue=queue, deterministic=deterministic)
 
 
 @dataclass
-class Story:
+class EventLog:
     """What a listener heard."""
 
     events: list[Event] = field(default_factory=list)
@@ -90,7 +90,7 @@ class Story:
 
     @property
     def audio(self) -> NDArray[np.float32]:
-        chunks = [event.samples for event in self.events if isinstance(event, Chunk)]
+        chunks = [event.samples for event in self.events if isinstance(event, AudioChunk)]
         return np.concatenate(chunks, axis=1) if chunks else np.zeros((1, 0), np.float32)
 
 
@@ -100,23 +100,23 @@ def params(prompt: str = "calm piano", duration: float = 0.5, seed: int = 0, **r
 
 @dataclass
 class Result:
-    story: Story
+    story: EventLog
     tokens: NDArray[np.int64]
 
 
-def make(model: ModelEngine, requests: Mapping[str, GenerationParams]) -> dict[str, Result]:
+def make(model: Engine, requests: Mapping[str, GenerationParams]) -> dict[str, Result]:
     """Submit all at once and step until nothing is left."""
     results = {}
     for ticket, request in requests.items():
-        story = Story()
-        model.submit(ticket, request, story)
-        results[ticket] = Result(story, model._slots[ticket].clip.tokens)
+        story = EventLog()
+        model.add_request(ticket, request, story)
+        results[ticket] = Result(story, model._requests[ticket].tokens.tokens)
     while model.step():
         pass
     return results
 
 
-def make_one(model: ModelEngine, request: GenerationParams) -> Result:
+def make_one(model: Engine, request: GenerationParams) -> Result:
     result = make(model, {"only": request})["only"]
     assert isinstance(result.story.end, Finished), result.story.end
     return result

@@ -8,7 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from musicgen_bento.config import Settings
-from musicgen_bento.model_catalog import find
+from musicgen_bento.model_catalog import find_model
 
 
 @pytest.fixture(autouse=True)
@@ -24,7 +24,7 @@ def test_defaults() -> None:
     assert settings.preload == ("demo",)
     assert (settings.max_queue, settings.max_duration, settings.max_slots) == (64, 300.0, None)
     assert not any((settings.deterministic, settings.allow_any_model, settings.allow_anonymous))
-    assert find(settings.default_model) is not None
+    assert find_model(settings.default_model) is not None
 
 
 def test_every_setting_can_be_set_by_its_variable(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from musicgen_bento.model_catalog import CATALOGUE, ModelCard, find
+from musicgen_bento.model_catalog import CATALOG, ModelCard, find_model
 
 RELEASED = {  # the hub's own names: (channels, listens to melody)
     "facebook/musicgen-small": (1, False),
@@ -21,9 +21,9 @@ RELEASED = {  # the hub's own names: (channels, listens to melody)
 
 
 def test_every_released_model_is_there() -> None:
-    assert {card.id for card in CATALOGUE} == {"demo", *RELEASED}
+    assert {card.id for card in CATALOG} == {"demo", *RELEASED}
     for name, (channels, melody) in RELEASED.items():
-        card = find(name)
+        card = find_model(name)
         assert card is not None
         assert (card.id, card.channels, "melody" in card.conditioning) == (name, channels, melody)
         assert (card.sample_rate, card.window, card.license) == (32_000, 30.0, "CC-BY-NC 4.0")
@@ -46,22 +46,22 @@ def test_every_released_model_is_there() -> None:
     ],
 )
 def test_spellings(spelling: str, hub: str) -> None:
-    card = find(spelling)
+    card = find_model(spelling)
     assert card is not None
     assert card.id == hub
 
 
 @pytest.mark.parametrize("name", ["", " ", "facebook/musicgen", "facebook/musicgen-tiny", "../demo", "demo/", "\x00"])
 def test_what_is_not_there_is_not_found(name: str) -> None:
-    assert find(name) is None
+    assert find_model(name) is None
 
 
 def test_a_spelling_means_one_model() -> None:
-    names = [name.lower() for card in CATALOGUE for name in (card.id, *card.aliases)]
+    names = [name.lower() for card in CATALOG for name in (card.id, *card.aliases)]
     assert len(set(names)) == len(names)
 
 
-@pytest.mark.parametrize("card", CATALOGUE, ids=lambda card: card.id)
+@pytest.mark.parametrize("card", CATALOG, ids=lambda card: card.id)
 def test_a_card_is_whole(card: ModelCard) -> None:
     assert card.parameters > 0
     assert card.license
@@ -88,7 +88,7 @@ def _parameters(dim: int, layers: int, codebooks: int, *, melody: bool) -> int:
 
 @pytest.mark.parametrize("name", list(RELEASED))
 def test_parameters_are_those_of_the_architecture(name: str) -> None:
-    card = find(name)
+    card = find_model(name)
     assert card is not None
     melody = "melody" in name
     size = "large" if "large" in name else "medium" if melody or "medium" in name else "small"

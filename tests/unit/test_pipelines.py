@@ -17,7 +17,7 @@ import musicgen_bento
 from musicgen_bento import several
 from musicgen_bento.errors import InvalidRequest, MusicGenError, UnknownModel
 from musicgen_bento.model_catalog import DEMO_FOLDER
-from musicgen_bento.pipelines import Output, Pipeline
+from musicgen_bento.pipelines import Pipeline, PipelineOutput
 
 ROOT = Path(__file__).parents[2]
 
@@ -28,7 +28,7 @@ def pipe() -> Iterator[Pipeline]:
         yield loaded
 
 
-def same(one: Output, other: Output) -> bool:
+def same(one: PipelineOutput, other: PipelineOutput) -> bool:
     return all(np.array_equal(a, b) for a, b in zip(one.audios, other.audios, strict=True))
 
 
@@ -54,7 +54,7 @@ def test_several_prompts_are_made_together(pipe: Pipeline, tmp_path: Path) -> No
 
     def tell(*step: Any) -> None:
         told.append(step)
-        loads.append(pipe._pool.loads()["demo"])
+        loads.append(pipe._pool.request_counts()["demo"])
 
     out = pipe(["ambient", "ambient", "drums"], duration=1, seed=2**32 - 1, progress=tell)
     assert out.seeds == [2**32 - 1, 0, 1]
@@ -75,7 +75,7 @@ def test_more_prompts_than_a_servers_queue_holds(monkeypatch: pytest.MonkeyPatch
 
 
 def test_threads_may_share_it(pipe: Pipeline) -> None:
-    outs: dict[int, Output] = {}
+    outs: dict[int, PipelineOutput] = {}
     threads = [
         threading.Thread(target=lambda seed=seed: outs.update({seed: pipe("ambient", duration=0.5, seed=seed)}))
         for seed in range(3)
@@ -110,21 +110,21 @@ def test_what_is_wrong_is_said(pipe: Pipeline, prompt: str, options: dict[str, f
 
 def test_the_prompt_at_fault_is_named() -> None:
     with pytest.raises(InvalidRequest, match="Prompt 2 of 3: prompt should hold some text"):
-        several.requests(["x", " ", "y"])
+        several.build_requests(["x", " ", "y"])
 
 
 def test_one_that_fails_leaves_none_at_work(pipe: Pipeline) -> None:
     with pytest.raises(InvalidRequest, match="tokens"):
         pipe(["x", "a b c d e f g h " * 120], duration=60)
-    assert pipe._pool.loads() == {"demo": (0, 0)}
+    assert pipe._pool.request_counts() == {"demo": (0, 0)}
 
 
 def test_whoever_stops_reading_cancels_the_rest(pipe: Pipeline) -> None:
-    asked = several.requests(["x", "x"], duration=0.2) + several.requests(["x"], duration=200)
+    asked = several.build_requests(["x", "x"], duration=0.2) + several.build_requests(["x"], duration=200)
     clips = pipe.make(asked)
     next(clips)
     clips.close()  # type: ignore[attr-defined]
-    assert pipe._pool.loads() == {"demo": (0, 0)}
+    assert pipe._pool.request_counts() == {"demo": (0, 0)}
 
 
 def test_a_folder_is_a_model() -> None:

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-class KVCache:
+class DenseKVCache:
     """Room for so many positions; one clip's.
 
     Args:
@@ -16,7 +16,7 @@ class KVCache:
     """
 
     def __init__(self, both: Tensor, length: int = 0) -> None:
-        self.both = both
+        self.kv = both
         self.length = length
 
     def attend(self, layer: int, query: Tensor, both: Tensor) -> Tensor:
@@ -32,15 +32,15 @@ class KVCache:
         Returns:
             What they find, [rows, H, T, D].
         """
-        self.remember(layer, both)
+        self.append(layer, both)
         end = self.length + query.shape[2]
-        keys, values = self.both[layer, :, :, :, :end]
-        mask = causal(query.shape[2], end, query.device)
+        keys, values = self.kv[layer, :, :, :, :end]
+        mask = causal_mask(query.shape[2], end, query.device)
         return F.scaled_dot_product_attention(query, keys, values, attn_mask=mask)
 
-    def remember(self, layer: int, both: Tensor) -> None:
+    def append(self, layer: int, both: Tensor) -> None:
         """Keys and values of a layer's next T positions, [2, rows, H, T, D]."""
-        self.both[layer, :, :, :, self.length : self.length + both.shape[3]] = both
+        self.kv[layer, :, :, :, self.length : self.length + both.shape[3]] = both
 
     def advance(self, positions: int) -> None:
         """The positions just written count."""
@@ -51,7 +51,7 @@ class KVCache:
         self.length = 0
 
 
-def causal(positions: int, filled: int, device: torch.device | str) -> Tensor | None:
+def causal_mask(positions: int, filled: int, device: torch.device | str) -> Tensor | None:
     """A mask [T, filled] for the last T positions of those filled; one sees them all."""
     if positions == 1:
         return None

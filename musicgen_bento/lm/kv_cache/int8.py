@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from musicgen_bento.lm.kv_cache.dense import causal
+from musicgen_bento.lm.kv_cache.dense import causal_mask
 
 BLOCK = 64  # positions that a channel of keys shares a scale over
 SCALE = 8  # bytes of a row's scale and minimum, float32 each
@@ -27,7 +27,7 @@ _pack: Any = torch.ops.quantized.embedding_bag_byte_prepack
 _unpack: Any = torch.ops.quantized.embedding_bag_byte_unpack
 
 
-class QuantizedKVCache:
+class Int8KVCache:
     """See `KVCache`. The memory is taken page by page, as it is filled.
 
     Args:
@@ -48,7 +48,7 @@ class QuantizedKVCache:
         self._bags: tuple[int, tuple[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
 
     @staticmethod
-    def bytes(layers: int, rows: int, heads: int, positions: int, head_dim: int) -> int:
+    def num_bytes(layers: int, rows: int, heads: int, positions: int, head_dim: int) -> int:
         """What one of these sizes takes when it is full, without the indices of a step (less than a hundredth)."""
         keys = positions // BLOCK * head_dim * (BLOCK + SCALE) + BLOCK * head_dim * 4
         return layers * rows * heads * (keys + positions * (head_dim + SCALE))
@@ -60,7 +60,7 @@ class QuantizedKVCache:
         heard = self._one(layer, query, both) if positions == 1 else self._many(layer, query, both)
         return heard.view(rows, heads, positions, dim)
 
-    def remember(self, layer: int, both: Tensor) -> None:
+    def append(self, layer: int, both: Tensor) -> None:
         """See `KVCache.remember`."""
         keys, values = self._split(both)
         positions = keys.shape[1]
@@ -86,7 +86,7 @@ class QuantizedKVCache:
 
     def _one(self, layer: int, query: Tensor, both: Tensor) -> Tensor:
         """One position [R, 1, D]."""
-        self.remember(layer, both)
+        self.append(layer, both)
         blocks, rest = divmod(self.length + 1, BLOCK)
         of_keys, of_values = self._places()
         query = query * self._dim**-0.5
@@ -109,9 +109,12 @@ class QuantizedKVCache:
         table = self._values[layer, :, : self.length].reshape(-1, self._dim + SCALE)
         past = _unpack(table) if self.length else values.new_empty(0)
         all_values = torch.cat([past.view(self._heads, -1, self._dim), values], dim=1)
-        self.remember(layer, both)
+        self.append(layer, both)
         return F.scaled_dot_product_attention(
-            query[None], all_keys[None], all_values[None], attn_mask=causal(query.shape[1], all_keys.shape[1], "cpu")
+            query[None],
+            all_keys[None],
+            all_values[None],
+            attn_mask=causal_mask(query.shape[1], all_keys.shape[1], "cpu"),
         )[0]
 
     def _split(self, both: Tensor) -> tuple[Tensor, Tensor]:

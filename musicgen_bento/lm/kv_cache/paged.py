@@ -12,36 +12,36 @@ from itertools import pairwise
 
 import torch
 
-from musicgen_bento.lm.seats import up
+from musicgen_bento.lm.seats import round_up
 from musicgen_bento.lm.weights import LMShape
-from musicgen_bento.native.bindings import BLOCK, DEPTH, LANES, SHORT
-from musicgen_bento.native.mmap_tensor import Pages
+from musicgen_bento.native.bindings import BLOCK_SIZE, DEPTH, LANES, MAX_FUSED_TOKENS
+from musicgen_bento.native.mmap_tensor import MmapTensor
 from musicgen_bento.precision import Precision
 
 
-def count(positions: int) -> int:
+def num_blocks(positions: int) -> int:
     """Blocks that so many positions need."""
-    return -(-positions // BLOCK)
+    return -(-positions // BLOCK_SIZE)
 
 
 def block_bytes(shape: LMShape, precision: Precision) -> int:
     """Of one block. In bytes each position of a head has two scales."""
-    scale = 4 if precision.cache == torch.int8 else 0
-    return 2 * BLOCK * shape.layers * shape.heads * (shape.head_dim * precision.cache.itemsize + scale)
+    scale = 4 if precision.kv_dtype == torch.int8 else 0
+    return 2 * BLOCK_SIZE * shape.layers * shape.heads * (shape.head_dim * precision.kv_dtype.itemsize + scale)
 
 
-def folds(precision: Precision, tokens: int) -> bool:
+def can_fuse_prompt(precision: Precision, tokens: int) -> bool:
     """Whether a clip folds a prompt of so many tokens (`native/folded.h`), and has no blocks of it."""
-    return precision.cache == torch.int8 and 0 < tokens <= SHORT
+    return precision.kv_dtype == torch.int8 and 0 < tokens <= MAX_FUSED_TOKENS
 
 
-def folded_bytes(shape: LMShape, tokens: int) -> int:
+def fused_prompt_bytes(shape: LMShape, tokens: int) -> int:
     """Of such a prompt."""
-    rows, width = up(shape.heads * tokens, LANES), up(shape.heads * tokens, DEPTH)
-    return shape.layers * (rows * up(shape.dim, DEPTH) + shape.dim * width + 4 * (rows + shape.dim))
+    rows, width = round_up(shape.heads * tokens, LANES), round_up(shape.heads * tokens, DEPTH)
+    return shape.layers * (rows * round_up(shape.dim, DEPTH) + shape.dim * width + 4 * (rows + shape.dim))
 
 
-class Blocks:
+class BlockPool:
     """The blocks of all clips of a model. They take memory as they are written.
 
     Args:
@@ -50,15 +50,15 @@ class Blocks:
     """
 
     def __init__(self, most: int, size: int) -> None:
-        self._pages = Pages(most, size, dtype=torch.uint8, huge=size >= 2**20)
+        self._pages = MmapTensor(most, size, dtype=torch.uint8, huge=size >= 2**20)
         self._free = list(range(most))  # a heap: the first are taken first, so that they stay close together
 
     @property
-    def free(self) -> int:
+    def num_free(self) -> int:
         """How many nobody has."""
         return len(self._free)
 
-    def take(self) -> int:
+    def allocate(self) -> int:
         """One that nobody has.
 
         Raises:
@@ -70,11 +70,11 @@ class Blocks:
         """Where it is."""
         return self._pages.tensor[block].data_ptr()
 
-    def fill(self, block: int) -> None:
+    def zero(self, block: int) -> None:
         """Write zeros to it: its memory is taken."""
         self._pages.tensor[block].zero_()
 
-    def give_back(self, blocks: Iterable[int]) -> None:
+    def free(self, blocks: Iterable[int]) -> None:
         """They are not wanted any more, and take no memory but of pages that others have a part of.
 
         Those go with the last of them: what takes a part of a large page back gets small ones for it, which a processor
@@ -84,7 +84,7 @@ class Blocks:
         self._free = sorted([*self._free, *given])  # a heap too
         for run in _runs(self._free):
             if not given.isdisjoint(run):
-                self._pages.forget(self._pages.tensor[run.start : run.stop])
+                self._pages.release_pages(self._pages.tensor[run.start : run.stop])
 
 
 def _runs(ascending: list[int]) -> Iterator[range]:
@@ -94,7 +94,7 @@ def _runs(ascending: list[int]) -> Iterator[range]:
         yield range(ascending[begin], ascending[end - 1] + 1)
 
 
-class BlockCache:
+class PagedKVCache:
     """What one clip remembers of itself and of its prompt.
 
     Args:
@@ -111,24 +111,24 @@ class BlockCache:
         tokens: of the prompt.
     """
 
-    def __init__(self, blocks: Blocks, rows: int, positions: int, tokens: int) -> None:
-        self.length, self.tokens, self.folded = 0, tokens, 0
-        self._pages: Pages | None = None  # of the folded prompt
+    def __init__(self, blocks: BlockPool, rows: int, positions: int, tokens: int) -> None:
+        self.length, self.tokens, self.fused_prompt = 0, tokens, 0
+        self._pages: MmapTensor | None = None  # of the folded prompt
         self._blocks = blocks
         self._taken: list[int] = []
         self._filled = 0  # blocks of each row
-        self.rows = torch.zeros(rows, count(positions), dtype=torch.int64)
-        self.prompt = torch.tensor([self._take() for _ in range(count(tokens))], dtype=torch.int64)
+        self.block_tables = torch.zeros(rows, num_blocks(positions), dtype=torch.int64)
+        self.prompt_blocks = torch.tensor([self._take() for _ in range(num_blocks(tokens))], dtype=torch.int64)
 
-    def fold(self, tokens: int, size: int) -> None:
+    def allocate_fused_prompt(self, tokens: int, size: int) -> None:
         """Have `size` bytes for a prompt that is folded."""
-        self._pages = Pages(size, dtype=torch.uint8, huge=True)
-        self.tokens, self.folded = tokens, self._pages.tensor.data_ptr()
+        self._pages = MmapTensor(size, dtype=torch.uint8, huge=True)
+        self.tokens, self.fused_prompt = tokens, self._pages.tensor.data_ptr()
 
-    def reach(self, positions: int) -> None:
+    def ensure_capacity(self, positions: int) -> None:
         """Have room for so many positions more."""
-        while self._filled * BLOCK < self.length + positions:
-            for row in self.rows:
+        while self._filled * BLOCK_SIZE < self.length + positions:
+            for row in self.block_tables:
                 row[self._filled] = self._take()
             self._filled += 1
 
@@ -140,19 +140,19 @@ class BlockCache:
         """Start over at position 0."""
         self.length = 0
 
-    def make_up(self, positions: int) -> None:
+    def fill_with_zeros_for_benchmark(self, positions: int) -> None:
         """So many positions of zeros, written, as a bench wants them."""
-        self.reach(positions)
-        for block in self._taken[len(self.prompt) :]:
-            self._blocks.fill(block)
+        self.ensure_capacity(positions)
+        for block in self._taken[len(self.prompt_blocks) :]:
+            self._blocks.zero(block)
         self.advance(positions)
 
     def close(self) -> None:
         """The clip is over."""
-        self._blocks.give_back(self._taken)
+        self._blocks.free(self._taken)
         self._taken.clear()
         self._pages = None
 
     def _take(self) -> int:
-        self._taken.append(self._blocks.take())
+        self._taken.append(self._blocks.allocate())
         return self._blocks.address(self._taken[-1])

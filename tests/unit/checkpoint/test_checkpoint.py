@@ -25,8 +25,8 @@ from transformers import EncodecConfig, EncodecModel
 from musicgen_bento.checkpoint import loading, source
 from musicgen_bento.checkpoint.loading import Checkpoint
 from musicgen_bento.checkpoint.source import Source
-from musicgen_bento.engine.engine import ModelEngine
-from musicgen_bento.errors import BrokenCheckpoint, InvalidRequest, LoadFailed, ModelUnavailable, UnknownModel
+from musicgen_bento.engine.engine import Engine
+from musicgen_bento.errors import InvalidCheckpoint, InvalidRequest, LoadFailed, ModelUnavailable, UnknownModel
 from musicgen_bento.precision import FLOAT32, Precision
 from tests.support.tiny_checkpoints import write_hub_cache, write_t5
 from tests.support.tiny_models import CPU, MONO, PREPEND, STEREO, folder, load, make_one, params
@@ -64,13 +64,13 @@ def edit_config(file: Path, key: str, value: object) -> None:
 
 def test_what_a_mono_model_says_of_itself() -> None:
     model = load(MONO)
-    assert (model.sample_rate, model.channels, model.frame_rate, model.hop) == (32_000, 1, 50, 640)
-    assert model.weights.shape.text == "cross"
+    assert (model.sample_rate, model.channels, model.frame_rate, model.hop_length) == (32_000, 1, 50, 640)
+    assert model.weights.shape.text_conditioning == "cross"
 
 
 def test_what_a_stereo_and_a_prepending_model_say() -> None:
     assert (load(STEREO).channels, load(STEREO).weights.shape.codebooks) == (2, 8)
-    assert load(PREPEND).weights.shape.text == "prepend"
+    assert load(PREPEND).weights.shape.text_conditioning == "prepend"
     assert load(PREPEND, FLOAT32).weights.layers[0].cross is None
 
 
@@ -89,7 +89,7 @@ def test_a_pretrained_codec_from_hugging_face(copy: Path) -> None:
     torch.save({"pretrained": "facebook/encodec_32khz"}, copy / FILES[1])
     model = loaded(copy)
     assert isinstance(model.codec, HFEncodecCompressionModel)
-    story = make_one(ModelEngine(model, max_slots=1, max_queue=1, deterministic=False), params()).story
+    story = make_one(Engine(model, max_slots=1, max_queue=1, deterministic=False), params()).story
     codes = torch.randint(0, 2048, (1, 4, 25))
     assert story.audio.shape == (1, model.codec.decode(codes).shape[-1])
 
@@ -117,7 +117,7 @@ def test_a_cached_model_without_its_t5(tmp_path: Path, monkeypatch: pytest.Monke
 @pytest.mark.parametrize("name", FILES)
 def test_a_missing_file_is_named(copy: Path, name: str) -> None:
     (copy / name).unlink()
-    with pytest.raises(BrokenCheckpoint, match=name) as error:
+    with pytest.raises(InvalidCheckpoint, match=name) as error:
         loaded(copy)
     assert "compression_state_dict.bin" in error.value.hint
 
@@ -127,7 +127,7 @@ def test_a_missing_file_is_named(copy: Path, name: str) -> None:
 def test_a_truncated_file_is_named(copy: Path, name: str, keep: float) -> None:
     content = (copy / name).read_bytes()
     (copy / name).write_bytes(content[: int(keep * len(content)) if keep < 1 else int(keep)])
-    with pytest.raises(BrokenCheckpoint, match=name):
+    with pytest.raises(InvalidCheckpoint, match=name):
         loaded(copy)
 
 
@@ -137,7 +137,7 @@ def test_a_truncated_file_is_named(copy: Path, name: str, keep: float) -> None:
 )
 def test_a_foreign_file_is_named(copy: Path, name: str, content: object) -> None:
     torch.save(content, copy / name)
-    with pytest.raises(BrokenCheckpoint, match=name):
+    with pytest.raises(InvalidCheckpoint, match=name):
         loaded(copy)
 
 
@@ -145,7 +145,7 @@ def test_a_foreign_file_is_named(copy: Path, name: str, content: object) -> None
 @pytest.mark.parametrize("config", ["nonsense: 1", "{", "a: ${b}"])
 def test_a_configuration_that_is_none(copy: Path, name: str, config: str) -> None:
     edit(copy / name, lambda package: package.update({"xp.cfg": config}))
-    with pytest.raises(BrokenCheckpoint, match=name):
+    with pytest.raises(InvalidCheckpoint, match=name):
         loaded(copy)
 
 
@@ -160,10 +160,10 @@ def test_a_pickle_that_runs_code_does_not_run(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     torch.save({"best_state": {}, "xp.cfg": Bomb()}, copy / name)
-    with pytest.raises(BrokenCheckpoint, match=name):
+    with pytest.raises(InvalidCheckpoint, match=name):
         loaded(copy)
     (copy / name).write_bytes(pickle.dumps(Bomb()))
-    with pytest.raises(BrokenCheckpoint, match=name):
+    with pytest.raises(InvalidCheckpoint, match=name):
         loaded(copy)
     assert not Path("exploded").exists()
 
@@ -178,7 +178,7 @@ def test_tensors_that_are_missing_left_over_or_of_another_size(copy: Path) -> No
     ):
         (copy / FILES[0]).write_bytes(original)
         edit(copy / FILES[0], lambda package, change=change: change(package["best_state"]))
-        with pytest.raises(BrokenCheckpoint, match=says):
+        with pytest.raises(InvalidCheckpoint, match=says):
             loaded(copy)
 
 
@@ -202,7 +202,7 @@ def test_tensors_that_are_missing_left_over_or_of_another_size(copy: Path) -> No
 def test_a_model_built_otherwise_is_refused_by_what_it_is(copy: Path, key: str, value: object) -> None:
     """A checkpoint this engine would run wrongly must not run at all."""
     edit_config(copy / FILES[0], key, value)
-    with pytest.raises(BrokenCheckpoint, match="than every released MusicGen"):
+    with pytest.raises(InvalidCheckpoint, match="than every released MusicGen"):
         loaded(copy)
 
 
@@ -215,20 +215,20 @@ def test_a_melody_model_is_refused_with_a_word_why(copy: Path) -> None:
 def test_the_codec_of_another_model(copy: Path) -> None:
     shutil.copy(folder(STEREO) / FILES[0], copy / FILES[0])
     edit_config(copy / FILES[0], "interleave_stereo_codebooks.use", False)
-    with pytest.raises(BrokenCheckpoint, match="codec of another model"):
+    with pytest.raises(InvalidCheckpoint, match="codec of another model"):
         loaded(copy)
 
 
 def test_a_t5_that_is_none(copy: Path) -> None:
     (copy / "t5" / "model.safetensors").write_bytes(b"nonsense")
-    with pytest.raises(BrokenCheckpoint, match="T5"):
+    with pytest.raises(InvalidCheckpoint, match="T5"):
         loaded(copy)
 
 
 def test_a_t5_of_another_width(copy: Path) -> None:
     shutil.rmtree(copy / "t5")
     write_t5(copy / "t5", replace(MONO, text_dim=32))
-    with pytest.raises(BrokenCheckpoint, match="32 wide"):
+    with pytest.raises(InvalidCheckpoint, match="32 wide"):
         loaded(copy)
 
 
@@ -246,7 +246,7 @@ SIZES = [
 @pytest.mark.parametrize(("key", "value"), SIZES)
 def test_sizes_that_do_not_go_together(copy: Path, key: str, value: object) -> None:
     edit_config(copy / FILES[0], key, value)
-    with pytest.raises(BrokenCheckpoint, match=r"state_dict\.bin of tiny has a"):
+    with pytest.raises(InvalidCheckpoint, match=r"state_dict\.bin of tiny has a"):
         loaded(copy)
 
 
@@ -270,14 +270,14 @@ def test_a_configuration_cannot_read_the_environment(
     for key in ("transformer_lm.activation", "conditioners.description.t5.name"):
         edit_config(copy / FILES[0], key, reference)
         shutil.rmtree(copy / "t5", ignore_errors=True)
-        with pytest.raises(BrokenCheckpoint) as error:
+        with pytest.raises(InvalidCheckpoint) as error:
             loaded(copy)
         assert "hunter2" not in str(error.value)
 
 
 def test_a_configuration_may_refer_to_itself(copy: Path) -> None:
     edit_config(copy / FILES[0], "transformer_lm.card", "${rvq.bins}")
-    assert loaded(copy).weights.shape.card == 2048
+    assert loaded(copy).weights.shape.codebook_size == 2048
 
 
 def test_a_folder_beside_the_server_is_not_taken_for_a_hub_id(
@@ -292,7 +292,7 @@ def test_a_folder_beside_the_server_is_not_taken_for_a_hub_id(
 
 def test_errors_name_the_model_and_no_folder(copy: Path) -> None:
     (copy / FILES[0]).write_bytes(b"")
-    with pytest.raises(BrokenCheckpoint) as error:
+    with pytest.raises(InvalidCheckpoint) as error:
         loaded(copy)
     assert "state_dict.bin of tiny" in error.value.message
     assert str(copy) not in str(error.value)
@@ -367,7 +367,7 @@ def test_what_the_hub_says_in_plain_words(
     small = Source("small", "facebook/musicgen-small")
     for fetch in (
         lambda: small.file(FILES[0]),
-        lambda: small.companion("t5-base", ["config.json", "model.safetensors"], beside="t5"),
+        lambda: small.dependency("t5-base", ["config.json", "model.safetensors"], subfolder="t5"),
     ):
         with pytest.raises(error, match=says) as raised:
             fetch()

@@ -87,17 +87,17 @@ def said(process: subprocess.Popen[str]) -> str:
 def test_a_folder_is_here_when_what_it_names_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AUDIOCRAFT_CACHE_DIR", str(tmp_path / "cache"))
     source = Source("mine", tmp_path)
-    assert source.here  # its load fails with no look at the network
+    assert source.is_local  # its load fails with no look at the network
     (tmp_path / "compression_state_dict.bin").write_bytes(b"names another")
-    assert not source.here
+    assert not source.is_local
     (tmp_path / "encodec_32khz").mkdir()
-    assert not source.here
+    assert not source.is_local
     (tmp_path / "t5").mkdir()
-    assert source.here
+    assert source.is_local
     (tmp_path / "encodec_32khz").rmdir()
-    assert not source.here
+    assert not source.is_local
     (tmp_path / "compression_state_dict.bin").write_bytes(bytes(200_000))
-    assert source.here
+    assert source.is_local
 
 
 def test_a_download_that_is_cut_goes_on_where_it_was(hub: StandIn, tmp_path: Path) -> None:

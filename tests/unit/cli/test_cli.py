@@ -63,7 +63,7 @@ def umask() -> int:
 
 
 def test_a_folder_is_a_model_and_the_drawn_seed_makes_the_clip_again(tmp_path: Path) -> None:
-    folder = model_catalog.CATALOGUE[0].folder
+    folder = model_catalog.CATALOG[0].folder
     first = run("--prompt", "x", "--duration", "0.5", "--model", str(folder), "--output", str(tmp_path / "1.wav"))
     assert first.returncode == 0, first.stderr
     assert "No --model" not in first.stderr
@@ -214,7 +214,7 @@ def test_the_defaults_are_the_requests() -> None:
 def test_models_lists_every_model_with_its_licence() -> None:
     done = run("models")
     assert done.returncode == 0, done.stderr
-    for card in model_catalog.CATALOGUE:
+    for card in model_catalog.CATALOG:
         [line] = [line for line in done.stdout.splitlines() if line.split()[:1] == [card.id]]
         assert card.license in line
     assert "Built in and tiny" in done.stdout

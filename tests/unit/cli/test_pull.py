@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from musicgen_bento.cli.progress import Bar
+from musicgen_bento.cli.progress import ProgressDisplay
 from tests.support import fake_hub as hubs
 from tests.support.fake_hub import REPO, Hub, fill, opened
 from tests.support.tiny_models import MONO, folder
@@ -180,7 +180,7 @@ def test_a_narrow_terminal_gets_what_fits(columns: int, shown: str, monkeypatch:
     termios.tcsetwinsize(slave, (25, columns))
     with open(slave, "w") as terminal:
         monkeypatch.setattr(sys, "stderr", terminal)
-        Bar().fetch("who/what-they-call", 500_000_000, 1_000_000_000)
+        ProgressDisplay().fetch("who/what-they-call", 500_000_000, 1_000_000_000)
         assert os.read(master, 4096).decode() == shown
     os.close(master)
 

@@ -38,7 +38,7 @@ from musicgen_bento.errors import (
     UnknownJob,
     UnknownModel,
 )
-from musicgen_bento.schemas import GenerationRequest, Options
+from musicgen_bento.schemas import GenerationOptions, GenerationRequest
 from tests.support.fake_server import DROP, WAV, Reply, StandIn, audio_headers, error, job
 from tests.support.wait import until
 
@@ -81,7 +81,7 @@ def test_the_server_is_sent_what_was_given_and_a_seed_and_nothing_else() -> None
 
 
 def test_the_options_are_the_requests_fields() -> None:
-    assert set(Options.__annotations__) == set(GenerationRequest.model_fields) - {"prompt", "model"}
+    assert set(GenerationOptions.__annotations__) == set(GenerationRequest.model_fields) - {"prompt", "model"}
 
 
 @pytest.mark.parametrize(
@@ -411,7 +411,7 @@ def test_it_is_light() -> None:
 
 
 def test_an_error_without_an_answer_has_no_status() -> None:
-    kinds = (transport.Unreachable, transport.TimedOut, transport.BadAnswer, transport.Cancelled)
+    kinds = (transport.Unreachable, transport.TimedOut, transport.InvalidResponse, transport.Cancelled)
     assert {kind.status for kind in kinds} == {0}
     assert len({kind.code for kind in kinds}) == len(kinds)
 

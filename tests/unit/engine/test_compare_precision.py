@@ -10,8 +10,8 @@ from musicgen_bento.checkpoint.source import Source
 from musicgen_bento.cli.program import PROGRAM
 from musicgen_bento.engine import compare_precision
 from musicgen_bento.lm import packed_weights
-from musicgen_bento.lm.linear import Dense
-from musicgen_bento.precision import FLOAT16_KEPT, FLOAT32_PACKED, INT8
+from musicgen_bento.lm.linear import DenseLinear
+from musicgen_bento.precision import FLOAT16_WEIGHTS, FLOAT32_NATIVE, INT8
 from tests.support.tiny_checkpoints import Recipe
 from tests.support.tiny_models import MONO, PREPEND, STEREO, folder
 
@@ -19,7 +19,7 @@ from tests.support.tiny_models import MONO, PREPEND, STEREO, folder
 @pytest.mark.parametrize("recipe", [MONO, STEREO, PREPEND])
 def test_float32_is_no_distance_from_itself_and_fewer_bits_are_further(recipe: Recipe) -> None:
     files = loading.open_files(Source("tiny", folder(recipe)))
-    found = list(compare_precision.distances(files, [FLOAT32_PACKED, FLOAT16_KEPT, INT8], seconds=0.2))
+    found = list(compare_precision.measure_distances(files, [FLOAT32_NATIVE, FLOAT16_WEIGHTS, INT8], seconds=0.2))
     assert [each.contexts for each in found] == ["greedy", "sampled"] * 3
     assert [each.precision for each in found[::2]] == ["float32", "float16", "int8"]
     codebooks = 8 if recipe.stereo else 4
@@ -32,7 +32,7 @@ def test_float32_is_no_distance_from_itself_and_fewer_bits_are_further(recipe: R
         )
         assert same.kl < 1e-7
         assert same.agreement == 1
-        assert same.near
+        assert same.is_close
         assert same.kl <= half.kl < int8.kl <= int8.kl_99
 
 
@@ -40,9 +40,11 @@ def test_a_precision_that_computes_wrongly_is_found(monkeypatch: pytest.MonkeyPa
     files = loading.open_files(Source("tiny", folder(MONO)))
     pack = packed_weights._Packer.__call__
     monkeypatch.setattr(
-        packed_weights._Packer, "__call__", lambda self, product: pack(self, Dense(product.weight.flip(0).contiguous()))
+        packed_weights._Packer,
+        "__call__",
+        lambda self, product: pack(self, DenseLinear(product.weight.flip(0).contiguous())),
     )
-    assert not any(each.near for each in compare_precision.distances(files, [INT8], seconds=0.2))
+    assert not any(each.is_close for each in compare_precision.measure_distances(files, [INT8], seconds=0.2))
 
 
 def test_the_command_prints_a_table_and_a_verdict() -> None:

@@ -6,19 +6,19 @@ from typing import Any
 
 import pytest
 
-from musicgen_bento.engine.engine import ModelEngine
+from musicgen_bento.engine.engine import Engine
 from musicgen_bento.engine.types import Failed, Finished, Started
-from tests.support.tiny_models import Story, engine, params
+from tests.support.tiny_models import EventLog, engine, params
 
 
 def test_prompts_do_not_stop_the_sound_of_those_who_play() -> None:
     """T5 may take longer for a crowd's prompts than a clip has sound ahead: one joins in each step."""
-    model, crowd = engine(slots=5), [Story() for _ in range(4)]
-    player = Story()
-    model.submit("player", params(duration=2.0), player)
+    model, crowd = engine(slots=5), [EventLog() for _ in range(4)]
+    player = EventLog()
+    model.add_request("player", params(duration=2.0), player)
     model.step()
     for number, story in enumerate(crowd):
-        model.submit(f"crowd-{number}", params(), story)
+        model.add_request(f"crowd-{number}", params(), story)
     for joined in range(1, 5):
         before = position(model)
         model.step()
@@ -28,16 +28,16 @@ def test_prompts_do_not_stop_the_sound_of_those_who_play() -> None:
 
 def test_what_fails_when_a_clip_ends_does_not_fail_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """A device that is broken: clips end with an error, and the thread does not go round for ever."""
-    model, stories = engine(), [Story(), Story()]
+    model, stories = engine(), [EventLog(), EventLog()]
     for number, story in enumerate(stories):
-        model.submit(str(number), params(duration=2.0), story)
+        model.add_request(str(number), params(duration=2.0), story)
     model.step()
     model.step()
 
     def broken(*_: Any) -> None:
         raise RuntimeError("device-side assert")
 
-    monkeypatch.setattr(model._decoder, "draw", broken)
+    monkeypatch.setattr(model._decoder, "step_and_sample", broken)
     monkeypatch.setattr(model._decoder, "close", broken)
     steps = 0
     while model.step():
@@ -45,18 +45,18 @@ def test_what_fails_when_a_clip_ends_does_not_fail_again(monkeypatch: pytest.Mon
         assert steps < 10
     assert all(isinstance(story.end, Failed) for story in stories)
     assert model._running == []
-    later = Story()
-    model.submit("later", params(duration=0.2), later)
+    later = EventLog()
+    model.add_request("later", params(duration=0.2), later)
     model.step()
     assert later.events  # it is heard of
 
 
 def test_the_first_clip_is_never_refused() -> None:
     """Nobody is there whose end would make room for it."""
-    model, first, second = engine(slots=2), Story(), Story()
+    model, first, second = engine(slots=2), EventLog(), EventLog()
     model._room = lambda bytes: False
-    model.submit("first", params(duration=0.4), first)
-    model.submit("second", params(duration=0.4), second)
+    model.add_request("first", params(duration=0.4), first)
+    model.add_request("second", params(duration=0.4), second)
     model.step()
     assert any(isinstance(event, Started) for event in first.events)
     assert not any(isinstance(event, Started) for event in second.events)
@@ -66,6 +66,6 @@ def test_the_first_clip_is_never_refused() -> None:
     assert isinstance(second.end, Finished)
 
 
-def position(model: ModelEngine) -> int:
+def position(model: Engine) -> int:
     """How far the player is."""
-    return next(slot.clip.position for slot in model._running if slot.ticket == "player")
+    return next(slot.tokens.position for slot in model._running if slot.request_id == "player")

@@ -6,13 +6,13 @@ from collections.abc import Callable
 
 import pytest
 
-from musicgen_bento.engine.engine import ModelEngine
-from musicgen_bento.engine.token_sequence import Clip
+from musicgen_bento.engine.engine import Engine
+from musicgen_bento.engine.token_sequence import TokenSequence
 from tests.support.decoder_variants import COMPANY, SHORT_WINDOW, assert_same, graphed, packed, plain
 from tests.support.tiny_checkpoints import Recipe
 from tests.support.tiny_models import MONO, PREPEND, STEREO, make, params
 
-Maker = Callable[[Recipe], ModelEngine]
+Maker = Callable[[Recipe], Engine]
 
 
 @pytest.fixture(params=[graphed, packed])
@@ -35,10 +35,10 @@ def test_past_the_window(seated: Maker) -> None:
 def test_a_clip_that_cannot_be_begun_has_no_seat(seated: Maker, monkeypatch: pytest.MonkeyPatch) -> None:
     model = seated(MONO)
 
-    def broken(clip: Clip) -> None:
+    def broken(clip: TokenSequence) -> None:
         raise RuntimeError("no codec")
 
-    monkeypatch.setattr(model._sounds, "open", broken)
+    monkeypatch.setattr(model._audio_decoder, "open", broken)
     make(model, {"one": params(duration=0.2)})
     assert not model._running
     make(model, {"four": params(duration=0.2), **{str(n): params(duration=0.1) for n in range(4)}})  # more would not go

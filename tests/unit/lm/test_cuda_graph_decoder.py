@@ -10,14 +10,14 @@ import torch
 
 from musicgen_bento.checkpoint import loading
 from musicgen_bento.checkpoint.source import Source
-from musicgen_bento.engine.engine import ModelEngine
+from musicgen_bento.engine.engine import Engine
 from musicgen_bento.engine.types import Finished, GenerationParams
-from musicgen_bento.lm.cuda_graph_decoder import SEATS, GraphedDecoder, _limit
-from musicgen_bento.lm.decoder import Need
+from musicgen_bento.lm.cuda_graph_decoder import BATCH_SIZES, CudaGraphDecoder, _limit
+from musicgen_bento.lm.decoder import KVCacheRequest
 from musicgen_bento.precision import FLOAT32
 from tests.support.decoder_variants import COMPANY, assert_same, graphed, plain
 from tests.support.tiny_checkpoints import Recipe
-from tests.support.tiny_models import MONO, PREPEND, STEREO, Story, folder, make, params
+from tests.support.tiny_models import MONO, PREPEND, STEREO, EventLog, folder, make, params
 
 
 def test_seats_are_given_back() -> None:
@@ -25,7 +25,7 @@ def test_seats_are_given_back() -> None:
     make(model, COMPANY)
     make(model, {"one": params(duration=0.2)})
     assert model._decoder._seated == []
-    assert model._decoder._slab.seats in SEATS
+    assert model._decoder._slab.seats in BATCH_SIZES
 
 
 def test_a_clip_that_went_to_infinity_spoils_none_after_it() -> None:
@@ -51,12 +51,12 @@ def test_a_clip_that_went_to_infinity_spoils_none_that_takes_its_seat() -> None:
 
 
 def test_the_top_k_of_one_who_has_left_is_forgotten() -> None:
-    model, stories = graphed(MONO), [Story() for _ in range(4)]
+    model, stories = graphed(MONO), [EventLog() for _ in range(4)]
     for number in range(3):
-        model.submit(str(number), params(duration=0.6, seed=number, top_k=50), stories[number])
+        model.add_request(str(number), params(duration=0.6, seed=number, top_k=50), stories[number])
     for _ in range(4):
         model.step()
-    model.submit("wide", params(duration=0.1, seed=9, top_k=250), stories[3])  # in the last seat
+    model.add_request("wide", params(duration=0.1, seed=9, top_k=250), stories[3])  # in the last seat
     while model.step():
         pass
     assert all(isinstance(story.end, Finished) for story in stories)
@@ -64,12 +64,12 @@ def test_the_top_k_of_one_who_has_left_is_forgotten() -> None:
 
 def test_who_is_first_has_room_for_one_slab_and_needs_no_more() -> None:
     decoder = graphed(MONO)._decoder
-    long = Need(2, 30, 80)
-    alone = decoder.bytes([long])
+    long = KVCacheRequest(2, 30, 80)
+    alone = decoder.kv_cache_bytes([long])
     sequence = decoder.open(torch.zeros(80, decoder.shape.dim), True, 30)
-    assert alone == decoder.bytes([long]) == _bytes_of(decoder)
+    assert alone == decoder.kv_cache_bytes([long]) == _bytes_of(decoder)
     decoder.close(sequence)
-    assert decoder._slab.seats == SEATS[0]
+    assert decoder._slab.seats == BATCH_SIZES[0]
 
 
 def test_whoever_finds_no_memory_for_a_prompt_has_no_seat(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,21 +93,21 @@ def test_clients_cannot_choose_how_many_graphs_there_are() -> None:
 def test_what_it_remembers_is_counted_while_it_grows_and_given_back() -> None:
     decoder = graphed(MONO)._decoder
     text = torch.zeros(5, decoder.shape.dim)
-    need = Need(2, 30, 5)
-    small = decoder.bytes([need])
+    need = KVCacheRequest(2, 30, 5)
+    small = decoder.kv_cache_bytes([need])
     assert small == _bytes_of(decoder)
     seated = [decoder.open(text, True, 30)]
-    assert decoder.bytes([need]) == small
-    joining = decoder.bytes([need, need])
+    assert decoder.kv_cache_bytes([need]) == small
+    joining = decoder.kv_cache_bytes([need, need])
     seated.append(decoder.open(text, True, 30))
     assert joining == small + _bytes_of(decoder)
-    assert decoder.bytes([need, need]) == _bytes_of(decoder)
+    assert decoder.kv_cache_bytes([need, need]) == _bytes_of(decoder)
     for sequence in seated:
         decoder.close(sequence)
     assert _bytes_of(decoder) == small
 
 
-def _bytes_of(decoder: GraphedDecoder) -> int:
+def _bytes_of(decoder: CudaGraphDecoder) -> int:
     return decoder._slab.own.nbytes + decoder._slab.cross.nbytes
 
 
@@ -120,7 +120,7 @@ def test_a_graph_equals_eager(recipe: Recipe) -> None:
     }
     loaded = loading.load(Source("tiny", folder(recipe)), torch.device("cuda"), FLOAT32)
     graph, eager = (
-        make(ModelEngine(loaded, max_slots=4, max_queue=16, deterministic=alone), requests) for alone in (False, True)
+        make(Engine(loaded, max_slots=4, max_queue=16, deterministic=alone), requests) for alone in (False, True)
     )
     assert_same(graph, eager)
     for name, result in graph.items():

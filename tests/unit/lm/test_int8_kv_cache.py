@@ -5,20 +5,20 @@ from __future__ import annotations
 import pytest
 import torch
 
-from musicgen_bento.lm.kv_cache.dense import KVCache
-from musicgen_bento.lm.kv_cache.factory import Cache, cache, clip_bytes
-from musicgen_bento.lm.kv_cache.int8 import BLOCK, QuantizedKVCache
-from musicgen_bento.precision import FLOAT16_KEPT, FLOAT32
+from musicgen_bento.lm.kv_cache.dense import DenseKVCache
+from musicgen_bento.lm.kv_cache.factory import KVCache, create_kv_cache, request_kv_bytes
+from musicgen_bento.lm.kv_cache.int8 import BLOCK, Int8KVCache
+from musicgen_bento.precision import FLOAT16_WEIGHTS, FLOAT32
 from tests.support.tiny_models import MONO, PREPEND, engine
 
 LAYERS, ROWS, HEADS, DIM = 2, 2, 4, 64
 POSITIONS = 3 * BLOCK + 10
 
 
-def empty(exact: bool = False, positions: int = POSITIONS) -> Cache:
+def empty(exact: bool = False, positions: int = POSITIONS) -> KVCache:
     if exact:
-        return KVCache(torch.empty(LAYERS, 2, ROWS, HEADS, positions, DIM))
-    return QuantizedKVCache(LAYERS, ROWS, HEADS, positions, DIM)
+        return DenseKVCache(torch.empty(LAYERS, 2, ROWS, HEADS, positions, DIM))
+    return Int8KVCache(LAYERS, ROWS, HEADS, positions, DIM)
 
 
 def inputs(positions: int, seed: int = 0) -> torch.Tensor:
@@ -29,7 +29,7 @@ def inputs(positions: int, seed: int = 0) -> torch.Tensor:
     return some
 
 
-def attend(held: Cache, some: torch.Tensor, sizes: list[int]) -> torch.Tensor:
+def attend(held: KVCache, some: torch.Tensor, sizes: list[int]) -> torch.Tensor:
     """All that is found, [layers, rows, H, T, D], so many positions at a time."""
     found = []
     for part in some.split(sizes, dim=4):
@@ -76,15 +76,17 @@ def test_its_rows_are_alone() -> None:
     some = inputs(100)
     both = attend(empty(), some, [1] * 100)
     for row in range(ROWS):
-        one = QuantizedKVCache(LAYERS, 1, HEADS, POSITIONS, DIM)
+        one = Int8KVCache(LAYERS, 1, HEADS, POSITIONS, DIM)
         assert torch.equal(attend(one, some[:, :, row : row + 1], [1] * 100)[:, 0], both[:, row])
 
 
 @pytest.mark.parametrize("recipe", [MONO, PREPEND])
 def test_what_a_clip_takes_is_known(recipe: object) -> None:
     shape = engine(recipe).checkpoint.weights.shape
-    for how in (FLOAT32, FLOAT16_KEPT):
-        made = cache(shape, how, torch.device("cpu"), 2, 300 + (7 if shape.text == "prepend" else 0))
+    for how in (FLOAT32, FLOAT16_WEIGHTS):
+        made = create_kv_cache(
+            shape, how, torch.device("cpu"), 2, 300 + (7 if shape.text_conditioning == "prepend" else 0)
+        )
         taken = sum(x.nbytes for x in vars(made).values() if isinstance(x, torch.Tensor))
-        cross = 0 if shape.text == "prepend" else 2 * shape.layers * shape.dim * 7 * 4
-        assert clip_bytes(shape, how, 2, 300, 7) == taken + cross
+        cross = 0 if shape.text_conditioning == "prepend" else 2 * shape.layers * shape.dim * 7 * 4
+        assert request_kv_bytes(shape, how, 2, 300, 7) == taken + cross

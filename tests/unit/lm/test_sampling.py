@@ -11,14 +11,14 @@ from audiocraft.utils import utils
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from musicgen_bento.lm.sampling import SamplingRows, gumbel, sample
+from musicgen_bento.lm.sampling import SamplingParams, gumbel_noise, sample
 
 CPU = torch.device("cpu")
 DRAWS = 40_000
 
 
-def rows(count: int, seed: int = 0, temperature: float = 1.0, top_k: int = 0, top_p: float = 0.0) -> SamplingRows:
-    return SamplingRows.of([seed] * count, [temperature] * count, [top_k] * count, [top_p] * count, CPU)
+def rows(count: int, seed: int = 0, temperature: float = 1.0, top_k: int = 0, top_p: float = 0.0) -> SamplingParams:
+    return SamplingParams.from_lists([seed] * count, [temperature] * count, [top_k] * count, [top_p] * count, CPU)
 
 
 def audiocraft_distribution(logits: torch.Tensor, temperature: float, top_k: int, top_p: float) -> torch.Tensor:
@@ -92,9 +92,11 @@ def test_what_is_drawn_is_possible_in_audiocraft(top_k: int, top_p: float, tempe
 def test_each_row_is_as_if_alone(parameters: list[tuple[int, float, int, float, int]]) -> None:
     logits = torch.randn(len(parameters), 4, 64, generator=torch.Generator().manual_seed(1))
     seeds, temperatures, ks, ps, keys = map(list, zip(*parameters, strict=True))
-    together = sample(logits, SamplingRows.of(seeds, temperatures, ks, ps, CPU), torch.tensor(keys))
+    together = sample(logits, SamplingParams.from_lists(seeds, temperatures, ks, ps, CPU), torch.tensor(keys))
     for i, (seed, temperature, k, p, key) in enumerate(parameters):
-        alone = sample(logits[i : i + 1], SamplingRows.of([seed], [temperature], [k], [p], CPU), torch.tensor([key]))
+        alone = sample(
+            logits[i : i + 1], SamplingParams.from_lists([seed], [temperature], [k], [p], CPU), torch.tensor([key])
+        )
         assert torch.equal(alone[0], together[i])
 
 
@@ -112,13 +114,13 @@ def test_a_top_k_beyond_the_codebook_is_off() -> None:
 
 
 def test_noise_is_gumbel_and_uncorrelated() -> None:
-    noise = gumbel(torch.arange(32), torch.zeros(32, dtype=torch.int64), 4, 2048)
+    noise = gumbel_noise(torch.arange(32), torch.zeros(32, dtype=torch.int64), 4, 2048)
     assert bool(noise.isfinite().all())
     assert abs(noise.mean().item() - 0.57722) < 0.01
     assert abs(noise.var().item() - math.pi**2 / 6) < 0.03
     for other in (
-        gumbel(torch.arange(1, 33), torch.zeros(32, dtype=torch.int64), 4, 2048),  # the next seed
-        gumbel(torch.arange(32), torch.ones(32, dtype=torch.int64), 4, 2048),  # the next position
+        gumbel_noise(torch.arange(1, 33), torch.zeros(32, dtype=torch.int64), 4, 2048),  # the next seed
+        gumbel_noise(torch.arange(32), torch.ones(32, dtype=torch.int64), 4, 2048),  # the next position
         noise.roll(1, dims=1),  # the next codebook
         noise.roll(1, dims=2),  # the next entry
     ):
@@ -127,6 +129,6 @@ def test_noise_is_gumbel_and_uncorrelated() -> None:
 
 
 def test_noise_depends_on_seed_key_and_codebook_alone() -> None:
-    one = gumbel(torch.tensor([7, 9]), torch.tensor([3, 4]), 4, 100)
-    assert torch.equal(one[1:], gumbel(torch.tensor([9]), torch.tensor([4]), 4, 100))
-    assert torch.equal(one[1:, :2], gumbel(torch.tensor([9]), torch.tensor([4]), 2, 100))
+    one = gumbel_noise(torch.tensor([7, 9]), torch.tensor([3, 4]), 4, 100)
+    assert torch.equal(one[1:], gumbel_noise(torch.tensor([9]), torch.tensor([4]), 4, 100))
+    assert torch.equal(one[1:, :2], gumbel_noise(torch.tensor([9]), torch.tensor([4]), 2, 100))

@@ -7,26 +7,26 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from musicgen_bento.model_pool.memory_budget import Budget, Decision
+from musicgen_bento.model_pool.memory_budget import Decision, MemoryBudget
 
 
-def enter(budget: Budget[str], key: str, size: int, clip: int = 0) -> None:
+def enter(budget: MemoryBudget[str], key: str, size: int, clip: int = 0) -> None:
     """In memory, without waiting."""
-    budget.ask(key, size, clip)
-    assert key in budget.decide().enter
+    budget.request(key, size, clip)
+    assert key in budget.decide().admit
     budget.loaded(key, size, clip)
 
 
-def use_and_release(budget: Budget[str], *keys: str) -> None:
+def use_and_release(budget: MemoryBudget[str], *keys: str) -> None:
     for key in keys:
-        budget.use(key)
+        budget.acquire(key)
         budget.release(key)
 
 
 def test_what_fits_comes_in_at_once() -> None:
-    budget: Budget[str] = Budget(10)
-    budget.ask("a", 4, 1)
-    budget.ask("b", 6, 1)
+    budget: MemoryBudget[str] = MemoryBudget(10)
+    budget.request("a", 4, 1)
+    budget.request("b", 6, 1)
     assert budget.decide() == Decision(["a", "b"], [])
     assert budget.free == 0
     assert budget.decide() == Decision()
@@ -34,113 +34,113 @@ def test_what_fits_comes_in_at_once() -> None:
 
 def test_what_can_never_fit_is_refused() -> None:
     with pytest.raises(ValueError, match="11 bytes of 10"):
-        Budget[str](10).ask("a", 11, 1)
+        MemoryBudget[str](10).request("a", 11, 1)
 
 
 def test_the_least_recently_used_leaves() -> None:
-    budget: Budget[str] = Budget(10)
+    budget: MemoryBudget[str] = MemoryBudget(10)
     for key in "abc":
         enter(budget, key, 3)
     use_and_release(budget, "b", "a", "c")
-    budget.ask("d", 4, 0)
+    budget.request("d", 4, 0)
     assert budget.decide() == Decision([], ["b"])
     assert budget.decide() == Decision()  # told once
-    budget.gone("b")
+    budget.remove("b")
     assert budget.decide() == Decision(["d"], [])
 
 
 def test_no_more_leave_than_it_takes() -> None:
-    budget: Budget[str] = Budget(10)
+    budget: MemoryBudget[str] = MemoryBudget(10)
     enter(budget, "small", 1)
     enter(budget, "large", 9)
-    budget.ask("new", 8, 0)
-    assert budget.decide().leave == ["large"]
+    budget.request("new", 8, 0)
+    assert budget.decide().evict == ["large"]
 
 
 def test_one_in_use_stays_until_its_clips_are_over_and_takes_no_new_ones() -> None:
-    budget: Budget[str] = Budget(10)
+    budget: MemoryBudget[str] = MemoryBudget(10)
     enter(budget, "a", 8)
-    budget.use("a")
-    budget.ask("b", 8, 0)
+    budget.acquire("a")
+    budget.request("b", 8, 0)
     assert budget.decide() == Decision()
-    assert budget.closed("a")
+    assert budget.is_draining("a")
     budget.release("a")
     assert budget.decide() == Decision([], ["a"])
-    assert budget.closed("a")
+    assert budget.is_draining("a")
 
 
 def test_an_idle_one_leaves_before_a_busy_one_that_was_used_earlier() -> None:
-    budget: Budget[str] = Budget(10)
+    budget: MemoryBudget[str] = MemoryBudget(10)
     enter(budget, "busy", 5)
     enter(budget, "idle", 5)
-    budget.use("busy")
+    budget.acquire("busy")
     use_and_release(budget, "idle")
-    budget.ask("c", 5, 0)
-    assert budget.decide().leave == ["idle"]
-    assert not budget.closed("busy")
+    budget.request("c", 5, 0)
+    assert budget.decide().evict == ["idle"]
+    assert not budget.is_draining("busy")
 
 
 def test_two_loads_never_take_more_than_there_is() -> None:
-    budget: Budget[str] = Budget(10)
-    budget.ask("a", 6, 0)
-    budget.ask("b", 6, 0)
-    assert budget.decide().enter == ["a"]
-    assert budget.line() == ["b"]
-    assert budget.closed("a")  # as soon as it has made what it was loaded for, b's turn comes
-    budget.gone("a")  # its load failed: its room is free
-    assert budget.decide().enter == ["b"]
+    budget: MemoryBudget[str] = MemoryBudget(10)
+    budget.request("a", 6, 0)
+    budget.request("b", 6, 0)
+    assert budget.decide().admit == ["a"]
+    assert budget.queue() == ["b"]
+    assert budget.is_draining("a")  # as soon as it has made what it was loaded for, b's turn comes
+    budget.remove("a")  # its load failed: its room is free
+    assert budget.decide().admit == ["b"]
 
 
 def test_a_small_one_passes_where_the_first_does_not_wait_longer_for_it() -> None:
-    budget: Budget[str] = Budget(10)
+    budget: MemoryBudget[str] = MemoryBudget(10)
     enter(budget, "a", 8)
-    budget.use("a")
-    budget.ask("large", 9, 0)
-    budget.ask("medium", 2, 0)
-    budget.ask("small", 1, 0)
-    assert budget.decide().enter == ["small"]  # 10 - 9 is over for it, not for medium
+    budget.acquire("a")
+    budget.request("large", 9, 0)
+    budget.request("medium", 2, 0)
+    budget.request("small", 1, 0)
+    assert budget.decide().admit == ["small"]  # 10 - 9 is over for it, not for medium
     budget.release("a")
-    assert budget.decide().leave == ["a"]
-    budget.gone("a")
-    assert budget.decide().enter == ["large"]
+    assert budget.decide().evict == ["a"]
+    budget.remove("a")
+    assert budget.decide().admit == ["large"]
 
 
 def test_a_closed_one_opens_again_when_the_first_in_line_has_left() -> None:
-    budget: Budget[str] = Budget(10)
+    budget: MemoryBudget[str] = MemoryBudget(10)
     enter(budget, "a", 8)
-    budget.use("a")
-    budget.ask("b", 8, 0)
-    budget.ask("a", 8, 0)  # a clip for the closed one
+    budget.acquire("a")
+    budget.request("b", 8, 0)
+    budget.request("a", 8, 0)  # a clip for the closed one
     assert budget.decide() == Decision()
-    budget.withdraw("b")
+    budget.cancel_request("b")
     assert budget.decide() == Decision(["a"], [])
-    assert not budget.closed("a")
+    assert not budget.is_draining("a")
 
 
 def test_turns_are_taken() -> None:
     """Two that do not fit together, both asked for all the time."""
-    budget: Budget[str] = Budget(10)
+    budget: MemoryBudget[str] = MemoryBudget(10)
     order = []
-    budget.ask("a", 8, 0)
-    budget.ask("b", 8, 0)
+    budget.request("a", 8, 0)
+    budget.request("b", 8, 0)
     for _ in range(6):
-        [key] = budget.decide().enter
+        [key] = budget.decide().admit
         order.append(key)
         budget.loaded(key, 8, 0)
-        budget.use(key)
-        assert budget.closed(key)
-        budget.ask(key, 8, 0)  # more clips for it already
+        budget.acquire(key)
+        assert budget.is_draining(key)
+        budget.request(key, 8, 0)  # more clips for it already
         assert budget.decide() == Decision()
         budget.release(key)
-        assert budget.decide().leave == [key]
-        budget.gone(key)
+        assert budget.decide().evict == [key]
+        budget.remove(key)
     assert order == ["a", "b"] * 3
 
 
 def test_a_first_clip_always_has_room_and_more_take_what_is_free() -> None:
-    budget: Budget[str] = Budget(10)
+    budget: MemoryBudget[str] = MemoryBudget(10)
     enter(budget, "a", 6, 2)
-    budget.use("a")
+    budget.acquire("a")
     assert budget.resize("a", 2)
     assert budget.free == 4
     assert budget.resize("a", 6)
@@ -151,25 +151,25 @@ def test_a_first_clip_always_has_room_and_more_take_what_is_free() -> None:
 
 
 def test_a_clip_more_is_worth_an_idle_model_but_no_busy_one() -> None:
-    budget: Budget[str] = Budget(10)
+    budget: MemoryBudget[str] = MemoryBudget(10)
     enter(budget, "a", 5, 2)
     enter(budget, "b", 5, 1)
-    budget.use("a")
-    budget.use("b")
+    budget.acquire("a")
+    budget.acquire("b")
     assert not budget.resize("a", 4)
     assert budget.decide() == Decision()
     budget.release("b")
     assert budget.decide() == Decision([], ["b"])
-    budget.gone("b")
+    budget.remove("b")
     assert budget.resize("a", 4)
 
 
 def test_a_clip_that_lacked_room_and_is_over_costs_nobody_its_place() -> None:
-    budget: Budget[str] = Budget(10)
+    budget: MemoryBudget[str] = MemoryBudget(10)
     enter(budget, "a", 5, 2)
     enter(budget, "b", 5, 1)
-    budget.use("a")
-    budget.use("b")
+    budget.acquire("a")
+    budget.acquire("b")
     assert not budget.resize("a", 4)
     budget.release("a")
     budget.release("b")
@@ -177,26 +177,26 @@ def test_a_clip_that_lacked_room_and_is_over_costs_nobody_its_place() -> None:
 
 
 def test_clips_take_nothing_that_the_first_in_line_waits_for() -> None:
-    budget: Budget[str] = Budget(10)
+    budget: MemoryBudget[str] = MemoryBudget(10)
     enter(budget, "a", 5, 1)
     enter(budget, "b", 4, 1)
-    budget.use("b")
-    budget.use("a")
-    budget.ask("c", 5, 1)  # b, of 4, will leave for it; with the 1 that is free that is just enough
+    budget.acquire("b")
+    budget.acquire("a")
+    budget.request("c", 5, 1)  # b, of 4, will leave for it; with the 1 that is free that is just enough
     assert not budget.resize("a", 2)
-    budget.withdraw("c")
+    budget.cancel_request("c")
     assert budget.resize("a", 2)
 
 
 def test_one_that_is_larger_than_thought_costs_the_idle_theirs() -> None:
-    budget: Budget[str] = Budget(10)
+    budget: MemoryBudget[str] = MemoryBudget(10)
     enter(budget, "a", 4)
-    budget.ask("b", 6, 0)
+    budget.request("b", 6, 0)
     budget.decide()
-    budget.use("b")
+    budget.acquire("b")
     budget.loaded("b", 7, 0)
     assert budget.free == -1
-    assert budget.decide().leave == ["a"]
+    assert budget.decide().evict == ["a"]
 
 
 class Life(RuleBasedStateMachine):
@@ -208,7 +208,7 @@ class Life(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.budget: Budget[int] = Budget(self.TOTAL)
+        self.budget: MemoryBudget[int] = MemoryBudget(self.TOTAL)
         self.held = dict.fromkeys(range(len(self.SIZES)), 0)  # clips that stand in line
         self.clips = dict.fromkeys(self.held, 0)  # clips in memory
         self.loading: dict[int, int] = {}  # clips that come with it
@@ -216,27 +216,27 @@ class Life(RuleBasedStateMachine):
         self.leaving: set[int] = set()
 
     def take(self, key: int) -> None:
-        if key in self.loaded and not self.budget.closed(key):
-            self.budget.use(key)
+        if key in self.loaded and not self.budget.is_draining(key):
+            self.budget.acquire(key)
             self.clips[key] += 1
-        elif key in self.loading and not self.budget.closed(key):
+        elif key in self.loading and not self.budget.is_draining(key):
             self.loading[key] += 1
         else:
             self.held[key] += 1
-            self.budget.ask(key, self.SIZES[key], self.CLIP)
+            self.budget.request(key, self.SIZES[key], self.CLIP)
 
     def settle(self) -> None:
         decision = self.budget.decide()
-        for key in decision.enter:
+        for key in decision.admit:
             assert self.held[key], "it comes in for nobody"
             held, self.held[key] = self.held[key], 0
             if key in self.loaded:
                 for _ in range(held):
-                    self.budget.use(key)
+                    self.budget.acquire(key)
                     self.clips[key] += 1
             else:
                 self.loading[key] = self.loading.get(key, 0) + held
-        for key in decision.leave:
+        for key in decision.evict:
             assert key in self.loaded - self.leaving
             assert not self.clips[key], "one in use is taken away"
             self.leaving.add(key)
@@ -246,7 +246,7 @@ class Life(RuleBasedStateMachine):
         self.loaded.add(key)
         self.budget.loaded(key, self.SIZES[key], self.CLIP)
         for _ in range(came):
-            self.budget.use(key)
+            self.budget.acquire(key)
             self.clips[key] += 1
 
     def end_clip(self, key: int) -> None:
@@ -257,7 +257,7 @@ class Life(RuleBasedStateMachine):
     def end_leaving(self, key: int) -> None:
         self.leaving.discard(key)
         self.loaded.discard(key)
-        self.budget.gone(key)
+        self.budget.remove(key)
 
     @rule(key=st.integers(0, len(SIZES) - 1))
     def clip_comes(self, key: int) -> None:
@@ -270,7 +270,7 @@ class Life(RuleBasedStateMachine):
         key = data.draw(st.sampled_from([key for key, held in self.held.items() if held]))
         self.held[key] -= 1
         if not self.held[key]:
-            self.budget.withdraw(key)
+            self.budget.cancel_request(key)
         self.settle()
 
     @precondition(lambda self: any(self.clips.values()))
@@ -291,7 +291,7 @@ class Life(RuleBasedStateMachine):
         key = data.draw(st.sampled_from(sorted(self.loading)))
         if fails:
             del self.loading[key]
-            self.budget.gone(key)
+            self.budget.remove(key)
         else:
             self.end_load(key)
         self.settle()
@@ -310,18 +310,18 @@ class Life(RuleBasedStateMachine):
 
     @invariant()
     def who_waits_is_in_line(self) -> None:
-        assert {key for key, held in self.held.items() if held} == set(self.budget.line())
+        assert {key for key, held in self.held.items() if held} == set(self.budget.queue())
 
     def teardown(self) -> None:
         """However it stands, all who wait get in, while those who are in get as many new clips as they can take."""
-        waiting = self.budget.line()
+        waiting = self.budget.queue()
         for _ in range(60):
             if not waiting:
                 return
             for key in self.loaded - self.leaving:
-                if not self.budget.closed(key):
+                if not self.budget.is_draining(key):
                     self.take(key)  # never idle by itself
-                while self.clips[key] > (not self.budget.closed(key)):
+                while self.clips[key] > (not self.budget.is_draining(key)):
                     self.end_clip(key)
             for key in list(self.loading):
                 self.end_load(key)

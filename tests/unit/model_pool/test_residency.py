@@ -17,21 +17,21 @@ import pytest
 import torch
 
 from musicgen_bento.checkpoint import loading
-from musicgen_bento.checkpoint.loading import Files
+from musicgen_bento.checkpoint.loading import CheckpointFiles
 from musicgen_bento.checkpoint.source import Source
 from musicgen_bento.config import Settings
 from musicgen_bento.device import free_memory, memory_budget
-from musicgen_bento.engine.types import Chunk, Failed, Finished, Waiting
-from musicgen_bento.errors import BrokenCheckpoint, ModelTooLarge
+from musicgen_bento.engine.types import AudioChunk, Failed, Finished, Queued
+from musicgen_bento.errors import InvalidCheckpoint, ModelTooLarge
 from musicgen_bento.lm.delay_pattern import DelayPattern
-from musicgen_bento.lm.kv_cache.factory import clip_bytes
+from musicgen_bento.lm.kv_cache.factory import request_kv_bytes
 from musicgen_bento.lm.weights import LMShape
-from musicgen_bento.model_catalog import CATALOGUE
+from musicgen_bento.model_catalog import CATALOG
 from musicgen_bento.model_pool.device_thread import DeviceThread
 from musicgen_bento.model_pool.loader import Loader
-from musicgen_bento.model_pool.pool import EnginePool
-from musicgen_bento.precision import FLOAT16_KEPT, FLOAT32_PACKED, INT8, Precision
-from tests.support.tiny_models import MONO, STEREO, Story, folder, params, takes
+from musicgen_bento.model_pool.pool import ModelPool
+from musicgen_bento.precision import FLOAT16_WEIGHTS, FLOAT32_NATIVE, INT8, Precision
+from tests.support.tiny_models import MONO, STEREO, EventLog, folder, params, takes
 from tests.support.wait import until
 
 ROOT = Path(__file__).parents[3]
@@ -51,13 +51,13 @@ class Turns:
         chosen = Settings(device="cpu", preload=(), memory_budget=budget, **settings)
         self.came: list[str] = []
         self.left: list[str] = []
-        self.pool = EnginePool(chosen, allow_folders=True, loaded=self.came.append, evicted=self.left.append)
+        self.pool = ModelPool(chosen, allow_folders=True, loaded=self.came.append, evicted=self.left.append)
 
-    def ask(self, name: str, duration: float = 0.1) -> Story:
-        story = Story()
+    def ask(self, name: str, duration: float = 0.1) -> EventLog:
+        story = EventLog()
         self.tickets = [
             *getattr(self, "tickets", []),
-            self.pool.submit(self.folders[name], params(duration=duration), story),
+            self.pool.add_request(self.folders[name], params(duration=duration), story),
         ]
         return story
 
@@ -86,8 +86,8 @@ def turns(tmp_path: Path) -> Iterator[Callable[..., Turns]]:
         each.pool.close()
 
 
-def heard(story: Story) -> bool:
-    return any(isinstance(event, Chunk) for event in story.events)
+def heard(story: EventLog) -> bool:
+    return any(isinstance(event, AudioChunk) for event in story.events)
 
 
 def test_two_in_turn_where_one_fits(turns: Callable[..., Turns], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -96,7 +96,7 @@ def test_two_in_turn_where_one_fits(turns: Callable[..., Turns], monkeypatch: py
     beside: list[int] = []
     build = loading.build
 
-    def watched(files: Files, *rest: Any) -> loading.Checkpoint:
+    def watched(files: CheckpointFiles, *rest: Any) -> loading.Checkpoint:
         beside.append(len(alive))
         built = build(files, *rest)
         alive.update([built.weights.embeddings, built.text_encoder.shared.weight])
@@ -135,8 +135,8 @@ def test_a_clip_in_the_making_keeps_its_model_and_the_other_waits_in_line(turns:
     other = two.ask("b")
     until(lambda: two.state("b") == ("loading", "waiting", 0))
     assert two.state("a") == ("loaded", None, None)
-    assert other.events == [Waiting(0, loading=True)]
-    assert two.pool.loads()["b"] == (0, 1)
+    assert other.events == [Queued(0, loading=True)]
+    assert two.pool.request_counts()["b"] == (0, 1)
     until(lambda: long.end)
     assert isinstance(long.end, Finished)
     until(lambda: other.end)
@@ -172,7 +172,7 @@ def test_one_who_leaves_the_line_sends_nobody_away(turns: Callable[..., Turns]) 
     until(lambda: two.state("b")[1] == "waiting")
     held = two.ask("a")
     assert not heard(held)
-    two.pool.cancel(two.tickets[1])
+    two.pool.abort(two.tickets[1])
     until(lambda: held.end)
     assert isinstance(held.end, Finished)
     assert long.end is None  # made beside it, by the model that was to leave
@@ -184,10 +184,10 @@ def test_a_load_that_fails_gives_its_room_back(turns: Callable[..., Turns], monk
     two = turns()
     build, alive = loading.build, weakref.WeakSet[torch.Tensor]()
 
-    def half(files: Files, *rest: Any) -> loading.Checkpoint:
+    def half(files: CheckpointFiles, *rest: Any) -> loading.Checkpoint:
         built = build(files, *rest)
         alive.add(built.weights.embeddings)
-        raise BrokenCheckpoint("t5 of it cannot be read.")
+        raise InvalidCheckpoint("t5 of it cannot be read.")
 
     with monkeypatch.context() as patch:
         patch.setattr(loading, "build", half)
@@ -205,7 +205,7 @@ def test_two_loads_at_once_take_turns(turns: Callable[..., Turns], monkeypatch: 
     two = turns()
     build, go, at_once = loading.build, threading.Event(), []
 
-    def slow(files: Files, *rest: Any) -> loading.Checkpoint:
+    def slow(files: CheckpointFiles, *rest: Any) -> loading.Checkpoint:
         at_once.append(files.source.name)
         assert go.wait(30)
         return build(files, *rest)
@@ -225,7 +225,7 @@ def test_many_clients_of_three_models_all_get_their_clips(turns: Callable[..., T
     three = turns(max_slots=2)
     stories = [three.ask(name, duration=0.1 + 0.1 * (number % 3)) for number, name in enumerate("abcabccba" * 3)]
     for number in range(0, len(stories), 5):
-        three.pool.cancel(three.tickets[number])
+        three.pool.abort(three.tickets[number])
     kept = [story for number, story in enumerate(stories) if number % 5]
     until(lambda: all(story.end for story in kept))
     assert all(isinstance(story.end, Finished) for story in kept)
@@ -237,12 +237,12 @@ def test_more_clips_than_there_is_room_for_are_made_one_after_the_other(turns: C
     one = turns(memory_budget=one_takes("float32"), precision="float32", max_slots=8)
     stories = [one.ask("a", duration=20) for _ in range(3)]
     until(lambda: any(heard(story) for story in stories))
-    running, waiting = one.pool.loads()["a"]
+    running, waiting = one.pool.request_counts()["a"]
     assert (running, waiting) == (1, 2)
     for ticket in one.tickets[1:]:
-        one.pool.cancel(ticket)
+        one.pool.abort(ticket)
     short = [one.ask("a") for _ in range(4)]
-    one.pool.cancel(one.tickets[0])
+    one.pool.abort(one.tickets[0])
     until(lambda: all(story.end for story in short))
 
 
@@ -258,8 +258,8 @@ def test_a_model_larger_than_the_budget_is_refused_with_the_numbers(turns: Calla
 
 
 def test_a_released_model_that_cannot_fit_is_not_fetched(turns: Callable[..., Turns]) -> None:
-    one, story = turns(memory_budget=10**9, precision="float32"), Story()
-    one.pool.submit("large", params(), story)
+    one, story = turns(memory_budget=10**9, precision="float32"), EventLog()
+    one.pool.add_request("large", params(), story)
     until(lambda: story.end)
     assert isinstance(story.end, Failed)
     assert "facebook/musicgen-large takes 16.5 GB of memory with one clip, and models may take 1.0 GB." in str(
@@ -269,7 +269,7 @@ def test_a_released_model_that_cannot_fit_is_not_fetched(turns: Callable[..., Tu
 
 def test_preloads_that_do_not_fit_together_are_told_by_readiness(tmp_path: Path) -> None:
     folders = tuple(str(shutil.copytree(folder(MONO), tmp_path / name)) for name in "ab")
-    pool = EnginePool(Settings(device="cpu", preload=folders, memory_budget=int(1.5 * one_takes())))
+    pool = ModelPool(Settings(device="cpu", preload=folders, memory_budget=int(1.5 * one_takes())))
     try:
 
         def refuses() -> bool:
@@ -288,11 +288,11 @@ def test_a_preloaded_model_that_had_to_leave_is_no_unreadiness(tmp_path: Path) -
     a, b = (str(shutil.copytree(folder(MONO), tmp_path / name)) for name in "ab")
     left: list[str] = []
     settings = Settings(device="cpu", preload=(a,), memory_budget=int(1.5 * one_takes()))
-    pool = EnginePool(settings, allow_folders=True, evicted=left.append)
+    pool = ModelPool(settings, allow_folders=True, evicted=left.append)
     try:
         until(pool.ready)
-        story = Story()
-        pool.submit(b, params(duration=0.1), story)
+        story = EventLog()
+        pool.add_request(b, params(duration=0.1), story)
         until(lambda: story.end)
         assert left == ["a"]
         assert pool.ready()
@@ -318,35 +318,37 @@ def test_close_while_one_waits_in_line(turns: Callable[..., Turns]) -> None:
 
 
 @pytest.mark.parametrize("recipe", [MONO, STEREO])
-@pytest.mark.parametrize("precision", [FLOAT32_PACKED, FLOAT16_KEPT, INT8])
+@pytest.mark.parametrize("precision", [FLOAT32_NATIVE, FLOAT16_WEIGHTS, INT8])
 def test_what_a_model_takes_is_known_before_it_is_read(recipe: Any, precision: Precision) -> None:
     files = loading.open_files(Source("tiny", folder(recipe)))
-    assert loading.build(files, torch.device("cpu"), precision).bytes == files.bytes(precision)
+    assert loading.build(files, torch.device("cpu"), precision).num_bytes == files.model_bytes(precision)
 
 
-@pytest.mark.parametrize("precision", [FLOAT32_PACKED, FLOAT16_KEPT, INT8])
+@pytest.mark.parametrize("precision", [FLOAT32_NATIVE, FLOAT16_WEIGHTS, INT8])
 def test_an_estimate_is_exact_for_the_shape_of_the_released_ones(precision: Precision) -> None:
     files = loading.open_files(Source("tiny", folder(MONO)))
     shape = files.shape
-    assert precision.estimate(files.size.numbers, shape.layers, shape.dim) == precision.bytes(files.size)
+    assert precision.estimate_model_bytes(files.size.num_params, shape.layers, shape.dim) == precision.model_bytes(
+        files.size
+    )
 
 
 def test_what_a_card_says_of_memory_is_what_the_files_say() -> None:
-    card, loader = CATALOGUE[0], Loader(Settings(device="cpu", precision="float32"))
+    card, loader = CATALOG[0], Loader(Settings(device="cpu", precision="float32"))
     files = loading.open_files(Source(card.id, card.folder or ""))
-    assert card.memory_bytes(FLOAT32_PACKED, 300) == loader.sizes(files)[0]
+    assert card.memory_bytes(FLOAT32_NATIVE, 300) == loader.sizes(files)[0]
     assert (card.layers, card.dim) == (files.shape.layers, files.shape.dim)
 
 
 @pytest.mark.parametrize("size", ["small", "medium", "large"])
 def test_a_card_does_not_promise_too_small_a_clip(size: str) -> None:
     """With the prompt that takes most, for which the card counts in round numbers."""
-    card = next(card for card in CATALOGUE if card.id == f"facebook/musicgen-{size}")
+    card = next(card for card in CATALOG if card.id == f"facebook/musicgen-{size}")
     shape = LMShape(
         card.dim, 4 * card.dim, card.dim // 64, card.layers, 2048, DelayPattern((0, 1, 2, 3)), 1500, "cross"
     )
-    clip = max(clip_bytes(shape, INT8, 2, shape.pattern.last_position(1500), tokens) for tokens in range(513))
-    model = INT8.estimate(card.parameters, card.layers, card.dim) + 4 * card.float32_numbers
+    clip = max(request_kv_bytes(shape, INT8, 2, shape.pattern.last_position(1500), tokens) for tokens in range(513))
+    model = INT8.estimate_model_bytes(card.parameters, card.layers, card.dim) + 4 * card.num_float32_params
     rest = card.memory_bytes(INT8, 30) - model
     assert clip <= rest <= 1.1 * clip
 
@@ -361,7 +363,7 @@ from pathlib import Path
 from musicgen_bento.engine import checkpoint
 from musicgen_bento.engine.hub import Source
 from musicgen_bento.precision import FLOAT32_PACKED
-loading.load(Source("demo", Path({str(CATALOGUE[0].folder)!r})), torch.device("cpu"), FLOAT32_PACKED)
+loading.load(Source("demo", Path({str(CATALOG[0].folder)!r})), torch.device("cpu"), FLOAT32_PACKED)
 gc.collect()
 print(Path("/proc/self/maps").read_text().count("state_dict.bin"))
 """

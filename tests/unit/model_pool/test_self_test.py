@@ -9,34 +9,34 @@ import pytest
 import torch
 
 from musicgen_bento.config import Settings
-from musicgen_bento.engine.audio_decoder import ClipSound
-from musicgen_bento.engine.engine import ModelEngine
+from musicgen_bento.engine.audio_decoder import AudioDecodeState
+from musicgen_bento.engine.engine import Engine
 from musicgen_bento.errors import LoadFailed
-from musicgen_bento.lm.cpu_decoder import PackedDecoder
+from musicgen_bento.lm.cpu_decoder import CpuDecoder
 from musicgen_bento.model_pool import self_test
-from musicgen_bento.model_pool.pool import EnginePool
+from musicgen_bento.model_pool.pool import ModelPool
 from tests.support import tiny_models
 from tests.support.wait import until
 
 
 def test_a_model_that_works_passes_and_is_left_as_it_was() -> None:
     engine = tiny_models.engine()
-    self_test.check(engine)
-    assert engine.load == (0, 0)
+    self_test.run_self_test(engine)
+    assert engine.num_requests == (0, 0)
 
 
 def test_silence_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    plain = ClipSound.chunk
-    monkeypatch.setattr(ClipSound, "chunk", lambda self, wav: plain(self, None if wav is None else 0 * wav))
+    plain = AudioDecodeState.chunk
+    monkeypatch.setattr(AudioDecodeState, "chunk", lambda self, wav: plain(self, None if wav is None else 0 * wav))
     with pytest.raises(LoadFailed, match="silent"):
-        self_test.check(tiny_models.engine())
+        self_test.run_self_test(tiny_models.engine())
 
 
 def test_a_seed_that_means_nothing_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    plain, drift = PackedDecoder.draw, iter(range(10_000))
-    monkeypatch.setattr(PackedDecoder, "draw", lambda *rest: plain(*rest[:-1], [key + next(drift) for key in rest[-1]]))
+    plain, drift = CpuDecoder.step_and_sample, iter(range(10_000))
+    monkeypatch.setattr(CpuDecoder, "step_and_sample", lambda *rest: plain(*rest[:-1], [key + next(drift) for key in rest[-1]]))
     with pytest.raises(LoadFailed, match="another clip for the same seed"):
-        self_test.check(tiny_models.engine())
+        self_test.run_self_test(tiny_models.engine())
 
 
 def test_a_prompt_that_is_not_heard_is_found() -> None:
@@ -46,17 +46,17 @@ def test_a_prompt_that_is_not_heard_is_found() -> None:
         text_weight=torch.zeros_like(checkpoint.weights.text_weight),
         text_bias=torch.zeros_like(checkpoint.weights.text_bias),
     )
-    engine = ModelEngine(replace(checkpoint, weights=deaf), max_slots=1, max_queue=1, deterministic=False)
+    engine = Engine(replace(checkpoint, weights=deaf), max_slots=1, max_queue=1, deterministic=False)
     with pytest.raises(LoadFailed, match="does not hear"):
-        self_test.check(engine)
+        self_test.run_self_test(engine)
 
 
 def test_a_server_whose_built_in_model_fails_it_does_not_get_ready(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fails(engine: ModelEngine) -> None:
+    def fails(engine: Engine) -> None:
         raise LoadFailed("The built-in model is silent.")
 
-    monkeypatch.setattr(self_test, "check", fails)
-    pool = EnginePool(Settings())
+    monkeypatch.setattr(self_test, "run_self_test", fails)
+    pool = ModelPool(Settings())
     try:
         with pytest.raises(LoadFailed, match="silent"):
             until(pool.ready)
@@ -67,13 +67,13 @@ def test_a_server_whose_built_in_model_fails_it_does_not_get_ready(monkeypatch: 
 def test_the_built_in_model_passes_and_another_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     heard: list[str] = []
 
-    def check(engine: ModelEngine, plain: Callable[[ModelEngine], None] = self_test.check) -> None:
+    def check(engine: Engine, plain: Callable[[Engine], None] = self_test.run_self_test) -> None:
         heard.append(engine.checkpoint.name)
         plain(engine)
 
-    monkeypatch.setattr(self_test, "check", check)
+    monkeypatch.setattr(self_test, "run_self_test", check)
     folder = str(tiny_models.folder(tiny_models.MONO))
-    pool = EnginePool(Settings(preload=("demo", folder), default_model=folder))
+    pool = ModelPool(Settings(preload=("demo", folder), default_model=folder))
     try:
         until(pool.ready)
     finally:

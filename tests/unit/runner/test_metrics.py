@@ -68,11 +68,11 @@ def test_a_name_that_a_client_wrote_is_no_label_before_it_has_made_music() -> No
     def depth(model: str) -> float | None:
         return REGISTRY.get_sample_value("musicgen_queue_depth", {"model": model})
 
-    measured.submit("me/mine", params(), lambda event: None)
+    measured.add_request("me/mine", params(), lambda event: None)
     assert (depth("(other)"), depth("me/mine"), depth("who/knows")) == (3, None, None)
     pool.tell("place-0", [Started("me/mine", 32_000, 1, 4)])
     assert (depth("(other)"), depth("me/mine"), depth("who/knows")) == (1, 2, None)
-    measured.cancel("place-0")
+    measured.abort("place-0")
     loads.clear()
     pool.tell("place-0", STORY)
     assert (depth("(other)"), depth("me/mine"), depth("demo")) == (0, 0, 0)

@@ -8,23 +8,32 @@ from typing import Any
 import numpy as np
 import pytest
 
-from musicgen_bento.engine.types import Chunk, Event, Failed, Finished, GenerationParams, Listener, ModelStatus, Started
+from musicgen_bento.engine.types import (
+    AudioChunk,
+    Event,
+    EventCallback,
+    Failed,
+    Finished,
+    GenerationParams,
+    ModelStatus,
+    Started,
+)
 from musicgen_bento.errors import QueueFull, Unavailable
-from musicgen_bento.runner.protocol import Decoder
-from musicgen_bento.runner.request_table import Admission, Desk
+from musicgen_bento.runner.protocol import FrameDecoder
+from musicgen_bento.runner.request_table import AdmitMsg, RequestTable
 
-STORY: list[Event] = [Started("demo", 32000, 1, 4), Chunk(np.zeros((1, 4), np.float32), 0), Finished()]
+STORY: list[Event] = [Started("demo", 32000, 1, 4), AudioChunk(np.zeros((1, 4), np.float32), 0), Finished()]
 
 
 class Pool:
     """Satisfies the Pool protocol; the test tells the story, from a thread as the real one does."""
 
     def __init__(self) -> None:
-        self.listeners: dict[str, Listener] = {}
+        self.listeners: dict[str, EventCallback] = {}
         self.cancelled: list[str] = []
         self.refusal: Exception | None = None
 
-    def submit(self, model: str, params: GenerationParams, listener: Listener) -> str:
+    def add_request(self, model: str, params: GenerationParams, listener: EventCallback) -> str:
         if self.refusal:
             raise self.refusal
         place = f"place-{len(self.listeners)}"
@@ -36,7 +45,7 @@ class Pool:
         thread.start()
         thread.join()
 
-    def cancel(self, ticket: str) -> None:
+    def abort(self, ticket: str) -> None:
         self.cancelled.append(ticket)
 
     def ready(self) -> bool:
@@ -49,26 +58,26 @@ class Pool:
         pass
 
 
-def asked(ticket: str = "t") -> Admission:
-    return Admission(ticket=ticket, model="demo", params=GenerationParams("a secret", 1.0, 0))
+def asked(ticket: str = "t") -> AdmitMsg:
+    return AdmitMsg(ticket=ticket, model="demo", params=GenerationParams("a secret", 1.0, 0))
 
 
 def run(test: Coroutine[Any, Any, None]) -> None:
     asyncio.run(test)
 
 
-async def collect(desk: Desk, ticket: str) -> list[Event]:
-    decoder = Decoder()
+async def collect(desk: RequestTable, ticket: str) -> list[Event]:
+    decoder = FrameDecoder()
     return [event async for piece in desk.stream(ticket) for event in decoder.feed(piece)]
 
 
 def test_a_clip_is_admitted_and_collected_once() -> None:
     async def test() -> None:
         pool = Pool()
-        desk = Desk(pool)
+        desk = RequestTable(pool)
         assert desk.admit(asked()) == {"ticket": "t"}
         pool.tell("place-0", STORY)
-        assert [type(event) for event in await collect(desk, "t")] == [Started, Chunk, Finished]
+        assert [type(event) for event in await collect(desk, "t")] == [Started, AudioChunk, Finished]
         assert (len(desk), pool.cancelled) == (0, [])
         [again] = await collect(desk, "t")
         assert isinstance(again, Failed)
@@ -79,7 +88,7 @@ def test_a_clip_is_admitted_and_collected_once() -> None:
 def test_asking_twice_admits_once() -> None:
     async def test() -> None:
         pool = Pool()
-        desk = Desk(pool)
+        desk = RequestTable(pool)
         assert desk.admit(asked()) == desk.admit(asked()) == {"ticket": "t"}
         assert len(pool.listeners) == 1
 
@@ -89,8 +98,8 @@ def test_asking_twice_admits_once() -> None:
 def test_a_cancellation_may_overtake_its_admission() -> None:
     async def test() -> None:
         pool = Pool()
-        desk = Desk(pool)
-        desk.cancel("t")
+        desk = RequestTable(pool)
+        desk.abort("t")
         assert "error" in desk.admit(asked())
         assert pool.listeners == {}
 
@@ -100,7 +109,7 @@ def test_a_cancellation_may_overtake_its_admission() -> None:
 def test_a_refusal_comes_back_as_data_and_an_unforeseen_one_without_its_text(caplog: pytest.LogCaptureFixture) -> None:
     async def test() -> None:
         pool = Pool()
-        desk = Desk(pool)
+        desk = RequestTable(pool)
         pool.refusal = QueueFull("full", retry_after=3)
         assert desk.admit(asked()) == pool.refusal.to_dict()
         pool.refusal = RuntimeError("a secret")
@@ -117,7 +126,7 @@ def test_a_refusal_comes_back_as_data_and_an_unforeseen_one_without_its_text(cap
 def test_a_clip_that_nobody_collects_expires() -> None:
     async def test() -> None:
         pool = Pool()
-        desk = Desk(pool, collect_seconds=0.05)
+        desk = RequestTable(pool, collect_seconds=0.05)
         desk.admit(asked())
         await asyncio.sleep(0.15)
         assert (len(desk), pool.cancelled) == (0, ["place-0"])
@@ -129,7 +138,7 @@ def test_a_clip_that_nobody_collects_expires() -> None:
 def test_a_reader_that_leaves_cancels(events: int) -> None:
     async def test() -> None:
         pool = Pool()
-        desk = Desk(pool)
+        desk = RequestTable(pool)
         desk.admit(asked())
         pool.tell("place-0", STORY[:events])
         reader = asyncio.create_task(collect(desk, "t"))
@@ -145,11 +154,11 @@ def test_a_reader_that_leaves_cancels(events: int) -> None:
 def test_cancel_frees_the_place_and_ends_the_stream() -> None:
     async def test() -> None:
         pool = Pool()
-        desk = Desk(pool)
+        desk = RequestTable(pool)
         desk.admit(asked())
         reader = asyncio.create_task(collect(desk, "t"))
         await asyncio.sleep(0.05)
-        desk.cancel("t")
+        desk.abort("t")
         [last] = await asyncio.wait_for(reader, 1)
         assert isinstance(last, Failed)
         assert isinstance(last.error, Unavailable)

@@ -14,16 +14,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from musicgen_bento import audio
-from musicgen_bento.engine.types import Chunk, Event, Finished, Started
+from musicgen_bento.engine.types import AudioChunk, Event, Finished, Started
 from musicgen_bento.errors import GenerationFailed, UnknownJob
-from musicgen_bento.server.audio_buffer import PIECE, Recording
+from musicgen_bento.server.audio_buffer import PIECE, PcmBuffer
 
 STARTED = Started("demo", 32_000, 2, 100_000)
 SOUND = np.random.default_rng(0).normal(0, 0.6, (2, STARTED.samples)).astype(np.float32)
 
 
-def chunk(start: int, end: int) -> Chunk:
-    return Chunk(SOUND[:, start:end], start)
+def chunk(start: int, end: int) -> AudioChunk:
+    return AudioChunk(SOUND[:, start:end], start)
 
 
 async def joined(pieces: AsyncIterator[bytes]) -> bytes:
@@ -33,7 +33,7 @@ async def joined(pieces: AsyncIterator[bytes]) -> bytes:
 @given(st.lists(st.integers(0, STARTED.samples), max_size=8), st.sampled_from(["clip", "none"]))
 def test_it_is_the_clip_however_it_comes_and_is_read(cuts: list[int], how: audio.StreamNormalize) -> None:
     async def test() -> None:
-        recording = Recording(how)
+        recording = PcmBuffer(how)
         early = asyncio.create_task(joined(recording.pieces()))
         edges = [0, *sorted(cuts), STARTED.samples]
         for event in (STARTED, *(chunk(a, b) for a, b in pairwise(edges)), Finished()):
@@ -50,7 +50,7 @@ def test_it_is_the_clip_however_it_comes_and_is_read(cuts: list[int], how: audio
 
 def test_a_reader_gets_what_there_is_and_then_the_error() -> None:
     async def test() -> None:
-        recording = Recording("clip")
+        recording = PcmBuffer("clip")
         recording.listen(STARTED)
         recording.listen(chunk(0, 20_000))
         pieces = recording.pieces()
@@ -71,15 +71,15 @@ def test_a_reader_gets_what_there_is_and_then_the_error() -> None:
         [STARTED, chunk(0, 5), Finished()],
         [STARTED, chunk(5, 10)],
         [STARTED, chunk(0, 5), chunk(4, 10)],
-        [STARTED, Chunk(SOUND[:1, :5], 0)],
-        [STARTED, Chunk(np.zeros((2, STARTED.samples + 1), np.float32), 0)],
+        [STARTED, AudioChunk(SOUND[:1, :5], 0)],
+        [STARTED, AudioChunk(np.zeros((2, STARTED.samples + 1), np.float32), 0)],
         [chunk(0, 5)],
     ],
     ids=["ends early", "gap", "overlap", "channels", "too long", "not begun"],
 )
 def test_what_is_not_the_whole_clip_is_an_error(story: list[Event]) -> None:
     async def test() -> None:
-        recording = Recording("clip")
+        recording = PcmBuffer("clip")
         for event in story:
             recording.listen(event)
         with pytest.raises(GenerationFailed):
@@ -90,7 +90,7 @@ def test_what_is_not_the_whole_clip_is_an_error(story: list[Event]) -> None:
 
 def test_without_a_beginning_there_is_only_the_error() -> None:
     async def test() -> None:
-        recording = Recording("clip")
+        recording = PcmBuffer("clip")
         waiting = asyncio.create_task(recording.begun())
         await asyncio.sleep(0)
         recording.fail(UnknownJob("gone"))

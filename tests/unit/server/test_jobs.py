@@ -16,16 +16,16 @@ import numpy as np
 import pytest
 
 from musicgen_bento.config import Settings
-from musicgen_bento.engine.types import Chunk, Event, Listener, Started, Waiting
+from musicgen_bento.engine.types import AudioChunk, Event, EventCallback, Queued, Started
 from musicgen_bento.errors import GenerationFailed, MusicGenError, QueueFull
 from musicgen_bento.schemas import ErrorBody, GenerationRequest, JobState, ModelList
 from musicgen_bento.schemas import Job as JobView
 from musicgen_bento.server import jobs, responses, routes
 from musicgen_bento.server.jobs import PROGRESS_SECONDS, SMALLEST, Jobs
-from musicgen_bento.server.middleware import KnownPaths, Middleware
-from musicgen_bento.server.request_context import Broken, Exchange
-from musicgen_bento.server.shutdown import Drain, Work
-from musicgen_bento.server.studio import Music, Order
+from musicgen_bento.server.middleware import Middleware, PathNormalizer
+from musicgen_bento.server.request_context import RequestContext, ResponseAborted
+from musicgen_bento.server.shutdown import Drain, InFlight
+from musicgen_bento.server.studio import AdmittedRequest, EncodedAudio
 
 RATE = 32_000
 SECRET = "xylophone-of-the-hidden-garden"
@@ -37,17 +37,19 @@ class Maker:
     """Makes what it is told to, when it is told to."""
 
     refuse: MusicGenError | None = None
-    listeners: list[Listener] = field(default_factory=list)
-    ends: list[asyncio.Future[Music]] = field(default_factory=list)
+    listeners: list[EventCallback] = field(default_factory=list)
+    ends: list[asyncio.Future[EncodedAudio]] = field(default_factory=list)
     cancelled: int = 0
 
-    async def take(self, request: GenerationRequest, current: Exchange) -> Order:
+    async def take(self, request: GenerationRequest, current: RequestContext) -> AdmittedRequest:
         await asyncio.sleep(0)
         if self.refuse:
             raise self.refuse
-        return Order(current.id, "ticket", request.model or "demo", request.seed or 0, request.duration, "none")
+        return AdmittedRequest(
+            current.id, "ticket", request.model or "demo", request.seed or 0, request.duration, "none"
+        )
 
-    async def make(self, order: Order, listen: Listener) -> Music:
+    async def make(self, order: AdmittedRequest, listen: EventCallback) -> EncodedAudio:
         end = asyncio.get_running_loop().create_future()
         self.listeners.append(listen)
         self.ends.append(end)
@@ -63,7 +65,7 @@ class Maker:
 
     def finish(self, size: int = 1000) -> bytes:
         wav = bytes(range(256)) * (size // 256 + 1)
-        self.ends[-1].set_result(Music(wav[:size], {"X-Seed": "7"}))
+        self.ends[-1].set_result(EncodedAudio(wav[:size], {"X-Seed": "7"}))
         return wav[:size]
 
 
@@ -74,7 +76,7 @@ class Bench:
     maker: Maker
     jobs: Jobs
     drain: Drain
-    work: Work
+    work: InFlight
     http: httpx.AsyncClient
     asgi: Any
 
@@ -105,18 +107,18 @@ def started(seconds: float = 10) -> Started:
     return Started("demo", RATE, 1, int(seconds * RATE))
 
 
-def chunk(position: float, seconds: float) -> Chunk:
-    return Chunk(np.zeros((1, int(seconds * RATE)), np.float32), int(position * RATE))
+def chunk(position: float, seconds: float) -> AudioChunk:
+    return AudioChunk(np.zeros((1, int(seconds * RATE)), np.float32), int(position * RATE))
 
 
 def run(test: Callable[[Bench], Awaitable[None]], *, abandoned: float = 300, **settings: Any) -> None:
     async def main() -> None:
-        maker, work = Maker(), Work()
+        maker, work = Maker(), InFlight()
         drain = Drain(60, work.__bool__)
         jobs = Jobs(maker, Settings(**settings), drain, work, abandoned)
         built = routes.build(no_models, lambda: jobs, GenerationRequest)
         bodies = {"/jobs": GenerationRequest}
-        asgi = KnownPaths(Middleware(built, bodies, drain, work), PATHS)
+        asgi = PathNormalizer(Middleware(built, bodies, drain, work), PATHS)
         async with httpx.AsyncClient(transport=httpx.ASGITransport(asgi), base_url="http://test") as http:
             await test(Bench(maker, jobs, drain, work, http, asgi))
 
@@ -140,7 +142,7 @@ def test_a_job_from_the_queue_to_its_music() -> None:
     async def test(bench: Bench) -> None:
         name = await bench.submit(duration=10.005, seed=5)
         seen = [await bench.ask(name)]
-        for events in ([Waiting(2)], [Waiting(0, True)], [Waiting(0)], [started(10)], [chunk(0, 2.5)]):
+        for events in ([Queued(2)], [Queued(0, True)], [Queued(0)], [started(10)], [chunk(0, 2.5)]):
             bench.maker.tell(*events)
             seen.append(await bench.ask(name))
         wav = bench.maker.finish()
@@ -174,7 +176,7 @@ def test_a_wait_ends_with_the_next_change_and_not_before() -> None:
         waiting = [asyncio.ensure_future(bench.ask(name, f"?wait=30{more}")) for more in ("", "&version=1")]
         await settle()
         assert not any(each.done() for each in waiting)
-        bench.maker.tell(Waiting(0))
+        bench.maker.tell(Queued(0))
         assert [(await each).position for each in waiting] == [1, 1]
         assert (await bench.ask(name, "?wait=30&version=1")).version == 2
         loop = asyncio.get_running_loop()
@@ -257,7 +259,7 @@ async def fetch(bench: Bench, name: str, *, leave_after: int, stall: bool = Fals
         "query_string": b"",
         "headers": [],
     }
-    with suppress(Broken):
+    with suppress(ResponseAborted):
         await bench.asgi(scope, receive, send)
     return got
 
@@ -318,7 +320,7 @@ def test_what_a_runner_still_says_of_a_cancelled_job_changes_nothing() -> None:
     async def test(bench: Bench) -> None:
         name = await bench.submit(duration=10)
         await bench.http.delete(f"/jobs/{name}")
-        bench.maker.tell(Waiting(0), started())
+        bench.maker.tell(Queued(0), started())
         assert (await bench.ask(name)).state == "cancelled"
 
     run(test)
@@ -341,8 +343,8 @@ def test_two_who_fetch_at_once_both_get_it_and_its_memory_counts_until_then() ->
 
 def begin(bench: Bench, state: str) -> None:
     events: dict[str, list[Event]] = {
-        "queued": [Waiting(1)],
-        "loading": [Waiting(0, True)],
+        "queued": [Queued(1)],
+        "loading": [Queued(0, True)],
         "running": [started(), chunk(0, 1)],
     }
     bench.maker.tell(*events[state])
@@ -404,7 +406,7 @@ def test_a_job_without_music_holds_on_to_nothing_that_was_on_the_way(failed: boo
         seen: list[weakref.ref[Clip]] = []
         make = bench.maker.make
 
-        async def making(order: Order, listen: Listener) -> Music:
+        async def making(order: AdmittedRequest, listen: EventCallback) -> EncodedAudio:
             clip = Clip()
             seen.append(weakref.ref(clip))
             return await make(order, listen)
@@ -534,7 +536,7 @@ def test_when_the_time_is_up_what_is_not_finished_fails_and_new_jobs_are_refused
         name = await bench.submit()
         watching = asyncio.ensure_future(bench.ask(name, "?wait=30"))
         await settle()
-        bench.drain.begun = True
+        bench.drain.started = True
         error(await bench.post(), 503, "shutting_down")
         assert bench.work
         bench.drain.expired.set()

@@ -18,10 +18,10 @@ from musicgen_bento.errors import QueueFull, Unavailable
 from musicgen_bento.schemas import ErrorBody, GenerationRequest, ModelList
 from musicgen_bento.server import middleware, routes
 from musicgen_bento.server.jobs import Jobs
-from musicgen_bento.server.middleware import KnownPaths, Middleware
+from musicgen_bento.server.middleware import Middleware, PathNormalizer
 from musicgen_bento.server.request_body import MAX_BODY
-from musicgen_bento.server.request_context import Broken, exchange, refuse
-from musicgen_bento.server.shutdown import Drain, Work
+from musicgen_bento.server.request_context import ResponseAborted, exchange, refuse
+from musicgen_bento.server.shutdown import Drain, InFlight
 
 SECRET = "a secret prompt"
 
@@ -65,7 +65,7 @@ def no_jobs() -> Jobs:
     raise Unavailable("The runner is gone.")
 
 
-def stack(drain: Drain | None = None) -> KnownPaths:
+def stack(drain: Drain | None = None) -> PathNormalizer:
     listed = [
         Route("/generate", generate, methods=["POST"]),
         Route("/list_models", list_models, methods=["POST"]),
@@ -75,9 +75,9 @@ def stack(drain: Drain | None = None) -> KnownPaths:
         Starlette(routes=listed),
         bodies={"/generate": GenerationRequest, "/list_models": None},
         drain=drain or Drain(1, lambda: False),
-        work=Work(),
+        work=InFlight(),
     )
-    return KnownPaths(inner, frozenset(("/", "/app.js", "/style.css", "/models", "/generate", "/list_models")))
+    return PathNormalizer(inner, frozenset(("/", "/app.js", "/style.css", "/models", "/generate", "/list_models")))
 
 
 @pytest.fixture
@@ -231,7 +231,7 @@ def test_a_websocket_is_refused_before_anyone_counts_its_path() -> None:
         sent.append(message["type"])
 
     sent: list[str] = []
-    asyncio.run(KnownPaths(app, frozenset())({"type": "websocket", "path": f"/{SECRET}"}, app, send))
+    asyncio.run(PathNormalizer(app, frozenset())({"type": "websocket", "path": f"/{SECRET}"}, app, send))
     assert sent == ["websocket.close"]
 
 
@@ -270,7 +270,7 @@ def test_an_unforeseen_exception_is_logged_by_its_place(client: TestClient, capl
 
 
 def test_an_answer_that_fails_half_way_breaks_and_does_not_end_as_200() -> None:
-    with pytest.raises(Broken):
+    with pytest.raises(ResponseAborted):
         TestClient(stack()).post("/generate", json={"prompt": SECRET, "model": "break"})
 
 
@@ -319,7 +319,7 @@ def test_a_failure_behind_a_page_has_the_shape_too(client: TestClient) -> None:
 
 def test_new_work_is_refused_while_the_server_drains() -> None:
     drain = Drain(1, lambda: False)
-    drain.begun = True
+    drain.started = True
     client = TestClient(stack(drain))
     error(client.post("/generate", json={"prompt": "x"}), 503, "shutting_down")
     assert client.get("/").status_code == 200
@@ -346,7 +346,7 @@ def test_a_client_that_leaves_cancels_the_work() -> None:
         async def send(message: Any) -> None:
             sent.append(message)
 
-        work = Work()
+        work = InFlight()
         middleware = Middleware(endless, {"/generate": GenerationRequest}, Drain(1, lambda: False), work)
         headers = [(b"content-type", b"application/json"), (b"content-length", b"15")]
         scope = {"type": "http", "method": "POST", "path": "/generate", "headers": headers}
@@ -365,7 +365,7 @@ def test_work_that_outlasts_the_drain_is_503() -> None:
         drain.expired.set()
         await asyncio.sleep(60)
 
-    client = TestClient(Middleware(endless, {"/generate": GenerationRequest}, drain, Work()))
+    client = TestClient(Middleware(endless, {"/generate": GenerationRequest}, drain, InFlight()))
     error(client.post("/generate", json={"prompt": SECRET}), 503, "shutting_down")
 
 

@@ -8,17 +8,17 @@ from typing import Any
 import pytest
 
 from musicgen_bento import schemas
-from musicgen_bento.engine.types import Listener
+from musicgen_bento.engine.types import EventCallback
 from musicgen_bento.server import responses
-from musicgen_bento.server.audio_buffer import Recording
+from musicgen_bento.server.audio_buffer import PcmBuffer
 from musicgen_bento.server.generation import Front
-from musicgen_bento.server.request_context import Broken, Exchange, current_exchange, exchange
-from musicgen_bento.server.shutdown import Drain, Work
-from musicgen_bento.server.studio import Music, Order
-from musicgen_bento.server.unread import Unread
+from musicgen_bento.server.request_context import RequestContext, ResponseAborted, current_exchange, exchange
+from musicgen_bento.server.shutdown import Drain, InFlight
+from musicgen_bento.server.studio import AdmittedRequest, EncodedAudio
+from musicgen_bento.server.unread import ResponseBufferLimit
 from tests.unit.server.test_responses import SAMPLES, STORY, Reader
 
-ORDER = Order("id", "place", "demo", 7, SAMPLES / 32_000, "clip")
+ORDER = AdmittedRequest("id", "place", "demo", 7, SAMPLES / 32_000, "clip")
 
 
 class Yielding(Reader):
@@ -32,13 +32,13 @@ class Yielding(Reader):
 class Studio:
     """Makes a clip at once."""
 
-    async def take(self, request: schemas.GenerationRequest, current: Exchange) -> Order:
+    async def take(self, request: schemas.GenerationRequest, current: RequestContext) -> AdmittedRequest:
         return ORDER
 
-    async def make(self, order: Order, listen: Listener) -> Music:
-        return Music(bytes(2 * SAMPLES), {"X-Seed": "7"})
+    async def make(self, order: AdmittedRequest, listen: EventCallback) -> EncodedAudio:
+        return EncodedAudio(bytes(2 * SAMPLES), {"X-Seed": "7"})
 
-    async def record(self, order: Order, recording: Recording) -> None:
+    async def record(self, order: AdmittedRequest, recording: PcmBuffer) -> None:
         for event in STORY:
             recording.listen(event)
 
@@ -51,7 +51,7 @@ async def ask(front: Front, way: str) -> Any:
 
 @pytest.fixture(autouse=True)
 def _exchange() -> Any:
-    token = current_exchange.set(Exchange("POST", "/"))
+    token = current_exchange.set(RequestContext("POST", "/"))
     yield
     current_exchange.reset(token)
 
@@ -59,8 +59,8 @@ def _exchange() -> Any:
 @pytest.mark.parametrize("way", ["generate", "stream"])
 def test_too_much_that_nobody_reads_keeps_new_clips_out(way: str) -> None:
     async def test() -> None:
-        unread = Unread(2 * SAMPLES + 1)
-        front = Front(None, Studio(), Drain(1.0, Work().__bool__), unread)  # type: ignore[arg-type]
+        unread = ResponseBufferLimit(2 * SAMPLES + 1)
+        front = Front(None, Studio(), Drain(1.0, InFlight().__bool__), unread)  # type: ignore[arg-type]
         readers = [Reader(stall=True) for _ in range(2)]
         answers = [await ask(front, way) for _ in readers]
         assert [answer.status_code for answer in answers] == [200, 200]
@@ -93,9 +93,9 @@ def test_a_whole_clip_that_nobody_takes_is_cut_off(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(responses, "STALLED_SECONDS", 0.05)
 
     async def test() -> None:
-        unread, reader = Unread(1), Reader(stall=True)
-        answer = responses.Whole(Music(bytes(100), {}), unread)
-        with pytest.raises(Broken):
+        unread, reader = ResponseBufferLimit(1), Reader(stall=True)
+        answer = responses.Whole(EncodedAudio(bytes(100), {}), unread)
+        with pytest.raises(ResponseAborted):
             await answer(reader.scope, reader.receive, reader.send)
         assert unread.bytes == 0
 
@@ -114,9 +114,9 @@ def test_one_who_takes_all_but_the_end_is_cut_off(way: str, monkeypatch: pytest.
             await super().send(message)
 
     async def test() -> None:
-        unread, reader = Unread(1), Stalling()
-        answer = await ask(Front(None, Studio(), Drain(1.0, Work().__bool__), unread), way)  # type: ignore[arg-type]
-        with pytest.raises(Broken):
+        unread, reader = ResponseBufferLimit(1), Stalling()
+        answer = await ask(Front(None, Studio(), Drain(1.0, InFlight().__bool__), unread), way)  # type: ignore[arg-type]
+        with pytest.raises(ResponseAborted):
             await answer(reader.scope, reader.receive, reader.send)
         assert unread.bytes == 0
 
@@ -125,9 +125,9 @@ def test_one_who_takes_all_but_the_end_is_cut_off(way: str, monkeypatch: pytest.
 
 def test_a_reader_that_leaves_gets_no_more() -> None:
     async def test() -> None:
-        unread, reader = Unread(1), Yielding()
+        unread, reader = ResponseBufferLimit(1), Yielding()
         reader.gone.set()
-        answer = responses.Whole(Music(bytes(10 * 64 * 1024), {}), unread)
+        answer = responses.Whole(EncodedAudio(bytes(10 * 64 * 1024), {}), unread)
         await answer(reader.scope, reader.receive, reader.send)
         assert len(reader.body) < 10 * 64 * 1024
         assert unread.bytes == 0

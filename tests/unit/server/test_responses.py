@@ -8,15 +8,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from musicgen_bento.engine.types import Chunk, Finished, Started
+from musicgen_bento.engine.types import AudioChunk, Finished, Started
 from musicgen_bento.errors import GenerationFailed
 from musicgen_bento.server import responses
-from musicgen_bento.server.audio_buffer import Recording
-from musicgen_bento.server.request_context import CLIENT_LEFT, Broken, Exchange, current_exchange
+from musicgen_bento.server.audio_buffer import PcmBuffer
+from musicgen_bento.server.request_context import CLIENT_LEFT, RequestContext, ResponseAborted, current_exchange
 from musicgen_bento.server.responses import Streamed
 
 SAMPLES = 100_000
-STORY = (Started("demo", 32_000, 1, SAMPLES), Chunk(np.zeros((1, SAMPLES), np.float32), 0), Finished())
+STORY = (Started("demo", 32_000, 1, SAMPLES), AudioChunk(np.zeros((1, SAMPLES), np.float32), 0), Finished())
 
 
 class Reader:
@@ -56,8 +56,8 @@ class Making:
             raise
 
 
-async def answer(reader: Reader, recording: Recording, making: Making) -> Exchange:
-    current = Exchange(reader.scope["method"], "/stream")
+async def answer(reader: Reader, recording: PcmBuffer, making: Making) -> RequestContext:
+    current = RequestContext(reader.scope["method"], "/stream")
     token = current_exchange.set(current)
     try:
         await Streamed(recording, 7, "wav", making())(reader.scope, reader.receive, reader.send)  # type: ignore[arg-type]
@@ -66,8 +66,8 @@ async def answer(reader: Reader, recording: Recording, making: Making) -> Exchan
     return current
 
 
-def told(*events: Any) -> Recording:
-    recording = Recording("clip")
+def told(*events: Any) -> PcmBuffer:
+    recording = PcmBuffer("clip")
     for event in events:
         recording.listen(event)
     return recording
@@ -115,7 +115,7 @@ def test_a_reader_that_takes_nothing_is_cut_off(monkeypatch: pytest.MonkeyPatch)
 
     async def test() -> None:
         making = Making()
-        with pytest.raises(Broken):
+        with pytest.raises(ResponseAborted):
             await answer(Reader(stall=True), told(*STORY), making)
         assert making.cancelled
 
@@ -134,7 +134,7 @@ def test_a_reader_that_takes_too_little_is_cut_off(monkeypatch: pytest.MonkeyPat
 
     async def test() -> None:
         reader, making = Slow(), Making()
-        with pytest.raises(Broken):
+        with pytest.raises(ResponseAborted):
             await answer(reader, told(*STORY), making)
         assert making.cancelled
         assert 0 < len(reader.body) < 2 * SAMPLES

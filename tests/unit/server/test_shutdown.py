@@ -37,7 +37,7 @@ def test_an_idle_server_is_told_at_once(server: Server) -> None:
         drain.install()
         os.kill(os.getpid(), signal.SIGTERM)
         await asyncio.sleep(0.2)
-        assert drain.begun
+        assert drain.started
         assert (server.signals, drain.expired.is_set()) == ([signal.SIGTERM], False)
 
     asyncio.run(test())
@@ -50,7 +50,7 @@ def test_a_busy_one_is_told_when_it_has_finished(server: Server) -> None:
         drain.install()
         os.kill(os.getpid(), signal.SIGTERM)
         await asyncio.sleep(0.3)
-        assert (drain.begun, server.signals) == (True, [])
+        assert (drain.started, server.signals) == (True, [])
         work.clear()
         await asyncio.sleep(0.2)
         assert (server.signals, drain.expired.is_set()) == ([signal.SIGTERM], False)
