@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import queue
 import time
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +13,8 @@ from typing import TypeAlias, Unpack
 
 import numpy as np
 
-from musicgen_bento import audio, clip, config, several
-from musicgen_bento.clip import Clip, Progress
+from musicgen_bento import audio, clip, config, validation
+from musicgen_bento.clip import Clip, Progress, ProgressCallback
 from musicgen_bento.engine.types import AudioChunk, Event, Failed, Finished, GenerationParams, LoadProgress, Started
 from musicgen_bento.model_pool.pool import ModelPool
 from musicgen_bento.schemas import GenerationOptions, GenerationRequest, StreamRequest
@@ -81,7 +82,7 @@ class PipelineOutput:
             InvalidRequest: there can be no such file.
             MusicGenError: one cannot be written.
         """
-        paths = [clip.check_output_path(each) for each in several.numbered_paths(Path(path), len(self.audios))]
+        paths = [clip.check_output_path(each) for each in clip.numbered_paths(Path(path), len(self.audios))]
         for target, samples in zip(paths, self.audios, strict=True):
             clip.write_atomically(target, audio.encode_wav(samples, self.sample_rate))
         return paths
@@ -142,7 +143,7 @@ class Pipeline:
         self._pool.close()
 
     def __call__(
-        self, prompt: str | Sequence[str], *, progress: Progress | None = None, **options: Unpack[GenerationOptions]
+        self, prompt: str | Sequence[str], *, progress: ProgressCallback | None = None, **options: Unpack[GenerationOptions]
     ) -> PipelineOutput:
         """Make a clip of each prompt, all together.
 
@@ -157,12 +158,12 @@ class Pipeline:
             MusicGenError: a clip could not be made; none is given then.
         """
         prompts = [prompt] if isinstance(prompt, str) else prompt
-        asked = several.build_requests(prompts, longest=self._settings.max_duration, **options)
+        asked = validation.build_requests(prompts, max_duration=self._settings.max_duration, **options)
         made = sorted(self.make(asked, progress), key=lambda one: one.index)
         first = made[0]
         return PipelineOutput([one.samples for one in made], first.sample_rate, [one.seed for one in made], first.model)
 
-    def make(self, requests: Sequence[GenerationRequest], progress: Progress | None = None) -> Iterator[GeneratedClip]:
+    def make(self, requests: Sequence[GenerationRequest], progress: ProgressCallback | None = None) -> Iterator[GeneratedClip]:
         """The same from requests with their seeds, each clip as soon as it is done. Their model is this one.
 
         Whoever stops reading cancels the rest.
@@ -171,18 +172,20 @@ class Pipeline:
             InvalidRequest, MusicGenError: as a call does.
         """
         call = _Call(requests, progress or (lambda *_: None))
-        tickets = []
+        request_ids = []
         try:
             for index, params in enumerate(call.params):
-                tickets.append(self._pool.add_request(self._model, params, call.listener(index)))
+                request_id = uuid.uuid4().hex
+                self._pool.add_request(request_id, self._model, params, call.listener(index))
+                request_ids.append(request_id)
             for index, started, samples in call.done():
                 level = audio.normalize(samples, started.sample_rate, requests[index].normalize)
                 yield GeneratedClip(index, level, started.sample_rate, call.params[index].seed, started.model)
         finally:
-            for ticket in tickets:
-                self._pool.abort(ticket)
+            for request_id in request_ids:
+                self._pool.abort(request_id)
 
-    def stream(self, request: StreamRequest, progress: Progress | None = None) -> Iterator[bytes]:
+    def stream(self, request: StreamRequest, progress: ProgressCallback | None = None) -> Iterator[bytes]:
         """One clip from a request with its seed, while it is made: a WAV, or its samples alone. Its model is this one.
 
         Whoever stops reading cancels it.
@@ -191,7 +194,8 @@ class Pipeline:
             InvalidRequest, MusicGenError: as a call does, at any point.
         """
         call = _Call([request], progress or (lambda *_: None))
-        ticket = self._pool.add_request(self._model, call.params[0], call.listener(0))
+        request_id = uuid.uuid4().hex
+        self._pool.add_request(request_id, self._model, call.params[0], call.listener(0))
         try:
             for event in call.events():
                 match event:
@@ -200,13 +204,13 @@ class Pipeline:
                     case AudioChunk(piece):
                         yield audio.pcm(audio.cut(piece, request.normalize))
         finally:
-            self._pool.abort(ticket)
+            self._pool.abort(request_id)
 
 
 class _Call:
     """The clips of one call, and what is heard of them."""
 
-    def __init__(self, requests: Sequence[GenerationRequest], progress: Progress) -> None:
+    def __init__(self, requests: Sequence[GenerationRequest], progress: ProgressCallback) -> None:
         self.params = [
             GenerationParams(**request.model_dump(exclude={"model", "normalize", "format"})) for request in requests
         ]
@@ -224,7 +228,7 @@ class _Call:
         """
         begun: dict[int, tuple[Started, audio.Waveform]] = {}
         left, made, total = len(self.params), 0.0, sum(params.duration for params in self.params)
-        self._progress("queued", None, made, total)
+        self._progress(Progress("queued", None, made, total))
         while left:
             match self._next():
                 case index, Started() as started:
@@ -233,11 +237,11 @@ class _Call:
                     started, samples = begun[index]
                     samples[:, position : position + piece.shape[1]] = piece
                     made += piece.shape[1] / started.sample_rate
-                    self._progress("running", None, min(made, total), total)
+                    self._progress(Progress("running", None, min(made, total), total))
                 case index, Finished():
                     left -= 1
                     if not left:
-                        self._progress("done", None, total, total)
+                        self._progress(Progress("done", None, total, total))
                     yield (index, *begun.pop(index))
                 case _, Failed(error):
                     raise error
@@ -249,7 +253,7 @@ class _Call:
             MusicGenError: it failed.
         """
         rate, total = 0, self.params[0].duration
-        self._progress("queued", None, 0.0, total)
+        self._progress(Progress("queued", None, 0.0, total))
         while True:
             _, event = self._next()
             yield event
@@ -257,9 +261,9 @@ class _Call:
                 case Started():
                     rate, total = event.sample_rate, event.samples / event.sample_rate
                 case AudioChunk(piece, position):
-                    self._progress("running", None, (position + piece.shape[1]) / rate, total)
+                    self._progress(Progress("running", None, (position + piece.shape[1]) / rate, total))
                 case Finished():
-                    self._progress("done", None, total, total)
+                    self._progress(Progress("done", None, total, total))
                     return
                 case Failed(error):
                     raise error

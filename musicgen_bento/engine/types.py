@@ -144,8 +144,10 @@ class ModelStatus:
 class Pool(Protocol):
     """All models of one device, by name; loads them when they are asked for."""
 
-    def add_request(self, model: str, params: GenerationParams, listener: EventCallback) -> str:
-        """Take a clip for a model (catalogue id, alias, or hub id or folder) and give its ticket.
+    def add_request(
+        self, request_id: str, model: str, params: GenerationParams, on_event: EventCallback
+    ) -> None:
+        """Take a clip for a model (catalogue id, alias, or hub id or folder).
 
         Never waits: a model that is not in memory is loaded on a thread of its own, and the clip waits for it.
 

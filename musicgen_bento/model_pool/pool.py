@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import atexit
-import logging
 import math
 import threading
 import time
-import uuid
 from collections.abc import Callable
 
 from musicgen_bento.checkpoint.resolve import resolve_model
@@ -16,13 +14,12 @@ from musicgen_bento.config import Settings
 from musicgen_bento.device import max_slots
 from musicgen_bento.engine.types import Event, EventCallback, Failed, Finished, GenerationParams, ModelStatus
 from musicgen_bento.errors import MusicGenError, QueueFull, ShuttingDown
+from musicgen_bento.log import logger
 from musicgen_bento.model_catalog import CATALOG, find_model
 from musicgen_bento.model_pool.device_thread import DeviceThread
 from musicgen_bento.model_pool.entry import ModelEntry, PendingRequest
 from musicgen_bento.model_pool.loader import Loader, as_load_error
 from musicgen_bento.model_pool.residency import ModelResidencyManager
-
-_log = logging.getLogger("bentoml.musicgen")  # below BentoML's, which has a handler
 
 RETRY_AFTER = 30.0
 MOST_SOUGHT = 16  # models whose files are looked for at a time: each has a thread, and a queue
@@ -75,13 +72,14 @@ class ModelPool:
             for source in self._preloaded:
                 self._resident(source)
 
-    def add_request(self, model: str, params: GenerationParams, listener: EventCallback) -> str:
+    def add_request(self, request_id: str, model: str, params: GenerationParams, on_event: EventCallback) -> None:
         """See `Pool.submit`."""
         source = self._own.get(model)  # what the operator has set may be anything
         if source is None:
             source = resolve_model(model, any_model=self._allow_any_model, folders=self._allow_folders)
-        ticket = uuid.uuid4().hex
         with self._lock:
+            if request_id in self._tickets:
+                raise ValueError(f"request id {request_id} is in use")
             if self._closing:
                 raise ShuttingDown("The server is shutting down.", hint="Ask again in a moment.", retry_after=5.0)
             sought = sum(each.fetching for each in self._memory.residents.values())
@@ -90,13 +88,12 @@ class ModelPool:
                     "Too many models are being fetched already.", hint="Ask again later.", retry_after=RETRY_AFTER
                 )
             resident = self._resident(source)
-            self._tickets[ticket] = resident
+            self._tickets[request_id] = resident
             try:
-                self._take(resident, PendingRequest(ticket, params, self._forgetting(ticket, listener)))
+                self._take(resident, PendingRequest(request_id, params, self._forgetting(request_id, on_event)))
             except BaseException:
-                del self._tickets[ticket]
+                del self._tickets[request_id]
                 raise
-        return ticket
 
     def abort(self, ticket: str) -> None:
         """See `Pool.cancel`."""
@@ -205,7 +202,7 @@ class ModelPool:
 
     def failed(self, resident: ModelEntry, error: MusicGenError) -> None:
         """See `memory.Owner.failed`."""
-        _log.error("loading %s failed: %s", resident.source.name, error.code)
+        logger.error("loading %s failed: %s", resident.source.name, error.code)
         with self._lock:
             if resident.source in self._preloaded:
                 self._failures[resident.source] = (time.monotonic(), error)

@@ -30,10 +30,10 @@ from musicgen_bento.model_catalog import find_model
 if TYPE_CHECKING:
     from prometheus_client import Counter, Gauge, Histogram
 
-FIRST_AUDIO_SECONDS = (0.1, 0.25, 0.5, 1, 2, 5, 10, 30, 60, 300)
-TIMES_REAL_TIME = (0.1, 0.25, 0.5, 0.8, 1, 1.5, 2, 4, 8, 16, 32)
+FIRST_AUDIO_BUCKETS_SECONDS = (0.1, 0.25, 0.5, 1, 2, 5, 10, 30, 60, 300)
+REALTIME_FACTOR_BUCKETS = (0.1, 0.25, 0.5, 0.8, 1, 1.5, 2, 4, 8, 16, 32)
 
-NAMES = (
+METRIC_NAMES = (
     "musicgen_queue_depth",
     "musicgen_slots_in_use",
     "musicgen_audio_seconds_total",
@@ -54,7 +54,7 @@ class Metrics:
     slots_in_use: Gauge
     audio_seconds: Counter
     first_audio: Histogram
-    times_real_time: Histogram
+    realtime_factor: Histogram
     loads: Counter
     evictions: Counter
     cancellations: Counter
@@ -66,14 +66,14 @@ def metrics() -> Metrics:
     """This process's. Both processes have them; what is asked for at /metrics is the sum."""
     from prometheus_client import Counter, Gauge, Histogram
 
-    depth, slots, audio, first, speed, loads, evictions, cancellations, errors = NAMES
+    depth, slots, audio, first, speed, loads, evictions, cancellations, errors = METRIC_NAMES
     # "mostrecent": a runner that was killed cannot take back what it said; the one that follows it can.
     return Metrics(
         Gauge(depth, "Clips that wait for a slot or for their model.", ["model"], multiprocess_mode="mostrecent"),
         Gauge(slots, "Clips that are being made.", ["model"], multiprocess_mode="mostrecent"),
         Counter(audio, "Seconds of audio made, whole clips.", ["model"]),
-        Histogram(first, "From admission to the first samples.", ["model"], buckets=FIRST_AUDIO_SECONDS),
-        Histogram(speed, "A clip's length over the time in its slot.", ["model"], buckets=TIMES_REAL_TIME),
+        Histogram(first, "From admission to the first samples.", ["model"], buckets=FIRST_AUDIO_BUCKETS_SECONDS),
+        Histogram(speed, "A clip's length over the time in its slot.", ["model"], buckets=REALTIME_FACTOR_BUCKETS),
         Counter(loads, "Models loaded into memory.", ["model"]),
         Counter(evictions, "Models that left memory for another.", ["model"]),
         Counter(cancellations, "Clips whose client left.", ["model"]),
@@ -112,15 +112,15 @@ class MeasuredPool:
         self._models: dict[str, str] = {}  # of the clips that are not over, by ticket
         self._lock = threading.Lock()
 
-    def add_request(self, model: str, params: GenerationParams, listener: EventCallback) -> str:
+    def add_request(self, request_id: str, model: str, params: GenerationParams, on_event: EventCallback) -> None:
         """See `Pool.submit`."""
-        clip = _Clip(listener, self._heard)
-        clip.ticket = ticket = self._pool.add_request(model, params, clip)
+        clip = _Clip(on_event, self._heard)
+        clip.ticket = request_id
+        self._pool.add_request(request_id, model, params, clip)
         with self._lock:
             if not clip.over:
-                self._models[ticket] = model
+                self._models[request_id] = model
         self._gauge()
-        return ticket
 
     def abort(self, ticket: str) -> None:
         """See `Pool.cancel`."""
@@ -188,7 +188,7 @@ class _Clip:
             case Finished() if self._started:
                 seconds = self._started.samples / self._started.sample_rate
                 metrics().audio_seconds.labels(self._started.model).inc(seconds)
-                metrics().times_real_time.labels(self._started.model).observe(seconds / (now - self._begun))
+                metrics().realtime_factor.labels(self._started.model).observe(seconds / (now - self._begun))
         self._listener(event)
         self.over = isinstance(event, Finished | Failed)
         if self.over or isinstance(event, Started):

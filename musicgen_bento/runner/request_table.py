@@ -6,7 +6,6 @@ The pool speaks from its own threads; everything here runs on the event loop.
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections import OrderedDict
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
@@ -16,13 +15,11 @@ from pydantic import BaseModel, ConfigDict
 
 from musicgen_bento.engine.types import Event, EventCallback, Failed, Finished, GenerationParams, Pool
 from musicgen_bento.errors import InvalidRequest, MusicGenError, Unavailable
-from musicgen_bento.log import exception_location
+from musicgen_bento.log import exception_location, logger
 from musicgen_bento.runner.protocol import encode
 
-COLLECT_SECONDS = 60.0
-REMEMBERED_CANCELLATIONS = 4096
-
-_log = logging.getLogger("bentoml.musicgen")
+COLLECT_TIMEOUT_SECONDS = 60.0
+REMEMBERED_ABORTS = 4096
 
 
 class AdmitMsg(BaseModel):
@@ -30,15 +27,14 @@ class AdmitMsg(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    ticket: str
+    request_id: str
     model: str
     params: GenerationParams
 
 
 @dataclass(eq=False)
-class _Clip:
+class _TableEntry:
     events: asyncio.Queue[Event] = field(default_factory=asyncio.Queue)
-    place: str = ""  # the pool's ticket
     collected: bool = False
     expiry: asyncio.TimerHandle | None = None
 
@@ -46,10 +42,10 @@ class _Clip:
 class RequestTable:
     """Clips by ticket, between a pool and whoever collects them."""
 
-    def __init__(self, pool: Pool, collect_seconds: float = COLLECT_SECONDS) -> None:
+    def __init__(self, pool: Pool, collect_seconds: float = COLLECT_TIMEOUT_SECONDS) -> None:
         self._pool = pool
         self._collect_seconds = collect_seconds
-        self._clips: dict[str, _Clip] = {}
+        self._clips: dict[str, _TableEntry] = {}
         self._cancelled: OrderedDict[str, None] = OrderedDict()
 
     def __len__(self) -> int:
@@ -60,27 +56,27 @@ class RequestTable:
 
         Never raises: one that did would fail its whole batch.
         """
-        ticket = admission.ticket
+        ticket = admission.request_id
         if ticket in self._clips:
             return {"ticket": ticket}
         if ticket in self._cancelled:
             return InvalidRequest("The request was cancelled.").to_dict()
-        clip = _Clip()
+        clip = _TableEntry()
         try:
-            clip.place = self._pool.add_request(admission.model, admission.params, _listener(clip.events))
+            self._pool.add_request(ticket, admission.model, admission.params, _listener(clip.events))
         except MusicGenError as error:
             return error.to_dict()
         except Exception as error:  # its text may hold the prompt
-            _log.error("id=%s failed: %s", ticket.partition("-")[0], exception_location(error))
+            logger.error("id=%s failed: %s", ticket.partition("-")[0], exception_location(error))
             return MusicGenError("The request could not be taken.").to_dict()
         clip.expiry = asyncio.get_running_loop().call_later(self._collect_seconds, self.abort, ticket)
         self._clips[ticket] = clip
         return {"ticket": ticket}
 
-    async def stream(self, ticket: str) -> AsyncIterator[bytes]:
+    async def stream(self, request_id: str) -> AsyncIterator[bytes]:
         """The clip's events as frames, up to and with its last one. Whoever stops reading cancels it."""
         yield b""  # starts the answer at once: only a started one notices that its reader has gone
-        clip = self._clips.get(ticket)
+        clip = self._clips.get(request_id)
         if clip is None or clip.collected:
             yield encode(Failed(_gone("The clip is gone: it was cancelled or not collected in time.")))
             return
@@ -94,15 +90,15 @@ class RequestTable:
                 over = isinstance(event, Finished | Failed)
                 yield encode(event)
         finally:
-            self._forget(ticket, cancel=not over)
+            self._forget(request_id, cancel=not over)
 
-    def abort(self, ticket: str) -> None:
+    def abort(self, request_id: str) -> None:
         """Forget a clip, also one that is still on its way here."""
-        self._cancelled[ticket] = None
-        if len(self._cancelled) > REMEMBERED_CANCELLATIONS:
+        self._cancelled[request_id] = None
+        if len(self._cancelled) > REMEMBERED_ABORTS:
             self._cancelled.popitem(last=False)
-        clip = self._clips.get(ticket)
-        self._forget(ticket, cancel=True)
+        clip = self._clips.get(request_id)
+        self._forget(request_id, cancel=True)
         if clip and clip.collected:  # its reader waits for a last word
             clip.events.put_nowait(Failed(_gone("The clip was cancelled.")))
 
@@ -113,7 +109,7 @@ class RequestTable:
         if clip.expiry:
             clip.expiry.cancel()
         if cancel:
-            self._pool.abort(clip.place)
+            self._pool.abort(ticket)
 
 
 def _listener(events: asyncio.Queue[Event]) -> EventCallback:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import shutil
 import tempfile
+import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
@@ -21,8 +22,9 @@ from musicgen_bento.checkpoint.loading import Checkpoint
 from musicgen_bento.checkpoint.source import Source
 from musicgen_bento.config import Settings
 from musicgen_bento.engine.engine import Engine
-from musicgen_bento.engine.types import AudioChunk, Event, Failed, Finished, GenerationParams, Started
+from musicgen_bento.engine.types import AudioChunk, Event, EventCallback, Failed, Finished, GenerationParams, Started
 from musicgen_bento.model_pool.loader import Loader
+from musicgen_bento.model_pool.pool import ModelPool
 from musicgen_bento.precision import FLOAT32_NATIVE, Precision
 from tests.support.tiny_checkpoints import Recipe, write
 
@@ -96,6 +98,13 @@ class EventLog:
 
 def params(prompt: str = "calm piano", duration: float = 0.5, seed: int = 0, **rest: Any) -> GenerationParams:
     return GenerationParams(prompt, duration, seed, **rest)
+
+
+def submit(pool: ModelPool, model: str, request: GenerationParams, on_event: EventCallback) -> str:
+    """Add a request to a pool under a new id; return the id."""
+    request_id = uuid.uuid4().hex
+    pool.add_request(request_id, model, request, on_event)
+    return request_id
 
 
 @dataclass

@@ -191,14 +191,14 @@ def test_the_states_of_a_model_on_its_way(hub: Hub, tmp_path: Path) -> None:
     program = """
 import json, time
 from musicgen_bento.config import Settings
-from musicgen_bento.engine.pool import EnginePool
+from musicgen_bento.model_pool.pool import ModelPool
 from musicgen_bento.engine.types import GenerationParams
 from dataclasses import asdict
-pool = EnginePool(Settings(device="cpu", precision="float32", preload=(), memory_budget="8GB"))
+pool = ModelPool(Settings(device="cpu", precision="float32", preload=(), memory_budget="8GB"))
 def state():
     return next(asdict(status) for status in pool.statuses() if status.id == "facebook/musicgen-small")
 seen = [state()]
-pool.submit("small", GenerationParams("calm", 0.1, 0), lambda event: None)
+pool.add_request("one", "small", GenerationParams("calm", 0.1, 0), lambda event: None)
 deadline = time.monotonic() + 120
 while seen[-1]["state"] != "loaded" and time.monotonic() < deadline:
     if state() != seen[-1]: seen.append(state())

@@ -33,7 +33,7 @@ from musicgen_bento.model_pool import pool as pool_module
 from musicgen_bento.model_pool import residency, self_test
 from musicgen_bento.model_pool.pool import ModelPool
 from tests.support import wait
-from tests.support.tiny_models import MONO, EventLog, folder, params
+from tests.support.tiny_models import MONO, EventLog, folder, params, submit
 
 open_files = loading.open_files
 until = partial(wait.until, seconds=30)
@@ -79,7 +79,7 @@ def open_pool() -> Iterator[Callable[..., ModelPool]]:
 
 def test_a_clip_from_the_built_in_model(open_pool: Callable[..., ModelPool]) -> None:
     pool, story = open_pool(), EventLog()
-    pool.add_request("demo", params(duration=0.4), story)
+    submit(pool, "demo", params(duration=0.4), story)
     until(lambda: story.end)
     assert isinstance(story.end, Finished)
     assert (story.started.model, story.started.sample_rate, story.audio.shape) == ("demo", 32_000, (1, 20 * 640))
@@ -89,7 +89,7 @@ def test_a_clip_from_the_built_in_model(open_pool: Callable[..., ModelPool]) -> 
 def test_every_spelling_is_one_model(open_pool: Callable[..., ModelPool], loads: Loads) -> None:
     pool = open_pool()
     for name in ("musicgen-small", "facebook/musicgen-small", "small", "Facebook/MusicGen-Small"):
-        pool.add_request(name, params(), EventLog())
+        submit(pool, name, params(), EventLog())
     loads.go.set()
     until(lambda: not pool._tickets)
     assert loads.names == ["facebook/musicgen-small"]
@@ -98,7 +98,7 @@ def test_every_spelling_is_one_model(open_pool: Callable[..., ModelPool], loads:
 def test_one_load_however_many_ask(open_pool: Callable[..., ModelPool], loads: Loads) -> None:
     pool = open_pool()
     stories = [EventLog() for _ in range(20)]
-    threads = [threading.Thread(target=pool.add_request, args=("demo", params(duration=0.1), s)) for s in stories]
+    threads = [threading.Thread(target=submit, args=(pool, "demo", params(duration=0.1), s)) for s in stories]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -130,7 +130,7 @@ def test_a_failed_load_reaches_all_who_wait_and_the_next_tries_again(
 ) -> None:
     pool, stories, later = open_pool(), [EventLog(), EventLog()], EventLog()
     for story in stories:
-        pool.add_request("demo", params(), story)
+        submit(pool, "demo", params(), story)
     loads.error = raised
     loads.go.set()
     until(lambda: all(story.end for story in stories))
@@ -139,7 +139,7 @@ def test_a_failed_load_reaches_all_who_wait_and_the_next_tries_again(
         assert says in str(story.end.error)
         assert "secret" not in str(story.end.error)
     loads.error = None
-    pool.add_request("demo", params(duration=0.1), later)
+    submit(pool, "demo", params(duration=0.1), later)
     until(lambda: later.end)
     assert isinstance(later.end, Finished)
 
@@ -147,10 +147,10 @@ def test_a_failed_load_reaches_all_who_wait_and_the_next_tries_again(
 def test_a_load_that_fails_leaves_the_others_alone(open_pool: Callable[..., ModelPool], loads: Loads) -> None:
     loads.go.set()
     pool, long, failing = open_pool(), EventLog(), EventLog()
-    pool.add_request("demo", params(duration=3), long)
+    submit(pool, "demo", params(duration=3), long)
     until(lambda: any(isinstance(event, AudioChunk) for event in long.events))
     loads.error = InvalidCheckpoint("no")
-    pool.add_request("small", params(), failing)
+    submit(pool, "small", params(), failing)
     until(lambda: long.end and failing.end)
     assert isinstance(long.end, Finished)
     assert isinstance(failing.end, Failed)
@@ -158,7 +158,7 @@ def test_a_load_that_fails_leaves_the_others_alone(open_pool: Callable[..., Mode
 
 def test_cancel_while_it_loads(open_pool: Callable[..., ModelPool], loads: Loads) -> None:
     pool, story = open_pool(), EventLog()
-    ticket = pool.add_request("demo", params(), story)
+    ticket = submit(pool, "demo", params(), story)
     pool.abort(ticket)
     pool.abort(ticket)
     loads.go.set()
@@ -171,21 +171,21 @@ def test_a_prompt_too_long_for_t5_is_refused_even_if_the_model_was_loading(
     open_pool: Callable[..., ModelPool], loads: Loads
 ) -> None:
     pool, story = open_pool(), EventLog()
-    pool.add_request("demo", params("zq " * 600), story)
+    submit(pool, "demo", params("zq " * 600), story)
     loads.go.set()
     until(lambda: story.end)
     assert isinstance(story.end, Failed)
     assert (story.end.error.status, story.end.error.field) == (400, "prompt")
     with pytest.raises(InvalidRequest, match="tokens long"):
-        pool.add_request("demo", params("zq " * 600), EventLog())
+        submit(pool, "demo", params("zq " * 600), EventLog())
 
 
 def test_the_waiting_room_is_bounded(open_pool: Callable[..., ModelPool], loads: Loads) -> None:
     pool = open_pool(max_slots=2, max_queue=1)
     for _ in range(3):
-        pool.add_request("demo", params(duration=0.1), EventLog())
+        submit(pool, "demo", params(duration=0.1), EventLog())
     with pytest.raises(QueueFull, match="still loading") as refused:
-        pool.add_request("demo", params(), EventLog())
+        submit(pool, "demo", params(), EventLog())
     assert refused.value.retry_after
     loads.go.set()
     until(lambda: not pool._tickets)
@@ -197,9 +197,9 @@ def test_models_that_are_looked_for_are_bounded(
     monkeypatch.setattr(pool_module, "MOST_SOUGHT", 2)
     pool = open_pool(allow_any_model=True)
     for name in ("someone/one", "someone/two", "someone/one"):
-        pool.add_request(name, params(), EventLog())
+        submit(pool, name, params(), EventLog())
     with pytest.raises(QueueFull):
-        pool.add_request("someone/three", params(), EventLog())
+        submit(pool, "someone/three", params(), EventLog())
 
 
 def test_readiness(open_pool: Callable[..., ModelPool], loads: Loads) -> None:
@@ -240,7 +240,7 @@ def test_readiness_says_what_kept_a_model_out_and_tries_again_later(
 @pytest.mark.parametrize("name", ["nope", "facebook/other", "/etc/passwd", "https://x/y", ""])
 def test_unknown_names(open_pool: Callable[..., ModelPool], name: str) -> None:
     with pytest.raises(UnknownModel) as error:
-        open_pool().add_request(name, params(), EventLog())
+        submit(open_pool(), name, params(), EventLog())
     assert (error.value.status, error.value.field) == (400, "model")
     assert "facebook/musicgen-small" in error.value.hint
 
@@ -248,13 +248,13 @@ def test_unknown_names(open_pool: Callable[..., ModelPool], name: str) -> None:
 @pytest.mark.parametrize("name", ["../demo", "demo/../demo", "./demo", "a/b/c", "/tmp/x", ".hidden/x", "a/.."])
 def test_a_path_is_no_name_on_the_hub(open_pool: Callable[..., ModelPool], name: str) -> None:
     with pytest.raises(UnknownModel):
-        open_pool(allow_any_model=True).add_request(name, params(), EventLog())
+        submit(open_pool(allow_any_model=True), name, params(), EventLog())
 
 
 def test_a_relative_folder_is_never_loaded_for_a_client(open_pool: Callable[..., ModelPool]) -> None:
     """`musicgen_bento/demo` exists from where the tests run; to a client it is a repository nobody has."""
     story = EventLog()
-    open_pool(allow_any_model=True).add_request("musicgen_bento/demo", params(), story)
+    submit(open_pool(allow_any_model=True), "musicgen_bento/demo", params(), story)
     until(lambda: story.end)
     assert isinstance(story.end, Failed)
     assert isinstance(story.end.error, ModelUnavailable)
@@ -263,10 +263,10 @@ def test_a_relative_folder_is_never_loaded_for_a_client(open_pool: Callable[...,
 def test_a_folder_only_where_it_is_allowed(open_pool: Callable[..., ModelPool]) -> None:
     for refusing in (open_pool(), open_pool(allow_any_model=True)):
         with pytest.raises(UnknownModel):
-            refusing.add_request(str(folder(MONO)), params(), EventLog())
+            submit(refusing, str(folder(MONO)), params(), EventLog())
     for pool in (open_pool(allow_folders=True), open_pool(default_model=str(folder(MONO)))):
         story = EventLog()
-        pool.add_request(str(folder(MONO)), params(duration=0.1), story)
+        submit(pool, str(folder(MONO)), params(duration=0.1), story)
         until(lambda story=story: story.end)
         assert isinstance(story.end, Finished)
 
@@ -274,7 +274,7 @@ def test_a_folder_only_where_it_is_allowed(open_pool: Callable[..., ModelPool]) 
 def test_any_model_of_the_hub_where_it_is_allowed(open_pool: Callable[..., ModelPool], loads: Loads) -> None:
     loads.go.set()
     story = EventLog()
-    open_pool(allow_any_model=True).add_request("somebody/musicgen-mine", params(), story)
+    submit(open_pool(allow_any_model=True), "somebody/musicgen-mine", params(), story)
     until(lambda: story.end)
     assert loads.names == ["somebody/musicgen-mine"]
 
@@ -284,7 +284,7 @@ def test_melody_models_are_refused_with_a_word_why(open_pool: Callable[..., Mode
     assert len(melody) == 4
     for name in melody:
         with pytest.raises(InvalidRequest, match="melody"):
-            open_pool().add_request(name, params(), EventLog())
+            submit(open_pool(), name, params(), EventLog())
 
 
 def test_the_operators_own_model_is_listed_by_its_last_name_and_answers_to_it(
@@ -293,7 +293,7 @@ def test_the_operators_own_model_is_listed_by_its_last_name_and_answers_to_it(
     pool, story = open_pool(default_model=str(folder(MONO))), EventLog()
     name = folder(MONO).name
     assert [status.id for status in pool.statuses() if status.default] == [name]
-    pool.add_request(name, params(duration=0.1), story)
+    submit(pool, name, params(duration=0.1), story)
     until(lambda: story.end)
     assert story.started.model == name
 
@@ -308,7 +308,7 @@ def test_a_model_that_cannot_be_had_is_told_by_readiness(
     pool, story = open_pool(**settings), EventLog()
     with pytest.raises(InvalidRequest):
         pool.ready()
-    pool.add_request("demo", params(duration=0.1), story)
+    submit(pool, "demo", params(duration=0.1), story)
     until(lambda: story.end)
     assert isinstance(story.end, Finished)
 
@@ -316,7 +316,7 @@ def test_a_model_that_cannot_be_had_is_told_by_readiness(
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_gpu_that_is_not_there(open_pool: Callable[..., ModelPool]) -> None:
     story = EventLog()
-    open_pool(device="cuda").add_request("demo", params(), story)
+    submit(open_pool(device="cuda"), "demo", params(), story)
     until(lambda: story.end)
     assert isinstance(story.end, Failed)
     assert "MUSICGEN_DEVICE" in story.end.error.hint
@@ -329,11 +329,11 @@ def test_a_tokenizer_that_crashes_ends_every_clip_that_waits(
     monkeypatch.setattr(TextConditioner, "tokenize", lambda *_: 1 / 0)
     pool, stories = open_pool(), [EventLog(), EventLog()]
     for story in stories:
-        pool.add_request("demo", params(), story)
+        submit(pool, "demo", params(), story)
     loads.go.set()
     until(lambda: all(isinstance(story.end, Failed) for story in stories))
     with pytest.raises(ZeroDivisionError):
-        pool.add_request("demo", params(), EventLog())
+        submit(pool, "demo", params(), EventLog())
     assert pool._tickets == {}
 
 
@@ -344,11 +344,11 @@ def test_a_large_model_gets_all_cores_after_a_small_one(
     try:
         torch.set_num_threads(2)
         pool, story = open_pool(allow_folders=True), EventLog()
-        pool.add_request("demo", params(duration=0.1), story)
+        submit(pool, "demo", params(duration=0.1), story)
         until(lambda: story.end)
-        monkeypatch.setattr("musicgen_bento.engine.weights.SMALL_HEADS", 1)
+        monkeypatch.setattr("musicgen_bento.lm.weights.SMALL_HEADS", 1)
         story = EventLog()
-        pool.add_request(str(folder(MONO)), params(duration=0.1), story)
+        submit(pool, str(folder(MONO)), params(duration=0.1), story)
         until(lambda: story.end)
         assert sorted(entry.engine._threads for entry in pool._memory.residents.values() if entry.engine) == [1, 2]
     finally:
@@ -364,7 +364,7 @@ def test_many_threads_at_once_leave_nothing(open_pool: Callable[..., ModelPool])
         for _ in range(12):
             story = EventLog()
             try:
-                ticket = pool.add_request("demo", params(duration=chance.choice([0.1, 0.3]), seed=number), story)
+                ticket = submit(pool, "demo", params(duration=chance.choice([0.1, 0.3]), seed=number), story)
             except QueueFull:
                 time.sleep(0.05)
                 continue
@@ -388,20 +388,20 @@ def test_many_threads_at_once_leave_nothing(open_pool: Callable[..., ModelPool])
 
 def test_close_lets_what_runs_finish(open_pool: Callable[..., ModelPool]) -> None:
     pool, story = open_pool(), EventLog()
-    pool.add_request("demo", params(duration=2), story)
+    submit(pool, "demo", params(duration=2), story)
     pool.close(drain_seconds=60)
     assert isinstance(story.end, Finished)
     with pytest.raises(ShuttingDown):
-        pool.add_request("demo", params(), EventLog())
+        submit(pool, "demo", params(), EventLog())
 
 
 def test_close_fails_what_is_not_done_in_time(open_pool: Callable[..., ModelPool], loads: Loads) -> None:
     loads.go.set()
     pool, running, loading = open_pool(), EventLog(), EventLog()
-    pool.add_request("demo", params(duration=300), running)
+    submit(pool, "demo", params(duration=300), running)
     until(lambda: any(isinstance(event, AudioChunk) for event in running.events))
     loads.go.clear()
-    pool.add_request("small", params(), loading)
+    submit(pool, "small", params(), loading)
     threading.Timer(0.5, loads.go.set).start()
     pool.close(drain_seconds=0.1)
     assert not pool._memory._at_work
@@ -415,7 +415,7 @@ def test_close_waits_for_a_load_that_has_begun(
 ) -> None:
     monkeypatch.setattr(residency, "NETWORK_SECONDS", 0.1)
     pool, story = open_pool(), EventLog()
-    pool.add_request("demo", params(), story)
+    submit(pool, "demo", params(), story)
     until(lambda: loads.names)
     closing = threading.Thread(target=pool.close)
     closing.start()
@@ -432,7 +432,7 @@ def test_close_does_not_wait_for_the_hub(
 ) -> None:
     monkeypatch.setattr(residency, "NETWORK_SECONDS", 0.1)
     pool = open_pool()
-    pool.add_request("facebook/musicgen-medium", params(), EventLog())  # no test has it in a cache
+    submit(pool, "facebook/musicgen-medium", params(), EventLog())  # no test has it in a cache
     until(lambda: loads.names)
     closing = threading.Thread(target=pool.close)
     closing.start()

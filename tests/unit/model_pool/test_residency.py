@@ -31,7 +31,7 @@ from musicgen_bento.model_pool.device_thread import DeviceThread
 from musicgen_bento.model_pool.loader import Loader
 from musicgen_bento.model_pool.pool import ModelPool
 from musicgen_bento.precision import FLOAT16_WEIGHTS, FLOAT32_NATIVE, INT8, Precision
-from tests.support.tiny_models import MONO, STEREO, EventLog, folder, params, takes
+from tests.support.tiny_models import MONO, STEREO, EventLog, folder, params, submit, takes
 from tests.support.wait import until
 
 ROOT = Path(__file__).parents[3]
@@ -57,7 +57,7 @@ class Turns:
         story = EventLog()
         self.tickets = [
             *getattr(self, "tickets", []),
-            self.pool.add_request(self.folders[name], params(duration=duration), story),
+            submit(self.pool, self.folders[name], params(duration=duration), story),
         ]
         return story
 
@@ -259,7 +259,7 @@ def test_a_model_larger_than_the_budget_is_refused_with_the_numbers(turns: Calla
 
 def test_a_released_model_that_cannot_fit_is_not_fetched(turns: Callable[..., Turns]) -> None:
     one, story = turns(memory_budget=10**9, precision="float32"), EventLog()
-    one.pool.add_request("large", params(), story)
+    submit(one.pool, "large", params(), story)
     until(lambda: story.end)
     assert isinstance(story.end, Failed)
     assert "facebook/musicgen-large takes 16.5 GB of memory with one clip, and models may take 1.0 GB." in str(
@@ -292,7 +292,7 @@ def test_a_preloaded_model_that_had_to_leave_is_no_unreadiness(tmp_path: Path) -
     try:
         until(pool.ready)
         story = EventLog()
-        pool.add_request(b, params(duration=0.1), story)
+        submit(pool, b, params(duration=0.1), story)
         until(lambda: story.end)
         assert left == ["a"]
         assert pool.ready()

@@ -12,7 +12,7 @@ from prometheus_client import REGISTRY
 from musicgen_bento.checkpoint.source import Source
 from musicgen_bento.engine.types import Started
 from musicgen_bento.model_catalog import DEMO_FOLDER
-from musicgen_bento.runner.metrics import NAMES, MeasuredPool
+from musicgen_bento.runner.metrics import METRIC_NAMES, MeasuredPool
 from tests.support.server import Server
 from tests.support.tiny_checkpoints import write_hub_cache
 from tests.support.tiny_models import MONO, folder, params, takes
@@ -68,16 +68,16 @@ def test_a_name_that_a_client_wrote_is_no_label_before_it_has_made_music() -> No
     def depth(model: str) -> float | None:
         return REGISTRY.get_sample_value("musicgen_queue_depth", {"model": model})
 
-    measured.add_request("me/mine", params(), lambda event: None)
+    measured.add_request("t", "me/mine", params(), lambda event: None)
     assert (depth("(other)"), depth("me/mine"), depth("who/knows")) == (3, None, None)
-    pool.tell("place-0", [Started("me/mine", 32_000, 1, 4)])
+    pool.tell("t", [Started("me/mine", 32_000, 1, 4)])
     assert (depth("(other)"), depth("me/mine"), depth("who/knows")) == (1, 2, None)
-    measured.abort("place-0")
+    measured.abort("t")
     loads.clear()
-    pool.tell("place-0", STORY)
+    pool.tell("t", STORY)
     assert (depth("(other)"), depth("me/mine"), depth("demo")) == (0, 0, 0)
 
 
 def test_the_page_about_them_names_them_all() -> None:
     rows = re.findall(r"^\| `(musicgen_\w+)`", (ROOT / "docs" / "metrics.md").read_text(), re.MULTILINE)
-    assert tuple(rows) == NAMES
+    assert tuple(rows) == METRIC_NAMES

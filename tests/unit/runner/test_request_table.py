@@ -33,15 +33,13 @@ class Pool:
         self.cancelled: list[str] = []
         self.refusal: Exception | None = None
 
-    def add_request(self, model: str, params: GenerationParams, listener: EventCallback) -> str:
+    def add_request(self, request_id: str, model: str, params: GenerationParams, on_event: EventCallback) -> None:
         if self.refusal:
             raise self.refusal
-        place = f"place-{len(self.listeners)}"
-        self.listeners[place] = listener
-        return place
+        self.listeners[request_id] = on_event
 
-    def tell(self, place: str, story: list[Event]) -> None:
-        thread = threading.Thread(target=lambda: [self.listeners[place](event) for event in story])
+    def tell(self, request_id: str, story: list[Event]) -> None:
+        thread = threading.Thread(target=lambda: [self.listeners[request_id](event) for event in story])
         thread.start()
         thread.join()
 
@@ -59,7 +57,7 @@ class Pool:
 
 
 def asked(ticket: str = "t") -> AdmitMsg:
-    return AdmitMsg(ticket=ticket, model="demo", params=GenerationParams("a secret", 1.0, 0))
+    return AdmitMsg(request_id=ticket, model="demo", params=GenerationParams("a secret", 1.0, 0))
 
 
 def run(test: Coroutine[Any, Any, None]) -> None:
@@ -76,7 +74,7 @@ def test_a_clip_is_admitted_and_collected_once() -> None:
         pool = Pool()
         desk = RequestTable(pool)
         assert desk.admit(asked()) == {"ticket": "t"}
-        pool.tell("place-0", STORY)
+        pool.tell("t", STORY)
         assert [type(event) for event in await collect(desk, "t")] == [Started, AudioChunk, Finished]
         assert (len(desk), pool.cancelled) == (0, [])
         [again] = await collect(desk, "t")
@@ -114,7 +112,7 @@ def test_a_refusal_comes_back_as_data_and_an_unforeseen_one_without_its_text(cap
         assert desk.admit(asked()) == pool.refusal.to_dict()
         pool.refusal = RuntimeError("a secret")
         answer = desk.admit(asked())
-        assert answer["error"]["code"] == "failed"
+        assert answer["error"]["code"] == "internal_error"
         assert "secret" not in str(answer) + caplog.text
         assert "RuntimeError" in caplog.text
         assert "test_desk.py" in caplog.text
@@ -129,7 +127,7 @@ def test_a_clip_that_nobody_collects_expires() -> None:
         desk = RequestTable(pool, collect_seconds=0.05)
         desk.admit(asked())
         await asyncio.sleep(0.15)
-        assert (len(desk), pool.cancelled) == (0, ["place-0"])
+        assert (len(desk), pool.cancelled) == (0, ["t"])
 
     run(test())
 
@@ -140,13 +138,13 @@ def test_a_reader_that_leaves_cancels(events: int) -> None:
         pool = Pool()
         desk = RequestTable(pool)
         desk.admit(asked())
-        pool.tell("place-0", STORY[:events])
+        pool.tell("t", STORY[:events])
         reader = asyncio.create_task(collect(desk, "t"))
         await asyncio.sleep(0.05)
         reader.cancel()
         with pytest.raises(asyncio.CancelledError):
             await reader
-        assert (len(desk), pool.cancelled) == (0, ["place-0"])
+        assert (len(desk), pool.cancelled) == (0, ["t"])
 
     run(test())
 
@@ -162,6 +160,6 @@ def test_cancel_frees_the_place_and_ends_the_stream() -> None:
         [last] = await asyncio.wait_for(reader, 1)
         assert isinstance(last, Failed)
         assert isinstance(last.error, Unavailable)
-        assert pool.cancelled == ["place-0"]
+        assert pool.cancelled == ["t"]
 
     run(test())
