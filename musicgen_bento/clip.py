@@ -12,9 +12,26 @@ from typing import TypeAlias
 
 from musicgen_bento.errors import InvalidRequest, MusicGenError
 
-Progress: TypeAlias = Callable[[str, int | None, float, float], object]
-"""Told how far the work is: `state` (queued, loading, running, done), `position` in the queue (1 is next; None where
-it does not wait), and the seconds of audio that are made, of how many."""
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far the generation of a clip is; of several clips together, the sums of their seconds.
+
+    Attributes:
+        state: queued, loading, running or done.
+        position: rank in the queue, counted from 1, which is next; None for a clip that is not queued.
+        audio_seconds: seconds of audio generated so far.
+        duration: seconds of audio to generate.
+    """
+
+    state: str
+    position: int | None
+    audio_seconds: float
+    duration: float
+
+
+ProgressCallback: TypeAlias = Callable[[Progress], object]
+"""A function that receives each change of the progress. Its result is ignored."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +83,14 @@ def check_output_path(path: str | os.PathLike[str]) -> Path:
         except OSError as error:
             raise InvalidRequest(f"Cannot write to {folder}: {error.strerror}.", hint="Choose another file.") from None
     return target
+
+
+def numbered_paths(path: Path, count: int) -> list[Path]:
+    """Return the path of one clip, or the numbered paths of several: `lofi-01.wav` to `lofi-12.wav`."""
+    if count == 1:
+        return [path]
+    width = len(str(count))
+    return [path.with_name(f"{path.stem}-{number:0{width}}{path.suffix}") for number in range(1, count + 1)]
 
 
 def write_atomically(target: Path, audio: bytes) -> None:

@@ -1,20 +1,20 @@
-"""The error tree. Every failure a user can meet is one of these, on every road.
+"""The error tree: every failure of this package is a `MusicGenError`, in Python, over HTTP and on the command line.
 
-MusicGenError                     500 failed
+MusicGenError                     500 internal_error
 ├── InvalidRequest                400 invalid
 │   └── UnknownModel              400 unknown_model
 ├── NotFound                      404 not_found
 │   └── UnknownJob                404 unknown_job
 ├── MethodNotAllowed              405 method_not_allowed
-├── BodyTooSlow                   408 too_slow
+├── RequestTimeout                408 request_timeout
 ├── NotReady                      409 not_ready
-├── BodyTooLarge                  413 too_large
+├── BodyTooLarge                  413 body_too_large
 ├── UnsupportedMediaType          415 unsupported_media_type
 ├── QueueFull                     429 queue_full            (retry_after)
-│   └── UnreadFull                429 unread_full           (retry_after)
-├── JobsFull                      429 jobs_full             (retry_after)
+│   └── ResponseBufferFull        429 response_buffer_full  (retry_after)
+├── JobStorageFull                429 job_storage_full      (retry_after)
 ├── GenerationFailed              500 generation_failed
-├── BrokenCheckpoint              500 broken_checkpoint
+├── InvalidCheckpoint             500 invalid_checkpoint
 ├── LoadFailed                    500 load_failed
 │   └── ModelTooLarge             500 model_too_large
 └── Unavailable                   503 unavailable           (retry_after)
@@ -28,17 +28,21 @@ from typing import Any, ClassVar
 
 
 class MusicGenError(Exception):
-    """A failure with a status, a stable code, a message for people and a way out.
+    """An unexpected failure, and the base of all other errors.
 
     Args:
-        message: what went wrong, in one sentence. Never contains the prompt.
+        message: what is wrong, in one sentence. Never contains the prompt.
         hint: what to do about it.
         field: the request field at fault, if there is one.
-        retry_after: seconds after which trying again may help.
+        retry_after: seconds after which a retry may succeed.
+
+    Attributes:
+        status: the HTTP status.
+        code: a stable name of the error for programs.
     """
 
     status: ClassVar[int] = 500
-    code: ClassVar[str] = "failed"
+    code: ClassVar[str] = "internal_error"
 
     def __init__(
         self, message: str, *, hint: str = "", field: str | None = None, retry_after: float | None = None
@@ -56,22 +60,22 @@ class MusicGenError(Exception):
         return _unpickle, (self.to_dict(),)
 
     def to_dict(self) -> dict[str, Any]:
-        """The body of an error answer: `{"error": {"code", "message", "hint", "field"}}`."""
+        """Return the body of an error response: `{"error": {"code", "message", "hint", "field"}}`."""
         error: dict[str, Any] = {"code": self.code, "message": self.message, "hint": self.hint, "field": self.field}
         if self.retry_after is not None:
             error["retry_after"] = self.retry_after
         return {"error": error}
 
     def without_traceback(self) -> MusicGenError:
-        """The same, to be kept: a traceback would keep all that was on the way, such as the music."""
+        """Return a copy that can be stored: a traceback would keep all local variables alive, such as the audio."""
         return MusicGenError.from_dict(self.to_dict())
 
     @staticmethod
     def from_dict(body: dict[str, Any]) -> MusicGenError:
-        """The error that `to_dict` wrote; a code of a newer version becomes a plain MusicGenError."""
+        """Build the error that `to_dict` wrote. An unknown code, as of a newer version, gives a plain MusicGenError."""
         error = body["error"]
-        kind = _BY_CODE.get(error.get("code", ""), MusicGenError)
-        return kind(
+        error_type = _BY_CODE.get(error.get("code", ""), MusicGenError)
+        return error_type(
             error.get("message", ""),
             hint=error.get("hint") or "",
             field=error.get("field"),
@@ -84,7 +88,7 @@ def _unpickle(body: dict[str, Any]) -> MusicGenError:
 
 
 class InvalidRequest(MusicGenError):
-    """The request cannot be served as it is written."""
+    """A field of the request is missing, unknown or out of range."""
 
     status, code = 400, "invalid"
 
@@ -96,39 +100,39 @@ class UnknownModel(InvalidRequest):
 
 
 class NotFound(MusicGenError):
-    """There is nothing at this address."""
+    """No page or endpoint has this path."""
 
     status, code = 404, "not_found"
 
 
 class UnknownJob(NotFound):
-    """The job is not here: fetched, deleted, too old, or another server's."""
+    """The server has no such job: it was deleted, has expired, or belongs to another server."""
 
     code = "unknown_job"
 
 
 class MethodNotAllowed(MusicGenError):
-    """The address exists, for another method."""
+    """The path exists, but not with this HTTP method."""
 
     status, code = 405, "method_not_allowed"
 
 
 class RequestTimeout(MusicGenError):
-    """The request body did not come to its end."""
+    """The request body did not arrive completely in time."""
 
-    status, code = 408, "too_slow"
+    status, code = 408, "request_timeout"
 
 
 class NotReady(MusicGenError):
-    """The job has no music: it is not done."""
+    """The job is not done, so it has no audio yet."""
 
     status, code = 409, "not_ready"
 
 
 class BodyTooLarge(MusicGenError):
-    """The request body is larger than the service takes."""
+    """The request body is larger than the server accepts."""
 
-    status, code = 413, "too_large"
+    status, code = 413, "body_too_large"
 
 
 class UnsupportedMediaType(MusicGenError):
@@ -138,67 +142,77 @@ class UnsupportedMediaType(MusicGenError):
 
 
 class QueueFull(MusicGenError):
-    """Every place in the queue is taken."""
+    """The queue is full."""
 
     status, code = 429, "queue_full"
 
 
 class ResponseBufferFull(QueueFull):
-    """The memory for finished clips is taken by those that clients are still reading."""
+    """The response buffer is full: clients have not read enough of their finished audio yet."""
 
-    code = "unread_full"
+    code = "response_buffer_full"
 
 
 class JobStorageFull(MusicGenError):
-    """The memory for the music of jobs is spoken for."""
+    """Job storage is full."""
 
-    status, code = 429, "jobs_full"
+    status, code = 429, "job_storage_full"
 
 
 class GenerationFailed(MusicGenError):
-    """The model failed while it made the music."""
+    """The model failed during generation."""
 
     status, code = 500, "generation_failed"
 
 
 class InvalidCheckpoint(MusicGenError):
-    """A model file is truncated, foreign or of a kind this service cannot run."""
+    """A model file is truncated, in an unknown format, or of an unsupported architecture."""
 
-    status, code = 500, "broken_checkpoint"
+    status, code = 500, "invalid_checkpoint"
 
 
 class LoadFailed(MusicGenError):
-    """The model's files are there, and it still could not be loaded."""
+    """The model could not be loaded, although its files are available."""
 
     code = "load_failed"
 
 
 class ModelTooLarge(LoadFailed):
-    """The model does not fit into the memory that the operator gives to models."""
+    """The model does not fit into the memory budget."""
 
     code = "model_too_large"
 
 
 class Unavailable(MusicGenError):
-    """The service cannot answer now; later it may."""
+    """The server cannot serve the request now; a later retry may succeed."""
 
     status, code = 503, "unavailable"
 
 
 class ModelUnavailable(Unavailable):
-    """The model's files cannot be had now: no network, no such file, no room."""
+    """The model's files cannot be fetched: no network, no such file, or no disk space."""
 
     code = "model_unavailable"
 
 
 class ShuttingDown(Unavailable):
-    """The server is on its way out and takes no new work."""
+    """The server is shutting down and accepts no new requests."""
 
     code = "shutting_down"
 
+    def __init__(
+        self,
+        message: str = "The server is shutting down.",
+        *,
+        hint: str = "Retry in a few seconds.",
+        field: str | None = None,
+        retry_after: float | None = 5.0,
+    ) -> None:
+        super().__init__(message, hint=hint, field=field, retry_after=retry_after)
 
-def _tree(kind: type[MusicGenError]) -> list[type[MusicGenError]]:
-    return [kind] + [leaf for child in kind.__subclasses__() for leaf in _tree(child)]
+
+def _with_subclasses(error_type: type[MusicGenError]) -> list[type[MusicGenError]]:
+    return [error_type] + [leaf for child in error_type.__subclasses__() for leaf in _with_subclasses(child)]
 
 
-_BY_CODE = {kind.code: kind for kind in _tree(MusicGenError)}
+_BY_CODE = {error_type.code: error_type for error_type in _with_subclasses(MusicGenError)}

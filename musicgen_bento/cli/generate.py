@@ -14,11 +14,12 @@ from click.core import ParameterSource
 
 from musicgen_bento import model_catalog
 from musicgen_bento.cli.progress import ProgressDisplay
+from musicgen_bento.clip import Progress
 from musicgen_bento.errors import InvalidRequest, MusicGenError
 
 if TYPE_CHECKING:
     from musicgen_bento.client.generation import Generation
-    from musicgen_bento.clip import Clip
+    from musicgen_bento.clip import Clip, ProgressCallback
     from musicgen_bento.engine.types import LoadProgress
     from musicgen_bento.pipelines import Pipeline
     from musicgen_bento.schemas import GenerationRequest
@@ -156,12 +157,12 @@ def _keeper(output: str, count: int, bar: ProgressDisplay) -> Callable[[int, Cli
     Raises:
         InvalidRequest: it cannot go there.
     """
-    from musicgen_bento import clip, several
+    from musicgen_bento import clip
 
     if output == STDOUT:
         _check_stdout(count)
         return lambda index, made: _pour(made, bar)
-    targets = [clip.check_output_path(path) for path in several.numbered_paths(Path(output), count)]
+    targets = [clip.check_output_path(path) for path in clip.numbered_paths(Path(output), count)]
 
     def keep(index: int, made: Clip) -> None:
         clip.write_atomically(targets[index], made.audio)
@@ -225,7 +226,7 @@ def _sound_there(
     with MusicGenClient(url).stream(texts[0], model=model, progress=bar.show, timeout=timeout, **asked) as stream:
         for piece in stream:
             yield piece
-            bar.show("running", None, stream.position, stream.duration)
+            bar.show(Progress("running", None, stream.position, stream.duration))
         bar.say(f"Wrote {stream.duration:g} s by {stream.model}, seed {stream.seed}.")
 
 
@@ -287,7 +288,7 @@ def _pipeline(model: str, total: float, bar: ProgressDisplay) -> Pipeline:
         if arrival.total_bytes:
             bar.fetch(model, arrival.done_bytes or 0, arrival.total_bytes)
         else:
-            bar.show("loading", None, 0.0, total)
+            bar.show(Progress("loading", None, 0.0, total))
 
     return Pipeline(model, arriving=tell)
 
@@ -338,13 +339,13 @@ class _Sum:
         self._parts = [(0.0, request.duration) for request in asked]
         self._bar = bar
 
-    def part(self, index: int) -> Callable[[str, int | None, float, float], None]:
+    def part(self, index: int) -> ProgressCallback:
         """What the clip of this index tells."""
 
-        def tell(state: str, position: int | None, audio_seconds: float, duration: float) -> None:
-            self._parts[index] = audio_seconds, duration
+        def tell(progress: Progress) -> None:
+            self._parts[index] = progress.audio_seconds, progress.duration
             made, total = map(sum, zip(*self._parts, strict=True))
-            self._bar.show(state, position, made, total)
+            self._bar.show(Progress(progress.state, progress.position, made, total))
 
         return tell
 
@@ -356,11 +357,11 @@ def _requests(
     given: dict[str, Any],
     kind: type[GenerationRequest] | None = None,
 ) -> list[GenerationRequest]:
-    from musicgen_bento import schemas, several
+    from musicgen_bento import schemas, validation
 
     try:
-        return several.build_requests(
-            texts, kind=kind or schemas.GenerationRequest, model=model, longest=longest, **given
+        return validation.build_requests(
+            texts, request_type=kind or schemas.GenerationRequest, model=model, max_duration=longest, **given
         )
     except InvalidRequest as error:
         message = error.message.removesuffix(".")

@@ -6,6 +6,8 @@ import os
 import sys
 import threading
 
+from musicgen_bento.clip import Progress
+
 WIDTH = 30
 
 
@@ -30,10 +32,13 @@ class ProgressDisplay:
                 self._write(line + "\n")
                 self._shown = ""
 
-    def show(self, state: str, position: int | None, audio_seconds: float, duration: float) -> None:
-        """How far it is; see clip.Progress."""
-        what = f"queued, {position} of the queue" if state == "queued" and position else state
-        self._draw(audio_seconds, duration, f"{audio_seconds:.1f} of {duration:g} s, {what}")
+    def show(self, progress: Progress) -> None:
+        """Show how far the clips are."""
+        state = progress.state
+        if state == "queued" and progress.position:
+            state = f"queued, {progress.position} of the queue"
+        text = f"{progress.audio_seconds:.1f} of {progress.duration:g} s, {state}"
+        self._draw(progress.audio_seconds, progress.duration, text)
 
     def fetch(self, model: str, done: int, total: int) -> None:
         """How many bytes of a model's have come."""

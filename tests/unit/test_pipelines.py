@@ -7,14 +7,14 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import soundfile
 
 import musicgen_bento
-from musicgen_bento import several
+from musicgen_bento import validation
+from musicgen_bento.clip import Progress
 from musicgen_bento.errors import InvalidRequest, MusicGenError, UnknownModel
 from musicgen_bento.model_catalog import DEMO_FOLDER
 from musicgen_bento.pipelines import Pipeline, PipelineOutput
@@ -49,20 +49,20 @@ def test_a_drawn_seed_makes_it_again(pipe: Pipeline) -> None:
 
 
 def test_several_prompts_are_made_together(pipe: Pipeline, tmp_path: Path) -> None:
-    told: list[tuple[str, int | None, float, float]] = []
+    reports: list[Progress] = []
     loads: list[tuple[int, int]] = []
 
-    def tell(*step: Any) -> None:
-        told.append(step)
+    def record(progress: Progress) -> None:
+        reports.append(progress)
         loads.append(pipe._pool.request_counts()["demo"])
 
-    out = pipe(["ambient", "ambient", "drums"], duration=1, seed=2**32 - 1, progress=tell)
+    out = pipe(["ambient", "ambient", "drums"], duration=1, seed=2**32 - 1, progress=record)
     assert out.seeds == [2**32 - 1, 0, 1]
     assert len(out.audios) == 3
     assert [path.name for path in out.save(tmp_path / "a.wav")] == ["a-1.wav", "a-2.wav", "a-3.wav"]
-    assert told[0] == ("queued", None, 0.0, 3.0)
-    assert told[-1] == ("done", None, 3.0, 3.0)
-    made = [step[2] for step in told]
+    assert reports[0] == Progress("queued", None, 0.0, 3.0)
+    assert reports[-1] == Progress("done", None, 3.0, 3.0)
+    made = [report.audio_seconds for report in reports]
     assert made == sorted(made)
     assert (3, 0) in loads  # running, waiting
 
@@ -109,8 +109,8 @@ def test_what_is_wrong_is_said(pipe: Pipeline, prompt: str, options: dict[str, f
 
 
 def test_the_prompt_at_fault_is_named() -> None:
-    with pytest.raises(InvalidRequest, match="Prompt 2 of 3: prompt should hold some text"):
-        several.build_requests(["x", " ", "y"])
+    with pytest.raises(InvalidRequest, match="Prompt 2 of 3: prompt must contain text"):
+        validation.build_requests(["x", " ", "y"])
 
 
 def test_one_that_fails_leaves_none_at_work(pipe: Pipeline) -> None:
@@ -120,7 +120,7 @@ def test_one_that_fails_leaves_none_at_work(pipe: Pipeline) -> None:
 
 
 def test_whoever_stops_reading_cancels_the_rest(pipe: Pipeline) -> None:
-    asked = several.build_requests(["x", "x"], duration=0.2) + several.build_requests(["x"], duration=200)
+    asked = validation.build_requests(["x", "x"], duration=0.2) + validation.build_requests(["x"], duration=200)
     clips = pipe.make(asked)
     next(clips)
     clips.close()  # type: ignore[attr-defined]
