@@ -143,7 +143,11 @@ class Pipeline:
         self._pool.close()
 
     def __call__(
-        self, prompt: str | Sequence[str], *, progress: ProgressCallback | None = None, **options: Unpack[GenerationOptions]
+        self,
+        prompt: str | Sequence[str],
+        *,
+        progress: ProgressCallback | None = None,
+        **options: Unpack[GenerationOptions],
     ) -> PipelineOutput:
         """Make a clip of each prompt, all together.
 
@@ -163,7 +167,9 @@ class Pipeline:
         first = made[0]
         return PipelineOutput([one.samples for one in made], first.sample_rate, [one.seed for one in made], first.model)
 
-    def make(self, requests: Sequence[GenerationRequest], progress: ProgressCallback | None = None) -> Iterator[GeneratedClip]:
+    def make(
+        self, requests: Sequence[GenerationRequest], progress: ProgressCallback | None = None
+    ) -> Iterator[GeneratedClip]:
         """The same from requests with their seeds, each clip as soon as it is done. Their model is this one.
 
         Whoever stops reading cancels the rest.

@@ -5,7 +5,7 @@ from musicgen_bento.client.generation import Generation
 from musicgen_bento.client.stream import Stream
 from musicgen_bento.client.sync_client import MusicGenClient
 from musicgen_bento.client.transport import Cancelled, InvalidResponse, StreamTruncated, TimedOut, Unreachable
-from musicgen_bento.clip import Clip, Progress
+from musicgen_bento.clip import Clip, Progress, ProgressCallback
 from musicgen_bento.errors import MusicGenError
 from musicgen_bento.schemas import ModelInfo
 
@@ -20,6 +20,7 @@ __all__ = [
     "MusicGenClient",
     "MusicGenError",
     "Progress",
+    "ProgressCallback",
     "Stream",
     "StreamTruncated",
     "TimedOut",

@@ -6,16 +6,19 @@ import inspect
 from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import TYPE_CHECKING, TypeVar, Unpack
+from typing import TYPE_CHECKING, TypeAlias, TypeVar, Unpack
 
 from musicgen_bento.client.generation import LEAVE_SECONDS, Generation
 from musicgen_bento.client.stream import Stream
 from musicgen_bento.client.sync_client import DEFAULT_URL, RETRIES, MusicGenClient
-from musicgen_bento.clip import Clip, Progress
+from musicgen_bento.clip import Clip, Progress, ProgressCallback
 from musicgen_bento.schemas import GenerationOptions, ModelInfo, StreamFormat
 
 if TYPE_CHECKING:
     import asyncio
+
+AsyncProgressCallback: TypeAlias = Callable[[Progress], Awaitable[object] | object]
+"""A function or a coroutine function that receives each change of the progress, on the event loop."""
 
 Result = TypeVar("Result")
 
@@ -56,7 +59,7 @@ class AsyncMusicGenClient:
         prompt: str,
         *,
         model: str | None = None,
-        progress: Callable[[str, int | None, float, float], Awaitable[object] | object] | None = None,
+        progress: AsyncProgressCallback | None = None,
         timeout: float | None = None,  # noqa: ASYNC109  the synchronous client's
         **options: Unpack[GenerationOptions],
     ) -> Clip:
@@ -70,7 +73,7 @@ class AsyncMusicGenClient:
         *,
         model: str | None = None,
         format: StreamFormat = "wav",
-        progress: Callable[[str, int | None, float, float], Awaitable[object] | object] | None = None,
+        progress: AsyncProgressCallback | None = None,
         timeout: float | None = None,  # noqa: ASYNC109  the synchronous client's
         **options: Unpack[GenerationOptions],
     ) -> AsyncStream:
@@ -82,24 +85,24 @@ class AsyncMusicGenClient:
     async def _told(
         self,
         generation: Generation,
-        run: Callable[[Progress], Result],
-        progress: Callable[[str, int | None, float, float], Awaitable[object] | object] | None,
+        run: Callable[[ProgressCallback], Result],
+        progress: AsyncProgressCallback | None,
     ) -> Result:
         """What `run` gives, in a thread; whatever ends this cancels the generation."""
         import asyncio
 
         loop = asyncio.get_running_loop()
         kept = False
-        news: asyncio.Queue[tuple[str, int | None, float, float] | None] = asyncio.Queue()
+        news: asyncio.Queue[Progress | None] = asyncio.Queue()
 
-        def tell(state: str, position: int | None, audio_seconds: float, duration: float) -> None:
-            loop.call_soon_threadsafe(news.put_nowait, (state, position, audio_seconds, duration))
+        def tell(step: Progress) -> None:
+            loop.call_soon_threadsafe(news.put_nowait, step)
 
         work = loop.run_in_executor(self._threads, run, tell)
         work.add_done_callback(lambda _: news.put_nowait(None))
         try:
             while (step := await news.get()) is not None:
-                told = progress(*step) if progress else None
+                told = progress(step) if progress else None
                 if inspect.isawaitable(told):
                     await told
             result = await work

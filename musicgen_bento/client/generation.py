@@ -26,7 +26,7 @@ from musicgen_bento.client.transport import (
     cancelled,
     passing,
 )
-from musicgen_bento.clip import Clip, Progress
+from musicgen_bento.clip import Clip, Progress, ProgressCallback
 from musicgen_bento.errors import GenerationFailed, MusicGenError, NotReady, UnknownJob
 from musicgen_bento.schemas import MAX_SEED, GenerationRequest, Job
 
@@ -54,7 +54,7 @@ class Generation:
         self._stopped = threading.Event()
         self._job: str | None = None
 
-    def result(self, progress: Progress | None = None) -> Clip:
+    def result(self, progress: ProgressCallback | None = None) -> Clip:
         """The clip, once it is made. However this ends, nothing of it stays on the server.
 
         Args:
@@ -67,7 +67,7 @@ class Generation:
         with Transport(self._server, Deadline(self._timeout), self._stopped) as calls:
             return self._insist(calls, lambda: self._make(calls, tell))
 
-    def stream(self, progress: Progress | None = None, *, samples: bool = False) -> Stream:
+    def stream(self, progress: ProgressCallback | None = None, *, samples: bool = False) -> Stream:
         """The clip while it is made: waits until it has begun. Close what is not read to its end.
 
         Args:
@@ -103,7 +103,7 @@ class Generation:
             raise ended
         return ended
 
-    def _begin(self, calls: Transport, tell: Progress) -> StreamedResponse | MusicGenError:
+    def _begin(self, calls: Transport, tell: ProgressCallback) -> StreamedResponse | MusicGenError:
         """The sound of one job, or how it ended without any."""
         try:
             job = self._follow(calls, tell, ("queued", "loading"))
@@ -126,7 +126,7 @@ class Generation:
         calls.close()
         self._delete()
 
-    def _follow(self, calls: Transport, tell: Progress, states: tuple[str, ...]) -> Job:
+    def _follow(self, calls: Transport, tell: ProgressCallback, states: tuple[str, ...]) -> Job:
         """A new job, once it is in none of these states any more."""
         job = calls.ask("POST", "/jobs", json=self._body).read(Job)
         self._job = job.id
@@ -139,7 +139,7 @@ class Generation:
             raise cancelled()
         return job
 
-    def _make(self, calls: Transport, tell: Progress) -> Clip | MusicGenError:
+    def _make(self, calls: Transport, tell: ProgressCallback) -> Clip | MusicGenError:
         """One job's clip, or how it ended without one. What a call raises has been tried often enough."""
         try:
             job = self._follow(calls, tell, ("queued", "loading", "running"))
@@ -167,8 +167,8 @@ def _path(job: str) -> str:
     return f"/jobs/{quote(job, safe='')}"
 
 
-def _tell(tell: Progress, job: Job) -> None:
-    tell(job.state, job.position, job.audio_seconds, job.duration)
+def _tell(tell: ProgressCallback, job: Job) -> None:
+    tell(Progress(job.state, job.position, job.audio_seconds, job.duration))
 
 
 def _failure(job: Job) -> MusicGenError:

@@ -12,7 +12,7 @@ from musicgen_bento.client.transport import (
     Server,
     Transport,
 )
-from musicgen_bento.clip import Clip, Progress
+from musicgen_bento.clip import Clip, ProgressCallback
 from musicgen_bento.schemas import (
     GenerationOptions,
     GenerationRequest,
@@ -59,7 +59,7 @@ class MusicGenClient:
         prompt: str,
         *,
         model: str | None = None,
-        progress: Progress | None = None,
+        progress: ProgressCallback | None = None,
         timeout: float | None = None,
         **options: Unpack[GenerationOptions],
     ) -> Clip:
@@ -104,7 +104,7 @@ class MusicGenClient:
         *,
         model: str | None = None,
         format: StreamFormat = "wav",
-        progress: Progress | None = None,
+        progress: ProgressCallback | None = None,
         timeout: float | None = None,
         **options: Unpack[GenerationOptions],
     ) -> Stream:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import asyncio
 import threading
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from musicgen_bento.client.sync_client import AsyncMusicGenClient, MusicGenClient
+from musicgen_bento.client import AsyncMusicGenClient, MusicGenClient, Progress
 from musicgen_bento.errors import InvalidRequest, UnknownModel
 from tests.support.server import Server
 from tests.support.wait import until
@@ -18,16 +17,16 @@ LONG = 120.0
 
 
 def test_a_clip_is_the_one_that_generate_gives(server: Server) -> None:
-    told: list[tuple[Any, ...]] = []
+    reports: list[Progress] = []
     client = MusicGenClient(server.url)
-    clip = client.generate("calm", seed=3, duration=2, progress=lambda *step: told.append(step))
+    clip = client.generate("calm", seed=3, duration=2, progress=reports.append)
     answer = server.generate(prompt="calm", seed=3, duration=2)
     assert clip.audio == answer.content
     assert (clip.seed, clip.model, clip.sample_rate, clip.channels, clip.duration) == (3, "demo", 32_000, 1, 2.0)
-    states = [step[0] for step in told]
+    states = [report.state for report in reports]
     assert states[-1] == "done"
     assert sorted(states, key=["queued", "loading", "running", "done"].index) == states
-    assert told[-1] == ("done", None, 2.0, 2.0)
+    assert reports[-1] == Progress("done", None, 2.0, 2.0)
 
 
 def test_a_drawn_seed_makes_the_clip_again(server: Server) -> None:
@@ -53,8 +52,8 @@ def test_the_servers_errors_are_typed(server: Server) -> None:
 
 
 def test_whoever_leaves_frees_the_slot(server: Server) -> None:
-    def leave(state: str, position: int | None, audio_seconds: float, duration: float) -> None:
-        if audio_seconds > 0:
+    def leave(progress: Progress) -> None:
+        if progress.audio_seconds > 0:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -67,8 +66,8 @@ def test_a_cancelled_task_frees_the_slot_while_others_go_on(server: Server) -> N
         async with AsyncMusicGenClient(server.url) as client:
             begun = asyncio.Event()
 
-            def tell(state: str, *_: Any) -> None:
-                if state == "running":
+            def tell(progress: Progress) -> None:
+                if progress.state == "running":
                     begun.set()
 
             long = asyncio.create_task(client.generate("calm", duration=LONG, progress=tell))
@@ -103,8 +102,8 @@ def test_a_server_that_is_started_again_makes_the_clip_again(tmp_path: Path) -> 
 
         other = threading.Thread(target=start_again)
 
-        def kill(state: str, position: int | None, audio_seconds: float, duration: float) -> None:
-            if audio_seconds > 0 and other.ident is None:
+        def kill(progress: Progress) -> None:
+            if progress.audio_seconds > 0 and other.ident is None:
                 other.start()  # and this client goes on asking
 
         again = MusicGenClient(server.url).generate("calm", seed=5, duration=8, progress=kill)

@@ -16,15 +16,15 @@ from typing import Any
 import pydantic
 import pytest
 
-from musicgen_bento.client import transport
-from musicgen_bento.client.sync_client import (
+from musicgen_bento.client import (
     AsyncMusicGenClient,
-    BadAnswer,
     Cancelled,
     Clip,
-    CutShort,
+    InvalidResponse,
     MusicGenClient,
     MusicGenError,
+    Progress,
+    StreamTruncated,
     TimedOut,
     Unreachable,
 )
@@ -54,12 +54,16 @@ def client(server: StandIn, **options: Any) -> MusicGenClient:
 
 
 def test_a_clip_is_what_the_server_says(tmp_path: Path) -> None:
-    told: list[Any] = []
+    reports: list[Progress] = []
     with StandIn() as server:
-        clip = client(server).generate("calm", seed=7, duration=0.5, progress=lambda *step: told.append(step))
+        clip = client(server).generate("calm", seed=7, duration=0.5, progress=reports.append)
     assert clip == Clip(WAV, seed=7, model="café", sample_rate=32_000, channels=1, duration=0.5)
     assert server.calls() == ROAD
-    assert told == [("queued", 1, 0, 0.5), ("running", None, 0.2, 0.5), ("done", None, 0.5, 0.5)]
+    assert reports == [
+        Progress("queued", 1, 0, 0.5),
+        Progress("running", None, 0.2, 0.5),
+        Progress("done", None, 0.5, 0.5),
+    ]
     assert "RIFF" not in repr(clip)
     clip.save(tmp_path / "a.wav")
     assert (tmp_path / "a.wav").read_bytes() == WAV
@@ -145,14 +149,14 @@ def test_a_job_that_others_cancel_is_an_error() -> None:
     ids=str,
 )
 def test_nonsense_is_a_bad_answer(replies: dict[str, list[Reply]]) -> None:
-    with StandIn(**replies) as server, pytest.raises(BadAnswer):
+    with StandIn(**replies) as server, pytest.raises(InvalidResponse):
         client(server).generate("calm")
     assert "post" in replies or server.calls()[-1] == "delete"
 
 
 def test_a_server_that_has_moved_is_named_not_followed() -> None:
     moved = Reply(301, b"", {"Location": "https://elsewhere.example/jobs"})
-    with StandIn(post=[moved]) as server, pytest.raises(BadAnswer, match=r"https://elsewhere\.example"):
+    with StandIn(post=[moved]) as server, pytest.raises(InvalidResponse, match=r"https://elsewhere\.example"):
         client(server).generate("calm")
     assert server.calls() == ["post"]
 
@@ -171,7 +175,7 @@ def test_no_server_is_told_at_once_without_the_addresss_secrets() -> None:
 # ---- what is done again, and what is not
 
 
-@pytest.mark.parametrize(("status", "code"), [(429, "queue_full"), (429, "jobs_full"), (503, "shutting_down")])
+@pytest.mark.parametrize(("status", "code"), [(429, "queue_full"), (429, "job_storage_full"), (503, "shutting_down")])
 def test_a_server_that_says_when_to_come_back_is_asked_again_then(status: int, code: str) -> None:
     began = time.monotonic()
     with StandIn(post=[error(status, code, retry_after="1")]) as server:
@@ -198,7 +202,7 @@ def test_it_gives_up_in_the_end() -> None:
 def test_what_no_waiting_mends_is_not_asked_again() -> None:
     with StandIn(post=[error(503, "model_unavailable")]) as server, pytest.raises(ModelUnavailable):
         client(server).generate("calm")
-    with StandIn(post=[error(500, "failed", retry_after="1")]) as other, pytest.raises(MusicGenError):
+    with StandIn(post=[error(500, "internal_error", retry_after="1")]) as other, pytest.raises(MusicGenError):
         client(other).generate("calm")
     assert server.calls() == other.calls() == ["post"]
 
@@ -277,8 +281,8 @@ def test_a_timeout_ends_the_clip_on_the_server_too() -> None:
 
 
 def test_a_server_that_falls_silent_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("musicgen_bento.generation.READ_SECONDS", 0.2)
-    monkeypatch.setattr("musicgen_bento.generation.POLL_SECONDS", 0.0)
+    monkeypatch.setattr("musicgen_bento.client.generation.READ_SECONDS", 0.2)
+    monkeypatch.setattr("musicgen_bento.client.generation.POLL_SECONDS", 0.0)
     with StandIn(get=[Reply(200, job(), after=2.0)]) as server:
         client(server).generate("calm")
     assert server.calls() == ["post", "get", *ROAD[1:]]
@@ -289,8 +293,8 @@ def test_a_server_that_falls_silent_is_noticed(monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.mark.parametrize("kind", [KeyboardInterrupt, ZeroDivisionError])
 def test_whoever_leaves_deletes_the_job(kind: type[BaseException]) -> None:
-    def leave(state: str, *_: Any) -> None:
-        if state == "running":
+    def leave(progress: Progress) -> None:
+        if progress.state == "running":
             raise kind
 
     with StandIn() as server, pytest.raises(kind):
@@ -328,7 +332,7 @@ def test_a_pause_is_cancelled_at_once() -> None:
 def test_models_that_cannot_be_listed_are_an_error() -> None:
     with StandIn(models=[error(503, "unavailable")]) as server, pytest.raises(Unavailable):
         client(server).list_models()
-    with StandIn(models=[Reply(200, {"models": [{"id": "demo"}]})]) as server, pytest.raises(BadAnswer):
+    with StandIn(models=[Reply(200, {"models": [{"id": "demo"}]})]) as server, pytest.raises(InvalidResponse):
         client(server).list_models()
 
 
@@ -336,19 +340,19 @@ def test_models_that_cannot_be_listed_are_an_error() -> None:
 
 
 def test_the_async_client_is_the_same_client() -> None:
-    told: list[Any] = []
+    reports: list[tuple[bool, str]] = []
 
-    async def tell(*step: Any) -> None:
-        told.append((threading.current_thread() is threading.main_thread(), step[0]))
+    async def record(progress: Progress) -> None:
+        reports.append((threading.current_thread() is threading.main_thread(), progress.state))
 
     async def main() -> list[Clip]:
         async with AsyncMusicGenClient(server.url) as music:
-            return await asyncio.gather(*(music.generate("calm", seed=seed, progress=tell) for seed in (1,)))
+            return await asyncio.gather(*(music.generate("calm", seed=seed, progress=record) for seed in (1,)))
 
     with StandIn() as server:
         [clip] = asyncio.run(main())
     assert (clip.audio, clip.seed) == (WAV, 1)
-    assert told == [(True, "queued"), (True, "running"), (True, "done")]
+    assert reports == [(True, "queued"), (True, "running"), (True, "done")]
 
 
 def test_a_cancelled_task_cancels_the_servers_work() -> None:
@@ -381,7 +385,7 @@ def test_a_task_that_is_cancelled_before_the_job_is_known_deletes_it_when_it_is(
 
 
 def test_what_an_async_progress_raises_ends_the_clip() -> None:
-    def leave(*_: Any) -> None:
+    def leave(_: Progress) -> None:
         raise ZeroDivisionError
 
     async def main() -> None:
@@ -411,7 +415,7 @@ def test_it_is_light() -> None:
 
 
 def test_an_error_without_an_answer_has_no_status() -> None:
-    kinds = (transport.Unreachable, transport.TimedOut, transport.InvalidResponse, transport.Cancelled)
+    kinds = (Unreachable, TimedOut, InvalidResponse, StreamTruncated, Cancelled)
     assert {kind.status for kind in kinds} == {0}
     assert len({kind.code for kind in kinds}) == len(kinds)
 
@@ -419,10 +423,10 @@ def test_an_error_without_an_answer_has_no_status() -> None:
 PROGRAM = """
 import asyncio
 from musicgen_bento import pipeline
-from musicgen_bento.client import AsyncMusicGenClient, Clip, MusicGenClient, MusicGenError
+from musicgen_bento.client import AsyncMusicGenClient, Clip, MusicGenClient, MusicGenError, Progress
 
-def show(state: str, position: int | None, audio_seconds: float, duration: float) -> None:
-    print(state, position, audio_seconds, duration)
+def show(progress: Progress) -> None:
+    print(progress.state, progress.position, progress.audio_seconds, progress.duration)
 
 def main() -> int:
     client = MusicGenClient("http://localhost:8000", timeout=60)
@@ -478,9 +482,11 @@ def test_a_users_program_is_checked_by_its_types(environment: Path, program: str
 
 
 def test_a_stream_gives_the_wav_with_a_running_position() -> None:
-    told: list[Any] = []
+    states: list[str] = []
     with StandIn() as server:
-        stream = client(server).stream("calm", seed=7, duration=0.5, progress=lambda *step: told.append(step[0]))
+        stream = client(server).stream(
+            "calm", seed=7, duration=0.5, progress=lambda report: states.append(report.state)
+        )
         about = (stream.seed, stream.model, stream.sample_rate, stream.channels, stream.duration, stream.position)
         assert about == (7, "café", 32_000, 1, 0.5, 0.0)
         pieces, positions = zip(*((piece, stream.position) for piece in stream), strict=True)
@@ -488,7 +494,7 @@ def test_a_stream_gives_the_wav_with_a_running_position() -> None:
     assert list(positions) == sorted(positions)
     assert len(pieces) > 5
     assert positions[-1] == 0.5
-    assert told == ["queued", "running"]
+    assert states == ["queued", "running"]
     assert server.calls() == ["post", "get", "stream", "delete"]
     assert server.posted()[0]["normalize"] == "clip"
 
@@ -504,7 +510,7 @@ def test_a_stream_that_is_cut_raises_after_what_came() -> None:
     with StandIn(stream=[cut]) as server:
         stream = client(server).stream("calm", seed=3)
         pieces: list[bytes] = []
-        with pytest.raises(CutShort, match=r"broke off after 0\.\d of 0\.5 s.*The seed 1 "):
+        with pytest.raises(StreamTruncated, match=r"broke off after 0\.\d of 0\.5 s.*The seed 1 "):
             pieces.extend(stream)
     assert WAV.startswith(b"".join(pieces))
     assert server.calls()[-1] == "delete"
