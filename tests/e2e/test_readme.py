@@ -1,67 +1,58 @@
-"""README.md's code blocks, run as they are written.
+"""The code blocks of README.md, docs/http.md, docs/models.md and docs/docker.md run as they are written.
 
-Three things are replaced: the address by the test server's, every model by `demo`, and every duration over 2 s by 2 s.
-A block that is not run says why in a comment above it.
+tests/support/run_documents.py says what is replaced. A block that is not run says why in a comment above it.
 """
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import soundfile
 
-from tests.support.documents import Block, blocks
+from tests.support.documents import GUIDES, Block, blocks
+from tests.support.run_documents import MAX_DURATION_SECONDS, adapt, run
 from tests.support.server import Server
 
-SECONDS = 2
-RUN = [block for block in blocks() if block.language in ("bash", "python") and not block.why_not]
+BLOCKS = [(document.name, block) for document in GUIDES for block in blocks(document)]
+RUN = [(name, block) for name, block in BLOCKS if block.language in ("bash", "python") and not block.why_not]
 
 
-def adapted(code: str, url: str) -> str:
-    code = code.replace("http://localhost:8000", url.rstrip("/"))
-    code = re.sub(r"facebook/musicgen-[\w-]+", "demo", code)
-    return re.sub(
-        r'(--duration |"duration": |\bduration=)(\d+(?:\.\d+)?)',
-        lambda found: found[1] + (found[2] if float(found[2]) < SECONDS else str(SECONDS)),
-        code,
-    )
-
-
-def written(code: str) -> list[str]:
+def output_files(code: str) -> list[str]:
     names = re.findall(r"--output ([^-\s]\S*)|open\(\"(.+?)\", \"wb\"\)|\.save\(\"(.+?)\"\)", code)
-    return ["".join(found) for found in names]
+    return ["".join(groups) for groups in names]
 
 
-def run(block: Block, url: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    code = adapted(block.code, url)
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-    environment = {**os.environ, "PATH": path, "HF_HUB_OFFLINE": "1"}
-    command = ["bash", "-euo", "pipefail", "-c", code] if block.language == "bash" else [sys.executable, "-c", code]
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
-
-
-@pytest.mark.parametrize("block", RUN, ids=lambda block: f"{block.heading}-{block.language}")
-def test_a_block_does_what_it_says(block: Block, server: Server, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("document", "block"), RUN, ids=[f"{name}-{block.heading}-{block.language}" for name, block in RUN]
+)
+def test_block_runs_and_writes_the_files_that_it_names(
+    document: str, block: Block, server: Server, tmp_path: Path
+) -> None:
     if "curl" in block.code and not shutil.which("curl"):
         pytest.skip("there is no curl")
     done = run(block, server.url, tmp_path)
     assert done.returncode == 0, done.stderr
-    for name in written(block.code):
+    for name in output_files(block.code):
         wav = soundfile.info(tmp_path / name)
         assert (wav.format, wav.subtype, wav.samplerate) == ("WAV", "PCM_16", 32_000)
-        assert wav.frames == pytest.approx(SECONDS * 32_000, abs=640)
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(written(block.code))
+        assert wav.frames == pytest.approx(MAX_DURATION_SECONDS * 32_000, abs=640)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(output_files(block.code))
 
 
-def test_the_forms_that_people_use_are_there() -> None:
+def test_readme_shows_curl_python_and_the_command_line() -> None:
+    assert {(block.heading, block.language) for name, block in RUN if name == "README.md"} == {
+        ("curl", "bash"),
+        ("Python", "python"),
+        ("Command line", "bash"),
+    }
+
+
+def test_documents_show_the_forms_that_users_copy() -> None:
     """curl with --output, and requests with json=payload and response.content."""
-    code = "\n".join(block.code for block in RUN)
+    code = "\n".join(block.code for _, block in RUN)
     payload = '{"model": "facebook/musicgen-medium", "prompt": "orchestral cinematic score", "duration": 60}'
     for form in (
         payload,
@@ -73,13 +64,17 @@ def test_the_forms_that_people_use_are_there() -> None:
         assert form in code
 
 
-def test_every_block_is_run_or_says_why_not() -> None:
-    left_out = [block for block in blocks() if block not in RUN]
-    assert {block.language for block in left_out if not block.why_not} <= {"text"}
+def test_a_block_that_is_not_run_says_why() -> None:
+    assert {block.language for entry in BLOCKS if entry not in RUN for block in entry[1:] if not block.why_not} <= {
+        "text"
+    }
 
 
-def test_what_is_replaced() -> None:
-    code = '"duration": 60, "duration": 0.5, duration=9, --duration 20 facebook/musicgen-stereo-small http://localhost:8000/generate'
-    assert adapted(code, "http://127.0.0.1:1/") == (
+def test_adapt_replaces_address_model_and_duration_only() -> None:
+    code = (
+        '"duration": 60, "duration": 0.5, duration=9, --duration 20 facebook/musicgen-stereo-small '
+        "http://localhost:8000/generate"
+    )
+    assert adapt(code, "http://127.0.0.1:1/") == (
         '"duration": 2, "duration": 0.5, duration=2, --duration 2 demo http://127.0.0.1:1/generate'
     )

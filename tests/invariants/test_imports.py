@@ -1,4 +1,4 @@
-"""Imports follow the order of packages. The order is the map of the code in README.md, and there alone."""
+"""Imports follow the order of packages. The order is in docs/architecture.md, and only there."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.documents import code_map
+from tests.support.documents import package_order
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "musicgen_bento"
@@ -19,7 +19,7 @@ PACKAGE = ROOT / "musicgen_bento"
 LAZY = ("musicgen_bento/__init__.py", "musicgen_bento/pipelines.py")
 STDLIB = set(sys.stdlib_module_names)
 FILES = sorted(path.relative_to(ROOT).as_posix() for path in PACKAGE.rglob("*.py"))
-ORDER = [entry for entry in code_map() if entry.startswith("musicgen_bento/") and entry != "musicgen_bento/"]
+ORDER = list(package_order())
 
 
 def module_name(file: str) -> str:
@@ -61,7 +61,7 @@ def everything_below(file: str) -> set[str]:
 
 
 def entry_of(file: str) -> str:
-    """The entry of the map that a file belongs to: itself, or the folder below musicgen_bento/ that it is in."""
+    """The entry of the package order that a file belongs to: itself, or its folder below musicgen_bento/."""
     parts = file.split("/")
     return file if len(parts) == 2 else f"{parts[0]}/{parts[1]}/"
 
@@ -77,7 +77,7 @@ def modules_after(statement: str) -> set[str]:
     return {name.split(".")[0] for name in done.stdout.split()}
 
 
-def test_every_file_is_in_the_map() -> None:
+def test_every_file_belongs_to_an_entry_of_the_order() -> None:
     assert {entry_of(file) for file in FILES} - {"musicgen_bento/__init__.py"} == {
         entry for entry in ORDER if entry.endswith(".py") or any((ROOT / entry).glob("*.py"))
     }

@@ -1,4 +1,4 @@
-"""README.md as the tests see it: its blocks, its map of the code, and the tables it has to show."""
+"""The documents as the tests read them: code blocks, the package order, and the tables generated from the code."""
 
 from __future__ import annotations
 
@@ -12,13 +12,16 @@ from musicgen_bento.model_catalog import CATALOG, ModelCard
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
+ARCHITECTURE = ROOT / "docs" / "architecture.md"
+# The guides whose code blocks tests/e2e/test_readme.py runs; docs/sdk.md and docs/cli.md have a test of their own.
+GUIDES = (README, *(ROOT / "docs" / name for name in ("http.md", "models.md", "docker.md")))
 
 _BLOCK = re.compile(r"(?:^<!-- not run: (?P<why>[^\n]+) -->\n)?^```(?P<language>\w*)\n(?P<code>.*?)^```$", re.M | re.S)
 
 
 @dataclass(frozen=True)
 class Block:
-    """A fenced block. `why_not` is what the comment above it says where it is not to be run."""
+    """A fenced code block. `why_not` is the reason in the comment above a block that is not run."""
 
     heading: str
     language: str
@@ -27,6 +30,7 @@ class Block:
 
 
 def blocks(document: Path = README) -> list[Block]:
+    """The fenced code blocks of a document, in order."""
     text = document.read_text()
     found = []
     for match in _BLOCK.finditer(text):
@@ -35,19 +39,14 @@ def blocks(document: Path = README) -> list[Block]:
     return found
 
 
-def code_map() -> dict[str, str]:
-    """The map of the code, in its order: path → what it says about it. Folders end in a slash."""
-    [block] = [block for block in blocks() if block.heading == "Map of the code"]
-    entries, folders = {}, [(-1, "")]
-    for line in block.code.splitlines():
-        name, _, about = line.strip().partition(" ")
-        indent = len(line) - len(line.lstrip())
-        while folders[-1][0] >= indent:
-            folders.pop()
-        path = folders[-1][1] + name
-        entries[path] = about.strip()
-        if name.endswith("/"):
-            folders.append((indent, path))
+def package_order() -> dict[str, str]:
+    """The entries of "Package order" in docs/architecture.md, lowest first: path → description."""
+    [block] = [block for block in blocks(ARCHITECTURE) if block.heading == "Package order"]
+    root, *lines = block.code.splitlines()
+    entries = {}
+    for line in lines:
+        name, _, description = line.strip().partition(" ")
+        entries[root + name] = description.strip()
     return entries
 
 
@@ -57,6 +56,8 @@ def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
 
 
 def settings_table() -> str:
+    """The table of docs/settings.md."""
+
     def shown(value: object) -> str:
         match value:
             case None:
@@ -71,7 +72,7 @@ def settings_table() -> str:
                 return f"`{value}`"
 
     return _table(
-        ("variable", "default", "what it is"),
+        ("variable", "default", "meaning"),
         [
             (f"`MUSICGEN_{name.upper()}`", shown(field.default), field.description or "")
             for name, field in Settings.model_fields.items()
@@ -80,13 +81,14 @@ def settings_table() -> str:
 
 
 def error_table() -> str:
+    """The table of docs/http.md."""
     kinds = [
         kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.MusicGenError)
     ]
     kinds.sort(key=lambda kind: kind.status)
-    about = {errors.MusicGenError: "Something that nobody foresaw."}
+    about = {errors.MusicGenError: "An unexpected failure."}
     return _table(
-        ("status", "code", "what it means"),
+        ("status", "code", "meaning"),
         [
             (str(kind.status), f"`{kind.code}`", about.get(kind) or (kind.__doc__ or "").splitlines()[0])
             for kind in kinds
@@ -94,7 +96,9 @@ def error_table() -> str:
     )
 
 
-def catalogue_table() -> str:
+def model_table() -> str:
+    """The table of docs/models.md."""
+
     def size(card: ModelCard) -> str:
         return f"{card.download_bytes / 1e9:.1f} GB" if card.download_bytes else "built in"
 
@@ -102,7 +106,7 @@ def catalogue_table() -> str:
         return f"{card.parameters / 1e9:.1f} B" if card.parameters >= 1e9 else f"{card.parameters / 1e6:.3g} M"
 
     return _table(
-        ("model", "channels", "parameters", "download", "also written"),
+        ("model", "channels", "parameters", "download", "aliases"),
         [
             (
                 f"`{card.id}`",
@@ -117,4 +121,4 @@ def catalogue_table() -> str:
 
 
 if __name__ == "__main__":
-    print(settings_table(), error_table(), catalogue_table(), sep="\n\n")
+    print(settings_table(), error_table(), model_table(), sep="\n\n")
