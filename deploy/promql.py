@@ -12,7 +12,7 @@ from musicgen_bento import errors
 from musicgen_bento.runner import metrics
 
 _INSTRUMENTS = dict(
-    zip(metrics.NAMES, (getattr(metrics.metrics(), f.name) for f in fields(metrics.Metrics)), strict=True)
+    zip(metrics.METRIC_NAMES, (getattr(metrics.metrics(), f.name) for f in fields(metrics.Metrics)), strict=True)
 )
 HISTOGRAMS = {name for name, instrument in _INSTRUMENTS.items() if isinstance(instrument, Histogram)}
 # Metric → its own labels, as musicgen_bento/runner/metrics.py has them.

@@ -1,7 +1,11 @@
-"""What crosses the boundary between the HTTP process and the inference process.
+"""Connects the HTTP process with the runner, the process that holds the models.
 
-protocol.py       frames: the events of a request as bytes
-request_table.py  requests by id, on the side of the runner
-client.py         calls of the HTTP process to the runner
-metrics.py        Prometheus metrics of requests and models
+protocol.py       messages between the two processes: admission, and events as binary frames
+request_table.py  in the runner: requests by id, with the events that are not collected yet
+client.py         in the HTTP process: calls to the runner
+metrics.py        Prometheus metrics of requests, models and errors, in both processes
+
+Public names: `protocol.AdmitMsg`, `protocol.FrameDecoder`, `protocol.encode`, `request_table.RequestTable`,
+`client.RunnerClient`, `client.AssembledAudio`, `client.remove_session_limits`, `metrics.RequestMetrics`,
+`metrics.METRIC_NAMES`, `metrics.count_error`, `metrics.count_load`, `metrics.count_eviction`.
 """

@@ -1,4 +1,7 @@
-"""The runner as the front sees it: every failure is a MusicGenError, and nothing asked for is left behind."""
+"""Calls of the HTTP process to the runner.
+
+Every failure becomes a MusicGenError. A request whose caller fails or is cancelled is aborted at the runner.
+"""
 
 from __future__ import annotations
 
@@ -11,185 +14,181 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import aiohttp
-import numpy as np
 from bentoml.exceptions import BentoMLException
 
-from musicgen_bento.engine.types import (
-    AudioChunk,
-    Event,
-    EventCallback,
-    Failed,
-    Finished,
-    GenerationParams,
-    Samples,
-    Started,
-)
+from musicgen_bento.engine.audio_assembler import AudioAssembler
+from musicgen_bento.engine.types import Event, EventCallback, Failed, Finished, GenerationParams, Samples, Started
 from musicgen_bento.errors import GenerationFailed, MusicGenError, ShuttingDown, Unavailable
-from musicgen_bento.runner.protocol import FrameDecoder
-from musicgen_bento.runner.request_table import AdmitMsg
+from musicgen_bento.runner.protocol import AdmitMsg, FrameDecoder
 
 Result = TypeVar("Result")
-ASK_SECONDS = 10.0
-CANCEL_SECONDS = 2.0  # somebody waits for an error meanwhile
-Dropped = (aiohttp.ClientError, OSError)
+CALL_TIMEOUT_SECONDS = 10.0
+ABORT_TIMEOUT_SECONDS = 2.0  # short: the client may be waiting for the error that caused the abort
+CONNECTION_ERRORS = (aiohttp.ClientError, OSError)
 
 
 @dataclass(frozen=True, slots=True)
-class Clip:
-    """A whole clip, not normalised. `samples` is [C, T]."""
+class AssembledAudio:
+    """The complete audio of a request.
 
+    Attributes:
+        started: names the model and the audio format.
+        samples: [C, T], not normalized.
+    """
+
+    started: Started
     samples: Samples
-    sample_rate: int
-    model: str
 
 
 class RunnerClient:
-    """Calls to the runner.
+    """Calls the runner.
 
     Args:
-        proxy: what `bentoml.depends` gave.
-        is_draining: whether this process is shutting down, and the runner with it.
+        proxy: the BentoML proxy of the runner, from `bentoml.depends`.
+        is_draining: returns whether this process, and with it the runner, is shutting down.
     """
 
     def __init__(self, proxy: Any, is_draining: Callable[[], bool]) -> None:
-        self._calls = proxy.to_async
+        self._api = proxy.to_async
         self._is_draining = is_draining
 
-    async def admit(self, request: str, model: str, params: GenerationParams) -> str:
-        """Have a clip taken in, and give the ticket to collect it with. If the caller is cancelled, so is the clip.
+    async def admit(self, http_request_id: str, model: str, params: GenerationParams) -> str:
+        """Ask the runner to admit a request. If the caller is cancelled, the request is aborted.
 
         Args:
-            request: the request's id, for the runner's log.
-            model: as the client spelled it.
-            params: what to make.
+            http_request_id: 8 hex digits; the request id begins with them.
+            model: the name that the client sent.
+            params: what to generate.
+
+        Returns:
+            The request id.
 
         Raises:
-            MusicGenError: it is not taken.
+            MusicGenError: the runner refuses the request or is unavailable.
         """
-        # Chosen here: it can be cancelled even where the answer was lost.
-        ticket = f"{request}-{uuid.uuid4().hex}"
-        async with self._whole_or_cancelled(ticket):
-            answers = await self._ask(lambda: self._calls.admit([AdmitMsg(ticket=ticket, model=model, params=params)]))
-        if "error" in answers[0]:
-            raise MusicGenError.from_dict(answers[0])
-        return ticket
+        # Drawn here, so that the request can be aborted even if the runner's response is lost.
+        request_id = f"{http_request_id}-{uuid.uuid4().hex}"
+        message = AdmitMsg(request_id=request_id, model=model, params=params)
+        async with self._abort_on_error(request_id):
+            responses = await self._call(lambda: self._api.admit([message]))
+        if "error" in responses[0]:
+            raise MusicGenError.from_dict(responses[0])
+        return request_id
 
-    async def collect(self, ticket: str, listen: EventCallback) -> Clip:
-        """The whole clip. If the caller is cancelled, so is the clip.
+    async def generate(self, request_id: str, on_event: EventCallback) -> AssembledAudio:
+        """Wait for the complete audio of an admitted request. If the caller is cancelled, the request is aborted.
 
         Args:
-            ticket: what `admit` gave.
-            listen: told of every event.
+            request_id: from `admit`.
+            on_event: called with every event.
 
         Raises:
-            MusicGenError: it could not be made.
+            MusicGenError: the request failed or the runner is unavailable.
         """
-        clip: Clip | None = None
+        assembler = AudioAssembler()
 
         def assemble(event: Event) -> None:
-            nonlocal clip
-            listen(event)
-            match event:
-                case Started():
-                    samples = np.zeros((event.channels, event.samples), np.float32)
-                    clip = Clip(samples, event.sample_rate, event.model)
-                case AudioChunk(samples, position) if clip:
-                    clip.samples[:, position : position + samples.shape[1]] = samples
+            on_event(event)
+            assembler.on_event(event)
 
-        await self.follow(ticket, assemble)
-        if clip is None:
-            raise self._lost()
-        return clip
+        await self.stream_events(request_id, assemble)
+        if assembler.started is None or assembler.samples is None:
+            raise self._unavailable()
+        return AssembledAudio(assembler.started, assembler.samples)
 
-    async def follow(self, ticket: str, listen: EventCallback) -> None:
-        """Everything that happens to a clip, up to its end. If the caller is cancelled, so is the clip.
+    async def stream_events(self, request_id: str, on_event: EventCallback) -> None:
+        """Pass on the events of an admitted request until it finishes. If the caller is cancelled, it is aborted.
 
         Args:
-            ticket: what `admit` gave.
-            listen: told of every event.
+            request_id: from `admit`.
+            on_event: called with every event.
 
         Raises:
-            MusicGenError: it could not be made.
+            MusicGenError: the request failed or the runner is unavailable.
         """
-        async with self._whole_or_cancelled(ticket):
-            await self._follow(ticket, listen)
+        async with self._abort_on_error(request_id):
+            await self._stream_events(request_id, on_event)
 
     async def models(self) -> list[dict[str, Any]]:
-        """Every model, as ModelStatus has it."""
-        return list(await self._ask(lambda: self._calls.models()))
+        """Return the status of every model, with the fields of ModelStatus."""
+        return list(await self._call(lambda: self._api.models()))
 
     async def readiness(self) -> dict[str, Any]:
-        """`{"ready": bool}`, or `{"error": ...}`."""
-        return dict(await self._ask(lambda: self._calls.readiness()))
+        """Return `{"ready": bool}`, or `{"error": ...}` if a preloaded model cannot be loaded."""
+        return dict(await self._call(lambda: self._api.readiness()))
 
     @asynccontextmanager
-    async def _whole_or_cancelled(self, ticket: str) -> AsyncIterator[None]:
-        """Whatever ends the block early ends the clip, too."""
+    async def _abort_on_error(self, request_id: str) -> AsyncIterator[None]:
+        """Abort the request if the block raises or is cancelled."""
         try:
             yield
         except BaseException:
-            await asyncio.shield(self._cancel(ticket))
+            await asyncio.shield(self._abort(request_id))
             raise
 
-    async def _cancel(self, ticket: str) -> None:
-        with suppress(MusicGenError):  # a runner that is gone has no slots to free
-            await self._ask(lambda: self._calls.cancel(ticket), CANCEL_SECONDS)
+    async def _abort(self, request_id: str) -> None:
+        with suppress(MusicGenError):  # an unavailable runner has no slots to free
+            await self._call(lambda: self._api.abort(request_id), ABORT_TIMEOUT_SECONDS)
 
-    async def _ask(self, call: Callable[[], Awaitable[Result]], seconds: float = ASK_SECONDS) -> Result:
-        """A short call. A runner that does not answer is as good as gone: its socket stays open without it."""
+    async def _call(
+        self, make_call: Callable[[], Awaitable[Result]], timeout_seconds: float = CALL_TIMEOUT_SECONDS
+    ) -> Result:
+        """Await a short call. The timeout is needed because a runner that hangs or has died keeps its socket open."""
         try:
-            async with asyncio.timeout(seconds):
-                return await call()
-        except (*Dropped, TimeoutError, BentoMLException):
-            raise self._lost() from None
+            async with asyncio.timeout(timeout_seconds):
+                return await make_call()
+        except (*CONNECTION_ERRORS, TimeoutError, BentoMLException):
+            raise self._unavailable() from None
 
-    async def _follow(self, ticket: str, listen: EventCallback) -> None:
+    async def _stream_events(self, request_id: str, on_event: EventCallback) -> None:
         try:
-            async with aclosing(self._events(ticket)) as events:
+            async with aclosing(self._events(request_id)) as events:
                 async for event in events:
-                    listen(event)
+                    on_event(event)
                     match event:
                         case Failed(error):
                             raise error
                         case Finished():
                             return
-        except (*Dropped, TimeoutError, BentoMLException):
-            raise self._lost() from None
+        except (*CONNECTION_ERRORS, TimeoutError, BentoMLException):
+            raise self._unavailable() from None
         except ValueError:
-            raise GenerationFailed("The runner's answer could not be read.", hint="Try again.") from None
-        raise self._lost()  # the stream ended before the clip did
+            raise GenerationFailed("The runner sent an invalid event.", hint="Retry the request.") from None
+        raise self._unavailable()  # the stream ended without a last event
 
-    async def _events(self, ticket: str) -> Any:
+    async def _events(self, request_id: str) -> Any:
         decoder = FrameDecoder()
-        async with aclosing(self._calls.stream(ticket)) as pieces:
-            async for piece in pieces:
-                for event in decoder.feed(piece):
+        async with aclosing(self._api.stream(request_id)) as parts:
+            async for part in parts:
+                for event in decoder.feed(part):
                     yield event
 
-    def _lost(self) -> MusicGenError:
+    def _unavailable(self) -> MusicGenError:
         if self._is_draining():
-            return ShuttingDown("The server is shutting down.", hint="Try again later.", retry_after=5)
-        return Unavailable("The process that makes the music has gone.", hint="It is started again.", retry_after=10)
+            return ShuttingDown()
+        return Unavailable(
+            "The inference process is unavailable.", hint="It is restarting; retry in 10 s.", retry_after=10
+        )
 
 
 def remove_session_limits(proxy: Any) -> None:
-    """Give a proxy a session without its limits. Call it on the running loop, before the first call.
+    """Give a BentoML proxy an HTTP session without limits. Call it on the running loop, before the first call.
 
-    BentoML's own holds 100 connections: with as many clips in the making a cancellation would wait for one
-    of them to end. It cuts a call off after `traffic.timeout`, streaming or not. And it keeps connections, which
-    the runner closes after 5 s without a call, now and then at the moment one is used again; a new one over a
-    unix socket costs nothing that can be measured.
+    BentoML's own session is unsuitable for three reasons. It holds at most 100 connections: with 100 running requests,
+    an abort would wait until one of them ends. It ends a call after `traffic.timeout`, streaming or not. It reuses
+    connections, which the runner closes after 5 s without a call, sometimes at the moment of reuse. A new connection
+    over a unix socket has no measurable cost.
     """
     from bentoml._internal.utils.uri import uri_to_path
 
-    calls: Any = getattr(proxy, "to_async", None)
-    manager: Any = getattr(calls, "_session_manager", None)
-    if manager is None or not calls.url.startswith("file:"):
-        return  # the runner is in this process, or not on a socket of BentoML's
+    api: Any = getattr(proxy, "to_async", None)
+    manager: Any = getattr(api, "_session_manager", None)
+    if manager is None or not api.url.startswith("file:"):
+        return  # the runner is in this process, or is not reached over BentoML's socket
     manager._session = aiohttp.ClientSession(
         base_url="http://runner",
         headers=manager._headers,
         timeout=aiohttp.ClientTimeout(total=None),
-        connector=aiohttp.UnixConnector(path=uri_to_path(calls.url), limit=0, force_close=True),
+        connector=aiohttp.UnixConnector(path=uri_to_path(api.url), limit=0, force_close=True),
     )
     manager._created_at = time.monotonic()

@@ -1,30 +1,19 @@
-"""What /metrics says of the music, beside BentoML's own figures of the requests. docs/metrics.md says what to watch.
+"""The Prometheus metrics of requests, models and errors. BentoML adds its own HTTP metrics at /metrics.
 
-prometheus_client is imported on first use: BentoML tells it where the processes' figures come together only once a
-worker has started.
+docs/metrics.md explains each metric. prometheus_client is imported on first use because BentoML sets the folder that
+collects the metrics of all processes only when a worker has started.
 """
 
 from __future__ import annotations
 
-import threading
 import time
 from collections import Counter as Counts
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING
 
-from musicgen_bento.engine.types import (
-    AudioChunk,
-    Event,
-    EventCallback,
-    Failed,
-    Finished,
-    GenerationParams,
-    ModelStatus,
-    Pool,
-    Started,
-)
+from musicgen_bento.engine.types import AudioChunk, Event, Failed, Finished, Started
 from musicgen_bento.model_catalog import find_model
 
 if TYPE_CHECKING:
@@ -38,7 +27,7 @@ METRIC_NAMES = (
     "musicgen_slots_in_use",
     "musicgen_audio_seconds_total",
     "musicgen_time_to_first_audio_seconds",
-    "musicgen_times_real_time",
+    "musicgen_realtime_factor",
     "musicgen_model_loads_total",
     "musicgen_model_evictions_total",
     "musicgen_cancellations_total",
@@ -48,7 +37,7 @@ METRIC_NAMES = (
 
 @dataclass(frozen=True, slots=True)
 class Metrics:
-    """One object for each of NAMES."""
+    """The metric objects, in the order of METRIC_NAMES."""
 
     queue_depth: Gauge
     slots_in_use: Gauge
@@ -63,133 +52,124 @@ class Metrics:
 
 @cache
 def metrics() -> Metrics:
-    """This process's. Both processes have them; what is asked for at /metrics is the sum."""
+    """Return the metrics of this process. /metrics combines those of the HTTP process and the runner."""
     from prometheus_client import Counter, Gauge, Histogram
 
-    depth, slots, audio, first, speed, loads, evictions, cancellations, errors = METRIC_NAMES
-    # "mostrecent": a runner that was killed cannot take back what it said; the one that follows it can.
+    depth, slots, audio, first_audio, realtime_factor, loads, evictions, cancellations, errors = METRIC_NAMES
+    # "mostrecent": a runner that was killed leaves its last values behind; those of the next runner replace them.
     return Metrics(
-        Gauge(depth, "Clips that wait for a slot or for their model.", ["model"], multiprocess_mode="mostrecent"),
-        Gauge(slots, "Clips that are being made.", ["model"], multiprocess_mode="mostrecent"),
-        Counter(audio, "Seconds of audio made, whole clips.", ["model"]),
-        Histogram(first, "From admission to the first samples.", ["model"], buckets=FIRST_AUDIO_BUCKETS_SECONDS),
-        Histogram(speed, "A clip's length over the time in its slot.", ["model"], buckets=REALTIME_FACTOR_BUCKETS),
+        Gauge(depth, "Requests that wait for a slot or for their model.", ["model"], multiprocess_mode="mostrecent"),
+        Gauge(slots, "Requests that are running.", ["model"], multiprocess_mode="mostrecent"),
+        Counter(audio, "Seconds of audio of finished requests.", ["model"]),
+        Histogram(
+            first_audio,
+            "Seconds from admission to the first audio.",
+            ["model"],
+            buckets=FIRST_AUDIO_BUCKETS_SECONDS,
+        ),
+        Histogram(
+            realtime_factor,
+            "Seconds of audio per second in a slot, of finished requests.",
+            ["model"],
+            buckets=REALTIME_FACTOR_BUCKETS,
+        ),
         Counter(loads, "Models loaded into memory.", ["model"]),
-        Counter(evictions, "Models that left memory for another.", ["model"]),
-        Counter(cancellations, "Clips whose client left.", ["model"]),
-        Counter(errors, "Answers that were errors, by their code.", ["code"]),
+        Counter(evictions, "Models evicted from memory.", ["model"]),
+        Counter(cancellations, "Requests aborted before they were finished.", ["model"]),
+        Counter(errors, "Error responses and failed jobs, by error code.", ["code"]),
     )
 
 
 def count_error(code: str) -> None:
-    """An error has been answered."""
+    """Count an error response or a failed job."""
     metrics().errors.labels(code).inc()
 
 
 def count_load(model: str) -> None:
-    """A model has been loaded."""
+    """Count a model that was loaded into memory."""
     metrics().loads.labels(model).inc()
 
 
 def count_eviction(model: str) -> None:
-    """A model has left memory for another."""
+    """Count a model that was evicted from memory."""
     metrics().evictions.labels(model).inc()
 
 
-class MeasuredPool:
-    """A pool whose clips are measured on their way through.
+@dataclass(slots=True)
+class _RequestTimes:
+    """What the metrics need of one request. Times are those of `time.monotonic`, in seconds."""
+
+    model: str
+    admitted_at: float = field(default_factory=time.monotonic)
+    started_at: float = 0.0
+    started: Started | None = None
+
+
+class RequestMetrics:
+    """Updates the metrics of requests. All methods run on the event loop of the runner.
 
     Args:
-        pool: the pool.
-        loads: clips running and clips waiting, by model.
+        request_counts: returns the numbers of running and of waiting requests by model.
     """
 
-    def __init__(self, pool: Pool, loads: Callable[[], dict[str, tuple[int, int]]]) -> None:
-        self._pool = pool
-        self._loads = loads
-        self._made: set[str] = set()  # models that have begun a clip
+    def __init__(self, request_counts: Callable[[], dict[str, tuple[int, int]]]) -> None:
+        self._request_counts = request_counts
+        self._active: dict[str, _RequestTimes] = {}  # by request id, until Finished, Failed or abort
+        self._started_models: set[str] = set()
         self._labels: set[str] = set()
-        self._models: dict[str, str] = {}  # of the clips that are not over, by ticket
-        self._lock = threading.Lock()
 
-    def add_request(self, request_id: str, model: str, params: GenerationParams, on_event: EventCallback) -> None:
-        """See `Pool.submit`."""
-        clip = _Clip(on_event, self._heard)
-        clip.ticket = request_id
-        self._pool.add_request(request_id, model, params, clip)
-        with self._lock:
-            if not clip.over:
-                self._models[request_id] = model
-        self._gauge()
+    def on_admit(self, request_id: str, model: str) -> None:
+        """Begin to measure a request. `model` is the name that the client sent."""
+        self._active[request_id] = _RequestTimes(model)
+        self._refresh_gauges()
 
-    def abort(self, ticket: str) -> None:
-        """See `Pool.cancel`."""
-        with self._lock:
-            model = self._models.pop(ticket, None)
-        self._pool.abort(ticket)
-        if model is not None:
-            metrics().cancellations.labels(self._label(model)).inc()
-            self._gauge()
+    def on_event(self, request_id: str, event: Event) -> None:
+        """Record an event of a request. Events of aborted requests only refresh the gauges."""
+        times = self._active.get(request_id)
+        if times is not None:
+            self._record(times, event)
+        if isinstance(event, Finished | Failed):
+            self._active.pop(request_id, None)
+        if isinstance(event, Started | Finished | Failed):
+            self._refresh_gauges()
 
-    def ready(self) -> bool:
-        """See `Pool.ready`."""
-        return self._pool.ready()
+    def on_abort(self, request_id: str) -> None:
+        """Count the abort of a request, unless it has ended already."""
+        times = self._active.pop(request_id, None)
+        if times is not None:
+            metrics().cancellations.labels(self._label(times.model)).inc()
+            self._refresh_gauges()
 
-    def statuses(self) -> list[ModelStatus]:
-        """See `Pool.statuses`."""
-        return self._pool.statuses()
-
-    def close(self, drain_seconds: float = 0.0) -> None:
-        """See `Pool.close`."""
-        self._pool.close(drain_seconds)
-
-    def _heard(self, ticket: str, event: Event) -> None:
-        with self._lock:
-            if isinstance(event, Started):
-                self._made.add(event.model)
-            else:
-                self._models.pop(ticket, None)
-        self._gauge()
-
-    def _label(self, model: str) -> str:
-        """A client may write anything: a name of its own is for what is in the catalogue, or has made music."""
-        card = find_model(model)
-        return card.id if card else model if model in self._made else "(other)"
-
-    def _gauge(self) -> None:
-        running, waiting = Counts[str](), Counts[str]()
-        for model, (runs, waits) in self._loads().items():
-            running[self._label(model)] += runs
-            waiting[self._label(model)] += waits
-        self._labels |= running.keys()
-        for label in list(self._labels):  # one that is not in memory any more has none
-            metrics().slots_in_use.labels(label).set(running[label])
-            metrics().queue_depth.labels(label).set(waiting[label])
-
-
-class _Clip:
-    """Listens to one clip for its figures, and passes everything on."""
-
-    def __init__(self, listener: EventCallback, heard: Callable[[str, Event], None]) -> None:
-        self._listener = listener
-        self._heard = heard
-        self._asked = self._begun = time.monotonic()
-        self._started: Started | None = None
-        self.ticket = ""
-        self.over = False
-
-    def __call__(self, event: Event) -> None:
+    def _record(self, times: _RequestTimes, event: Event) -> None:
         now = time.monotonic()
         match event:
             case Started():
-                self._started, self._begun = event, now
-            case AudioChunk(start=0) if self._started:
-                metrics().first_audio.labels(self._started.model).observe(now - self._asked)
-            case Finished() if self._started:
-                seconds = self._started.samples / self._started.sample_rate
-                metrics().audio_seconds.labels(self._started.model).inc(seconds)
-                metrics().realtime_factor.labels(self._started.model).observe(seconds / (now - self._begun))
-        self._listener(event)
-        self.over = isinstance(event, Finished | Failed)
-        if self.over or isinstance(event, Started):
-            self._heard(self.ticket, event)
+                times.started, times.started_at = event, now
+                self._started_models.add(event.model)
+            case AudioChunk(start=0) if times.started:
+                metrics().first_audio.labels(times.started.model).observe(now - times.admitted_at)
+            case Finished() if times.started:
+                audio_seconds = times.started.samples / times.started.sample_rate
+                metrics().audio_seconds.labels(times.started.model).inc(audio_seconds)
+                metrics().realtime_factor.labels(times.started.model).observe(audio_seconds / (now - times.started_at))
+
+    def _label(self, model: str) -> str:
+        """Return the value of the label `model`.
+
+        A client can send any model name, and each new value would be a new time series. Only models of the catalogue
+        and models that have started a request get a value of their own.
+        """
+        card = find_model(model)
+        if card is not None:
+            return card.id
+        return model if model in self._started_models else "(other)"
+
+    def _refresh_gauges(self) -> None:
+        running, waiting = Counts[str](), Counts[str]()
+        for model, (running_requests, waiting_requests) in self._request_counts().items():
+            running[self._label(model)] += running_requests
+            waiting[self._label(model)] += waiting_requests
+        self._labels |= running.keys()
+        for label in self._labels:  # a model that is not in memory any more counts 0
+            metrics().slots_in_use.labels(label).set(running[label])
+            metrics().queue_depth.labels(label).set(waiting[label])

@@ -1,6 +1,7 @@
-"""The runner's desk: takes clips in, keeps their events until they are collected, forgets what nobody wants.
+"""The runner's table of requests: admits them, keeps their events until they are collected, and aborts them.
 
-The pool speaks from its own threads; everything here runs on the event loop.
+All methods run on the event loop. The model pool reports events from its own threads; `call_soon_threadsafe` moves them
+to the loop, in order.
 """
 
 from __future__ import annotations
@@ -11,117 +12,133 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
-
-from musicgen_bento.engine.types import Event, EventCallback, Failed, Finished, GenerationParams, Pool
+from musicgen_bento.engine.types import Event, EventCallback, Failed, Finished, RequestSink
 from musicgen_bento.errors import InvalidRequest, MusicGenError, Unavailable
 from musicgen_bento.log import exception_location, logger
-from musicgen_bento.runner.protocol import encode
+from musicgen_bento.runner.metrics import RequestMetrics
+from musicgen_bento.runner.protocol import AdmitMsg, encode
 
 COLLECT_TIMEOUT_SECONDS = 60.0
 REMEMBERED_ABORTS = 4096
 
 
-class AdmitMsg(BaseModel):
-    """A clip to admit. The asker chooses the ticket, so that a clip can be cancelled whose answer was never seen."""
-
-    model_config = ConfigDict(frozen=True)
-
-    request_id: str
-    model: str
-    params: GenerationParams
-
-
 @dataclass(eq=False)
 class _TableEntry:
+    """One request.
+
+    Attributes:
+        events: reported and not collected yet.
+        collected: whether `stream` was called.
+        expiry: aborts the request if its events are not collected in time.
+    """
+
     events: asyncio.Queue[Event] = field(default_factory=asyncio.Queue)
     collected: bool = False
     expiry: asyncio.TimerHandle | None = None
 
 
 class RequestTable:
-    """Clips by ticket, between a pool and whoever collects them."""
+    """Requests by id, between the model pool and the HTTP process.
 
-    def __init__(self, pool: Pool, collect_seconds: float = COLLECT_TIMEOUT_SECONDS) -> None:
+    Args:
+        pool: generates the audio.
+        metrics: counts admissions, events and aborts.
+        collect_seconds: a request is aborted if `stream` is not called within this time.
+    """
+
+    def __init__(
+        self, pool: RequestSink, metrics: RequestMetrics, collect_seconds: float = COLLECT_TIMEOUT_SECONDS
+    ) -> None:
         self._pool = pool
+        self._metrics = metrics
         self._collect_seconds = collect_seconds
-        self._clips: dict[str, _TableEntry] = {}
-        self._cancelled: OrderedDict[str, None] = OrderedDict()
+        self._entries: dict[str, _TableEntry] = {}
+        self._aborted: OrderedDict[str, None] = OrderedDict()  # the last ids: an abort may overtake its admission
 
     def __len__(self) -> int:
-        return len(self._clips)
+        return len(self._entries)
 
-    def admit(self, admission: AdmitMsg) -> dict[str, Any]:
-        """Give a clip to the pool: `{"ticket": ...}`, or `{"error": {...}}` as MusicGenError.to_dict writes it.
+    def admit(self, message: AdmitMsg) -> dict[str, Any]:
+        """Pass a request to the pool; admit a request id that is in the table already without effect.
 
-        Never raises: one that did would fail its whole batch.
+        Returns:
+            `{"request_id": ...}`, or `{"error": {...}}` as `MusicGenError.to_dict` writes it. Errors are not raised
+            because one exception would fail all admissions of a BentoML batch.
         """
-        ticket = admission.request_id
-        if ticket in self._clips:
-            return {"ticket": ticket}
-        if ticket in self._cancelled:
+        request_id = message.request_id
+        if request_id in self._entries:
+            return {"request_id": request_id}
+        if request_id in self._aborted:
             return InvalidRequest("The request was cancelled.").to_dict()
-        clip = _TableEntry()
         try:
-            self._pool.add_request(ticket, admission.model, admission.params, _listener(clip.events))
+            self._pool.add_request(request_id, message.model, message.params, self._event_callback(request_id))
         except MusicGenError as error:
             return error.to_dict()
-        except Exception as error:  # its text may hold the prompt
-            logger.error("id=%s failed: %s", ticket.partition("-")[0], exception_location(error))
-            return MusicGenError("The request could not be taken.").to_dict()
-        clip.expiry = asyncio.get_running_loop().call_later(self._collect_seconds, self.abort, ticket)
-        self._clips[ticket] = clip
-        return {"ticket": ticket}
+        except Exception as error:  # its text may quote the prompt
+            logger.error("id=%s failed: %s", request_id.partition("-")[0], exception_location(error))
+            return MusicGenError("The runner could not admit the request.").to_dict()
+        loop = asyncio.get_running_loop()
+        self._entries[request_id] = _TableEntry(expiry=loop.call_later(self._collect_seconds, self.abort, request_id))
+        self._metrics.on_admit(request_id, message.model)
+        return {"request_id": request_id}
 
     async def stream(self, request_id: str) -> AsyncIterator[bytes]:
-        """The clip's events as frames, up to and with its last one. Whoever stops reading cancels it."""
-        yield b""  # starts the answer at once: only a started one notices that its reader has gone
-        clip = self._clips.get(request_id)
-        if clip is None or clip.collected:
-            yield encode(Failed(_gone("The clip is gone: it was cancelled or not collected in time.")))
+        """Yield the request's events as frames, up to its last event. Closing the iterator early aborts the request."""
+        yield b""  # starts the response at once: BentoML notices a disconnected client only after the first bytes
+        entry = self._entries.get(request_id)
+        if entry is None or entry.collected:
+            yield encode(Failed(_not_available("The request was cancelled or its audio was not collected in time.")))
             return
-        clip.collected = True
-        if clip.expiry:
-            clip.expiry.cancel()
-        over = False
+        entry.collected = True
+        if entry.expiry:
+            entry.expiry.cancel()
+        ended = False
         try:
-            while not over:
-                event = await clip.events.get()
-                over = isinstance(event, Finished | Failed)
+            while not ended:
+                event = await entry.events.get()
+                ended = isinstance(event, Finished | Failed)
                 yield encode(event)
         finally:
-            self._forget(request_id, cancel=not over)
+            self._remove(request_id, abort=not ended)
 
     def abort(self, request_id: str) -> None:
-        """Forget a clip, also one that is still on its way here."""
-        self._cancelled[request_id] = None
-        if len(self._cancelled) > REMEMBERED_ABORTS:
-            self._cancelled.popitem(last=False)
-        clip = self._clips.get(request_id)
-        self._forget(request_id, cancel=True)
-        if clip and clip.collected:  # its reader waits for a last word
-            clip.events.put_nowait(Failed(_gone("The clip was cancelled.")))
+        """End a request, running or waiting. A request that is not admitted yet will be refused."""
+        self._aborted[request_id] = None
+        if len(self._aborted) > REMEMBERED_ABORTS:
+            self._aborted.popitem(last=False)
+        entry = self._entries.get(request_id)
+        self._remove(request_id, abort=True)
+        if entry and entry.collected:  # `stream` waits for a last event
+            entry.events.put_nowait(Failed(_not_available("The request was cancelled.")))
 
-    def _forget(self, ticket: str, *, cancel: bool) -> None:
-        clip = self._clips.pop(ticket, None)
-        if clip is None:
+    def _remove(self, request_id: str, *, abort: bool) -> None:
+        entry = self._entries.pop(request_id, None)
+        if entry is None:
             return
-        if clip.expiry:
-            clip.expiry.cancel()
-        if cancel:
-            self._pool.abort(ticket)
+        if entry.expiry:
+            entry.expiry.cancel()
+        if abort:
+            self._pool.abort(request_id)
+            self._metrics.on_abort(request_id)
+
+    def _event_callback(self, request_id: str) -> EventCallback:
+        """Return a callback that moves the events of a request to the event loop. It may be called in any thread."""
+        loop = asyncio.get_running_loop()
+
+        def on_event(event: Event) -> None:
+            if not loop.is_closed():  # the pool may complete a step after the server has stopped
+                loop.call_soon_threadsafe(self._on_event, request_id, event)
+
+        return on_event
+
+    def _on_event(self, request_id: str, event: Event) -> None:
+        """Count an event, and keep it for `stream`."""
+        self._metrics.on_event(request_id, event)
+        entry = self._entries.get(request_id)
+        if entry is not None:
+            entry.events.put_nowait(event)
 
 
-def _listener(events: asyncio.Queue[Event]) -> EventCallback:
-    loop = asyncio.get_running_loop()
-
-    def listen(event: Event) -> None:
-        if not loop.is_closed():  # the pool may finish a step after the server has stopped
-            loop.call_soon_threadsafe(events.put_nowait, event)
-
-    return listen
-
-
-def _gone(why: str) -> Unavailable:
-    """Not what its client wanted, who is not there to hear it, or meets a process that has begun anew."""
-    return Unavailable(why, hint="Ask again.", retry_after=5)
+def _not_available(message: str) -> Unavailable:
+    """The error for a client that has disconnected already, or that reconnects after the runner was restarted."""
+    return Unavailable(message, hint="Send the request again.", retry_after=5)

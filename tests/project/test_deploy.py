@@ -114,7 +114,7 @@ PLANTED: dict[str, tuple[Break, str]] = {
     "no memory": (lambda f: container(f)["resources"]["limits"].pop("memory"), "has no limits for memory"),
     # metrics
     "unknown metric": (lambda f: alert(f, "rate(musicgen_audio_second_total[5m]) > 0"), "musicgen_audio_second_total"),
-    "histogram as a number": (lambda f: alert(f, "musicgen_times_real_time > 1"), "metric musicgen_times_real_time"),
+    "histogram as a number": (lambda f: alert(f, "musicgen_realtime_factor > 1"), "metric musicgen_realtime_factor"),
     "unknown label": (lambda f: alert(f, "sum by (user) (musicgen_queue_depth) > 1"), "has the label user"),
     "label of another": (lambda f: alert(f, 'musicgen_queue_depth{code="failed"} > 1'), "has the label code"),
     "unknown code": (lambda f: alert(f, 'musicgen_errors_total{code="full"} > 1'), "there is no error code full"),
@@ -203,13 +203,13 @@ def test_a_folder_that_kustomize_refuses_is_an_error(
 
 
 def test_the_metrics_are_those_of_the_service() -> None:
-    assert set(promql.METRICS) == set(metrics.NAMES)
-    assert {"musicgen_time_to_first_audio_seconds", "musicgen_times_real_time"} == promql.HISTOGRAMS
+    assert set(promql.METRICS) == set(metrics.METRIC_NAMES)
+    assert {"musicgen_time_to_first_audio_seconds", "musicgen_realtime_factor"} == promql.HISTOGRAMS
 
 
 def test_every_metric_is_watched() -> None:
     text = "".join(file.read_text() for file in (manifests.ROOT / "components").rglob("*.yaml"))
-    assert [name for name in metrics.NAMES if name not in text] == []
+    assert [name for name in metrics.METRIC_NAMES if name not in text] == []
 
 
 def test_prefetch_is_a_command_of_the_image(good: list[Manifest]) -> None:

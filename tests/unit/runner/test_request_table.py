@@ -1,165 +1,171 @@
+"""The request table admits requests, keeps their events until they are collected, and aborts them."""
+
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections.abc import Coroutine
 from typing import Any
 
-import numpy as np
 import pytest
 
-from musicgen_bento.engine.types import (
-    AudioChunk,
-    Event,
-    EventCallback,
-    Failed,
-    Finished,
-    GenerationParams,
-    ModelStatus,
-    Started,
-)
+from musicgen_bento.engine.types import AudioChunk, Event, Failed, Finished, GenerationParams, Started
 from musicgen_bento.errors import QueueFull, Unavailable
-from musicgen_bento.runner.protocol import FrameDecoder
-from musicgen_bento.runner.request_table import AdmitMsg, RequestTable
+from musicgen_bento.runner.metrics import RequestMetrics
+from musicgen_bento.runner.protocol import AdmitMsg, FrameDecoder
+from musicgen_bento.runner.request_table import RequestTable
+from tests.support.fake_pool import EVENTS, FakePool
 
-STORY: list[Event] = [Started("demo", 32000, 1, 4), AudioChunk(np.zeros((1, 4), np.float32), 0), Finished()]
 
-
-class Pool:
-    """Satisfies the Pool protocol; the test tells the story, from a thread as the real one does."""
+class RecordedMetrics(RequestMetrics):
+    """Records the calls of the request table instead of updating metrics."""
 
     def __init__(self) -> None:
-        self.listeners: dict[str, EventCallback] = {}
-        self.cancelled: list[str] = []
-        self.refusal: Exception | None = None
+        super().__init__(dict)
+        self.calls: list[tuple[Any, ...]] = []
 
-    def add_request(self, request_id: str, model: str, params: GenerationParams, on_event: EventCallback) -> None:
-        if self.refusal:
-            raise self.refusal
-        self.listeners[request_id] = on_event
+    def on_admit(self, request_id: str, model: str) -> None:
+        self.calls.append(("admit", request_id, model))
 
-    def tell(self, request_id: str, story: list[Event]) -> None:
-        thread = threading.Thread(target=lambda: [self.listeners[request_id](event) for event in story])
-        thread.start()
-        thread.join()
+    def on_event(self, request_id: str, event: Event) -> None:
+        self.calls.append((type(event), request_id))
 
-    def abort(self, ticket: str) -> None:
-        self.cancelled.append(ticket)
-
-    def ready(self) -> bool:
-        return True
-
-    def statuses(self) -> list[ModelStatus]:
-        return []
-
-    def close(self, drain_seconds: float = 0.0) -> None:
-        pass
+    def on_abort(self, request_id: str) -> None:
+        self.calls.append(("abort", request_id))
 
 
-def asked(ticket: str = "t") -> AdmitMsg:
-    return AdmitMsg(request_id=ticket, model="demo", params=GenerationParams("a secret", 1.0, 0))
+def make_table(pool: FakePool, **options: Any) -> RequestTable:
+    return RequestTable(pool, RecordedMetrics(), **options)
+
+
+def message(request_id: str = "r") -> AdmitMsg:
+    return AdmitMsg(request_id=request_id, model="demo", params=GenerationParams("a secret", 1.0, 0))
 
 
 def run(test: Coroutine[Any, Any, None]) -> None:
     asyncio.run(test)
 
 
-async def collect(desk: RequestTable, ticket: str) -> list[Event]:
+async def collect(table: RequestTable, request_id: str) -> list[Event]:
     decoder = FrameDecoder()
-    return [event async for piece in desk.stream(ticket) for event in decoder.feed(piece)]
+    return [event async for part in table.stream(request_id) for event in decoder.feed(part)]
 
 
-def test_a_clip_is_admitted_and_collected_once() -> None:
+def test_the_events_of_a_request_are_collected_once() -> None:
     async def test() -> None:
-        pool = Pool()
-        desk = RequestTable(pool)
-        assert desk.admit(asked()) == {"ticket": "t"}
-        pool.tell("t", STORY)
-        assert [type(event) for event in await collect(desk, "t")] == [Started, AudioChunk, Finished]
-        assert (len(desk), pool.cancelled) == (0, [])
-        [again] = await collect(desk, "t")
-        assert isinstance(again, Failed)
+        pool = FakePool()
+        table = make_table(pool)
+        assert table.admit(message()) == {"request_id": "r"}
+        pool.report("r", EVENTS)
+        assert [type(event) for event in await collect(table, "r")] == [Started, AudioChunk, Finished]
+        assert (len(table), pool.aborted) == (0, [])
+        [second] = await collect(table, "r")
+        assert isinstance(second, Failed)
 
     run(test())
 
 
-def test_asking_twice_admits_once() -> None:
+def test_admitting_an_id_twice_adds_one_request() -> None:
     async def test() -> None:
-        pool = Pool()
-        desk = RequestTable(pool)
-        assert desk.admit(asked()) == desk.admit(asked()) == {"ticket": "t"}
-        assert len(pool.listeners) == 1
+        pool = FakePool()
+        table = make_table(pool)
+        assert table.admit(message()) == table.admit(message()) == {"request_id": "r"}
+        assert len(pool.callbacks) == 1
 
     run(test())
 
 
-def test_a_cancellation_may_overtake_its_admission() -> None:
+def test_an_abort_before_the_admission_refuses_the_request() -> None:
     async def test() -> None:
-        pool = Pool()
-        desk = RequestTable(pool)
-        desk.abort("t")
-        assert "error" in desk.admit(asked())
-        assert pool.listeners == {}
+        pool = FakePool()
+        table = make_table(pool)
+        table.abort("r")
+        assert "error" in table.admit(message())
+        assert pool.callbacks == {}
 
     run(test())
 
 
-def test_a_refusal_comes_back_as_data_and_an_unforeseen_one_without_its_text(caplog: pytest.LogCaptureFixture) -> None:
+def test_admit_returns_errors_as_data_without_the_text_of_unexpected_ones(caplog: pytest.LogCaptureFixture) -> None:
     async def test() -> None:
-        pool = Pool()
-        desk = RequestTable(pool)
-        pool.refusal = QueueFull("full", retry_after=3)
-        assert desk.admit(asked()) == pool.refusal.to_dict()
-        pool.refusal = RuntimeError("a secret")
-        answer = desk.admit(asked())
-        assert answer["error"]["code"] == "internal_error"
-        assert "secret" not in str(answer) + caplog.text
+        pool = FakePool()
+        table = make_table(pool)
+        pool.add_error = QueueFull("full", retry_after=3)
+        assert table.admit(message()) == pool.add_error.to_dict()
+        pool.add_error = RuntimeError("a secret")
+        response = table.admit(message())
+        assert response["error"]["code"] == "internal_error"
+        assert "secret" not in str(response) + caplog.text
         assert "RuntimeError" in caplog.text
-        assert "test_desk.py" in caplog.text
+        assert "fake_pool.py" in caplog.text
 
     caplog.set_level("INFO", "bentoml.musicgen")
     run(test())
 
 
-def test_a_clip_that_nobody_collects_expires() -> None:
+def test_a_request_that_is_not_collected_in_time_is_aborted() -> None:
     async def test() -> None:
-        pool = Pool()
-        desk = RequestTable(pool, collect_seconds=0.05)
-        desk.admit(asked())
+        pool = FakePool()
+        table = make_table(pool, collect_seconds=0.05)
+        table.admit(message())
         await asyncio.sleep(0.15)
-        assert (len(desk), pool.cancelled) == (0, ["t"])
+        assert (len(table), pool.aborted) == (0, ["r"])
 
     run(test())
 
 
 @pytest.mark.parametrize("events", [0, 1, 2])
-def test_a_reader_that_leaves_cancels(events: int) -> None:
+def test_closing_the_stream_early_aborts_the_request(events: int) -> None:
     async def test() -> None:
-        pool = Pool()
-        desk = RequestTable(pool)
-        desk.admit(asked())
-        pool.tell("t", STORY[:events])
-        reader = asyncio.create_task(collect(desk, "t"))
+        pool = FakePool()
+        table = make_table(pool)
+        table.admit(message())
+        pool.report("r", EVENTS[:events])
+        reader = asyncio.create_task(collect(table, "r"))
         await asyncio.sleep(0.05)
         reader.cancel()
         with pytest.raises(asyncio.CancelledError):
             await reader
-        assert (len(desk), pool.cancelled) == (0, ["t"])
+        assert (len(table), pool.aborted) == (0, ["r"])
 
     run(test())
 
 
-def test_cancel_frees_the_place_and_ends_the_stream() -> None:
+def test_abort_ends_the_stream_and_aborts_in_the_pool() -> None:
     async def test() -> None:
-        pool = Pool()
-        desk = RequestTable(pool)
-        desk.admit(asked())
-        reader = asyncio.create_task(collect(desk, "t"))
+        pool = FakePool()
+        table = make_table(pool)
+        table.admit(message())
+        reader = asyncio.create_task(collect(table, "r"))
         await asyncio.sleep(0.05)
-        desk.abort("t")
+        table.abort("r")
         [last] = await asyncio.wait_for(reader, 1)
         assert isinstance(last, Failed)
         assert isinstance(last.error, Unavailable)
-        assert pool.cancelled == ["t"]
+        assert pool.aborted == ["r"]
+
+    run(test())
+
+
+def test_metrics_get_every_admission_event_and_abort_in_order() -> None:
+    """Also the events of requests that are not collected."""
+
+    async def test() -> None:
+        pool, metrics = FakePool(), RecordedMetrics()
+        table = RequestTable(pool, metrics)
+        table.admit(message("a"))
+        table.admit(message("b"))
+        pool.report("a", EVENTS)
+        pool.report("b", EVENTS[:1])
+        await asyncio.sleep(0)
+        table.abort("b")
+        pool.add_error = QueueFull("full")
+        table.admit(message("c"))
+        assert metrics.calls == [
+            ("admit", "a", "demo"),
+            ("admit", "b", "demo"),
+            *((type(event), "a") for event in EVENTS),
+            (Started, "b"),
+            ("abort", "b"),
+        ]
 
     run(test())
