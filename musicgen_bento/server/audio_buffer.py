@@ -1,97 +1,96 @@
-"""A clip's sound while it is made: written as fast as it comes, read by anyone at any pace."""
+"""The PCM of one request while it is generated: the runner appends to it, and clients read it at their own pace."""
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 
 from musicgen_bento import audio
 from musicgen_bento.engine.types import AudioChunk, Event, Finished, Started
 from musicgen_bento.errors import GenerationFailed, MusicGenError
+from musicgen_bento.schemas import StreamNormalize
+from musicgen_bento.server.tasks import Broadcast
 
-PIECE = 64 * 1024
+CHUNK_BYTES = 64 * 1024
+BYTES_PER_SAMPLE = 2
 
 
 class PcmBuffer:
-    """What there is of a clip, as 16-bit PCM. It belongs to one event loop.
+    """The 16-bit PCM that a request has so far. It belongs to one event loop.
 
     Args:
-        normalize: how to set the level of each piece.
+        normalize: how to set the level of each chunk.
     """
 
-    def __init__(self, normalize: audio.StreamNormalize) -> None:
+    def __init__(self, normalize: StreamNormalize) -> None:
         self._normalize = normalize
-        self._sound = bytearray()
+        self._pcm = bytearray()
         self._started: Started | None = None
         self._error: MusicGenError | None = None
-        self._news = asyncio.Event()
+        self._changed = Broadcast()
 
     @property
-    def held(self) -> int:
-        """Bytes of it that are in memory."""
-        return len(self._sound)
+    def size(self) -> int:
+        """Bytes in memory."""
+        return len(self._pcm)
 
-    def listen(self, event: Event) -> None:
-        """Take in what the runner says of the clip."""
+    def on_event(self, event: Event) -> None:
+        """Store an event of the request."""
         match event:
             case Started():
                 self._started = event
-            case AudioChunk(samples, position) if self._fits(samples.shape[0], samples.shape[1], position):
-                self._sound += audio.pcm(audio.cut(samples, self._normalize))
+            case AudioChunk(samples, start) if self._continues(samples.shape[0], samples.shape[1], start):
+                self._pcm += audio.encode_pcm(audio.clip_peaks(samples, self._normalize))
             case AudioChunk():
-                self._error = GenerationFailed("A piece of the clip was lost.", hint="Try again.")
-            case Finished() if self._started and len(self._sound) < size(self._started):
-                self._error = GenerationFailed("The clip ended too early.", hint="Try again.")
+                self._error = GenerationFailed("A chunk of the clip is missing.", hint="Retry the request.")
+            case Finished() if self._started and len(self._pcm) < pcm_bytes(self._started):
+                self._error = GenerationFailed("The clip ended too early.", hint="Retry the request.")
             case _:
                 return
-        self._wake()
+        self._changed.notify()
 
     def fail(self, error: MusicGenError) -> None:
-        """There will be no more of it. Readers get what there is, then the error."""
+        """End the buffer with an error. Readers first get the audio that is in it, then the first error."""
         self._error = self._error or error
-        self._wake()
+        self._changed.notify()
 
-    async def begun(self) -> Started:
-        """What it will be like, once that is known.
+    async def wait_started(self) -> Started:
+        """Wait until the length and the format of the clip are known.
 
         Raises:
-            MusicGenError: there will be nothing.
+            MusicGenError: the request failed before.
         """
         while self._started is None:
-            await self._more()
+            await self._wait_for_change()
         return self._started
 
-    async def pieces(self) -> AsyncIterator[bytes]:
-        """All of it, from the first sample to the last, 64 KiB at most at a time.
+    async def iter_chunks(self) -> AsyncIterator[bytes]:
+        """Yield the whole clip from its first sample, at most `CHUNK_BYTES` at a time.
 
         Raises:
-            MusicGenError: there is no more of it, and that is not all.
+            MusicGenError: the request failed; all audio before the failure has been yielded.
         """
-        end, at = size(await self.begun()), 0
-        while at < end:
-            if at == len(self._sound):
-                await self._more()
+        end, position = pcm_bytes(await self.wait_started()), 0
+        while position < end:
+            if position == len(self._pcm):
+                await self._wait_for_change()
             else:
-                piece = bytes(self._sound[at : at + PIECE])
-                at += len(piece)
-                yield piece
+                chunk = bytes(self._pcm[position : position + CHUNK_BYTES])
+                position += len(chunk)
+                yield chunk
 
-    def _fits(self, channels: int, samples: int, position: int) -> bool:
+    def _continues(self, channels: int, samples: int, start: int) -> bool:
+        """Return whether a chunk has the right channels, begins at the end of the buffer and fits into the clip."""
         if self._started is None or channels != self._started.channels:
             return False
-        here = 2 * channels * position
-        return here == len(self._sound) and here + 2 * channels * samples <= size(self._started)
+        frame_bytes = BYTES_PER_SAMPLE * channels
+        return frame_bytes * start == len(self._pcm) and frame_bytes * (start + samples) <= pcm_bytes(self._started)
 
-    async def _more(self) -> None:
+    async def _wait_for_change(self) -> None:
         if self._error:
             raise self._error
-        await self._news.wait()
-
-    def _wake(self) -> None:
-        news, self._news = self._news, asyncio.Event()
-        news.set()
+        await self._changed.wait()
 
 
-def size(started: Started) -> int:
-    """Bytes of a whole clip's samples."""
-    return 2 * started.channels * started.samples
+def pcm_bytes(started: Started) -> int:
+    """Return the size of a whole clip's samples in bytes."""
+    return BYTES_PER_SAMPLE * started.channels * started.samples

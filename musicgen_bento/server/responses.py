@@ -1,10 +1,13 @@
-"""Answers as fast as their readers take them: a clip while it is made, and a finished one."""
+"""Audio responses: a finished clip, or a clip that is sent while it is generated. Slow clients do not delay others."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine
+from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import Any
+from urllib.parse import quote
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -13,159 +16,183 @@ from musicgen_bento import audio
 from musicgen_bento.engine.types import Started
 from musicgen_bento.errors import MusicGenError
 from musicgen_bento.schemas import StreamFormat
-from musicgen_bento.server import studio
-from musicgen_bento.server.audio_buffer import PIECE, PcmBuffer, size
-from musicgen_bento.server.request_context import CLIENT_LEFT, ResponseAborted, exchange, refuse, until_gone
-from musicgen_bento.server.shutdown import cancel
-from musicgen_bento.server.studio import EncodedAudio
-from musicgen_bento.server.unread import ResponseBufferLimit
+from musicgen_bento.server.audio_buffer import CHUNK_BYTES, PcmBuffer, pcm_bytes
+from musicgen_bento.server.error_responses import ErrorResponse, ResponseAborted
+from musicgen_bento.server.request_body import wait_for_disconnect
+from musicgen_bento.server.request_context import CLIENT_DISCONNECTED, current_request
+from musicgen_bento.server.response_buffer import ResponseBufferLimit
+from musicgen_bento.server.tasks import Stopped, cancel_and_wait, run_until
 
-STALLED_SECONDS = 300.0  # without taking a byte: nobody is there
-SLOWEST = 4096  # bytes a second, in all: who takes fewer holds memory that others wait for
+STALLED_SECONDS = 300.0  # a client that reads nothing for so long is disconnected
+MIN_BYTES_PER_SECOND = 4096  # on average; a slower client would hold memory that other requests need
 
 
-class Streamed(Response):
-    """A recording on its way to one reader.
+@dataclass(frozen=True, slots=True)
+class EncodedAudio:
+    """A finished clip: a whole WAV file, and the response headers that describe it."""
 
-    An error before the sound has begun is an answer like any other. After that the connection breaks before the length
-    that the headers have told is reached: no client can take a part for the whole.
+    wav: bytes
+    headers: dict[str, str]
+
+
+def audio_headers(started: Started, seed: int) -> dict[str, str]:
+    """Return the response headers that describe a clip."""
+    return {
+        "X-Seed": str(seed),
+        "X-Model": quote(started.model, safe="/:@+ "),
+        "X-Audio-Sample-Rate": str(started.sample_rate),
+        "X-Audio-Channels": str(started.channels),
+        "X-Audio-Duration": f"{started.samples / started.sample_rate:.3f}",
+    }
+
+
+class StreamingAudioResponse(Response):
+    """Sends a clip while it is generated.
+
+    An error before the first sample is a normal error response. A later error closes the connection before
+    Content-Length bytes are sent, so that no client mistakes a truncated clip for a whole one.
 
     Args:
-        recording: what is sent.
-        seed: of its clip.
-        format: a WAV, or its samples alone.
-        work: makes the recording. It is begun when the answer is, and cancelled when the reader has all of it, or
-            leaves.
+        buffer: the clip's PCM.
+        seed: of the clip.
+        format: a WAV file, or the samples alone.
+        generation: fills the buffer. It starts with the response, and is cancelled when the response ends.
+        limit: counts the buffer from the end of the generation to the end of the response.
     """
 
     def __init__(
-        self, recording: PcmBuffer, seed: int, format: StreamFormat, work: Coroutine[Any, Any, None] | None = None
+        self,
+        buffer: PcmBuffer,
+        seed: int,
+        format: StreamFormat,
+        generation: Coroutine[Any, Any, None] | None = None,
+        limit: ResponseBufferLimit | None = None,
     ) -> None:
         super().__init__()
-        self._recording = recording
+        self._buffer = buffer
         self._seed = seed
         self._format = format
-        self._work = work
-        self._begun = False
+        self._generation = generation
+        self._limit = limit
+        self._response_started = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send it, unless the reader leaves."""
-        tasks = [asyncio.ensure_future(self._work)] if self._work else []
-        sending = asyncio.ensure_future(self._send(scope, receive, send))
-        gone = asyncio.ensure_future(until_gone(receive))
-        try:
-            await asyncio.wait((sending, gone), return_when=asyncio.FIRST_COMPLETED)
-            if sending.done():
-                sending.result()
-            else:
-                if not self._begun:  # BentoML waits for a word
+        """Send the clip, unless the client disconnects."""
+        with ExitStack() as held:
+            tasks = [asyncio.ensure_future(self._generate(self._generation, held))] if self._generation else []
+            try:
+                await run_until(self._send(scope, receive, send), wait_for_disconnect(receive))
+            except Stopped:
+                if not self._response_started:  # BentoML waits for a response
                     await Response()(scope, receive, send)
-                exchange().status = CLIENT_LEFT
-        finally:
-            await cancel(sending, gone, *tasks)
+                current_request().status = CLIENT_DISCONNECTED
+            finally:
+                await cancel_and_wait(*tasks)
+
+    async def _generate(self, generation: Coroutine[Any, Any, None], held: ExitStack) -> None:
+        await generation
+        if self._limit:
+            held.enter_context(self._limit.hold(self._buffer.size))
 
     async def _send(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            started = await self._recording.begun()
+            started = await self._buffer.wait_started()
         except MusicGenError as error:
-            await refuse(error)(scope, receive, send)
+            await ErrorResponse(error)(scope, receive, send)
             return
-        exchange().model = started.model
-        header = audio.wav_header(started.channels, started.sample_rate, started.samples)
-        head = header if self._format == "wav" else b""
-        headers = self._describe(started, len(head) + size(started))
-        self._begun = True
-        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        current_request().model = started.model
+        is_wav = self._format == "wav"
+        header = audio.wav_header(started.channels, started.sample_rate, started.samples) if is_wav else b""
+        length = len(header) + pcm_bytes(started)
+        self._response_started = True
+        await send({"type": "http.response.start", "status": 200, "headers": self._headers_of(started, length)})
         if scope["method"] == "HEAD":
             await send({"type": "http.response.body", "body": b""})
             return
-        reader = _Reader(send, len(head) + size(started))
-        if head:
-            await reader.take(head)
-        async for piece in self._recording.pieces():
-            await reader.take(piece)
-        await reader.take(b"", last=True)
+        writer = _ClientWriter(send, length)
+        if header:
+            await writer.write(header)
+        async for chunk in self._buffer.iter_chunks():
+            await writer.write(chunk)
+        await writer.write(b"", last=True)
 
-    def _describe(self, started: Started, length: int) -> list[tuple[bytes, bytes]]:
-        kind = f"audio/pcm;rate={started.sample_rate};channels={started.channels}"
-        told = {
-            **studio.headers(started, self._seed),
-            "Content-Type": "audio/wav" if self._format == "wav" else kind,
+    def _headers_of(self, started: Started, length: int) -> list[tuple[bytes, bytes]]:
+        pcm_type = f"audio/pcm;rate={started.sample_rate};channels={started.channels}"
+        headers = {
+            **audio_headers(started, self._seed),
+            "Content-Type": "audio/wav" if self._format == "wav" else pcm_type,
             "Content-Length": str(length),
             "Cache-Control": "no-store",
-            "X-Accel-Buffering": "no",  # a proxy is to pass on what it has
+            "X-Accel-Buffering": "no",  # nginx would collect the response before it sends any of it
         }
-        return Response(headers=told).raw_headers
+        return Response(headers=headers).raw_headers
 
 
-class Whole(Response):
-    """A finished clip on its way to one reader, counted until it is there.
+class AudioResponse(Response):
+    """Sends a finished clip, and counts it in the response buffer until the response ends.
 
     Args:
-        music: what is sent.
-        unread: where it counts.
+        encoded: the clip.
+        limit: counts it.
     """
 
     media_type = "audio/wav"
 
-    def __init__(self, music: EncodedAudio, unread: ResponseBufferLimit) -> None:
-        super().__init__(headers={**music.headers, "Content-Length": str(len(music.wav))})
-        self._music = music
-        self._unread = unread
+    def __init__(self, encoded: EncodedAudio, limit: ResponseBufferLimit) -> None:
+        super().__init__(headers={**encoded.headers, "Content-Length": str(len(encoded.wav))})
+        self._encoded = encoded
+        self._limit = limit
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send it, unless the reader leaves."""
-        with self._unread.holding(len(self._music.wav)):
-            await send_whole(self._music.wav, self.raw_headers, receive, send)
+        """Send the clip, unless the client disconnects."""
+        with self._limit.hold(len(self._encoded.wav)):
+            await send_wav(self._encoded.wav, self.raw_headers, receive, send)
 
 
-async def send_whole(wav: bytes, headers: list[tuple[bytes, bytes]], receive: Receive, send: Send) -> bool:
-    """Send a finished clip.
-
-    Returns:
-        Whether its reader was there to the end.
+async def send_wav(wav: bytes, headers: list[tuple[bytes, bytes]], receive: Receive, send: Send) -> bool:
+    """Send a finished clip, and return whether the client was connected to its end.
 
     Raises:
-        Broken: nobody takes it.
+        ResponseAborted: the client reads too slowly.
     """
-    gone = asyncio.ensure_future(until_gone(receive))
+    disconnected = asyncio.ensure_future(wait_for_disconnect(receive))
     try:
         await send({"type": "http.response.start", "status": 200, "headers": headers})
-        reader = _Reader(send, len(wav))
-        for start in range(0, len(wav), PIECE):
-            await reader.take(wav[start : start + PIECE])
-            if gone.done():
+        writer = _ClientWriter(send, len(wav))
+        for start in range(0, len(wav), CHUNK_BYTES):
+            await writer.write(wav[start : start + CHUNK_BYTES])
+            if disconnected.done():
                 return False
-        await reader.take(b"", last=True)
-        return not gone.done()
+        await writer.write(b"", last=True)
+        return not disconnected.done()
     finally:
-        await cancel(gone)
+        await cancel_and_wait(disconnected)
 
 
-class _Reader:
-    """Who takes an answer, and how long they may keep it waiting.
+class _ClientWriter:
+    """Writes a response body to a client, within a time limit.
 
     Args:
-        send: to them.
-        size: bytes of the answer.
+        send: of ASGI.
+        size: bytes of the body.
     """
 
     def __init__(self, send: Send, size: int) -> None:
         self._send = send
-        self._left = STALLED_SECONDS + size / SLOWEST
+        self._remaining_seconds = STALLED_SECONDS + size / MIN_BYTES_PER_SECOND
 
-    async def take(self, piece: bytes, *, last: bool = False) -> None:
-        """Send a piece, once those before it are on their way.
+    async def write(self, chunk: bytes, *, last: bool = False) -> None:
+        """Write a chunk as soon as the client has read enough of the previous ones.
 
         Raises:
-            Broken: nobody takes it, or they take it too slowly.
+            ResponseAborted: the client reads nothing, or too slowly.
         """
         clock = asyncio.get_running_loop().time
-        began = clock()
+        started_at = clock()
         try:
-            async with asyncio.timeout(min(STALLED_SECONDS, self._left)):
-                await self._send({"type": "http.response.body", "body": piece, "more_body": not last})
+            async with asyncio.timeout(min(STALLED_SECONDS, self._remaining_seconds)):
+                await self._send({"type": "http.response.body", "body": chunk, "more_body": not last})
         except TimeoutError:
-            exchange().status = CLIENT_LEFT
+            current_request().status = CLIENT_DISCONNECTED
             raise ResponseAborted from None
-        self._left -= clock() - began
+        self._remaining_seconds -= clock() - started_at

@@ -1,8 +1,9 @@
-"""The page and the GET routes beside BentoML's own."""
+"""The page and GET /models, which are served beside BentoML's own routes."""
 
 from __future__ import annotations
 
-import hashlib
+import mimetypes
+import os
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -10,64 +11,67 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
+from starlette.staticfiles import StaticFiles
+from starlette.types import Scope
 
 from musicgen_bento.errors import MusicGenError
 from musicgen_bento.schemas import GenerationRequest, ModelList
-from musicgen_bento.server import job_routes
+from musicgen_bento.server.error_responses import ErrorResponse
+from musicgen_bento.server.job_routes import job_routes
 from musicgen_bento.server.jobs import Jobs
-from musicgen_bento.server.request_context import refuse
 
-WEB = Path(__file__).parent / "static"
-KINDS = {
-    ".html": "text/html; charset=utf-8",
-    ".js": "text/javascript; charset=utf-8",
-    ".css": "text/css; charset=utf-8",
-    ".svg": "image/svg+xml",
-}
-HEADERS = {
+STATIC_FOLDER = Path(__file__).parent / "static"
+STATIC_SUFFIXES = frozenset((".html", ".js", ".css", ".svg"))
+STATIC_HEADERS = {
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; media-src blob:; "
         "img-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     ),
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
-    "Cache-Control": "no-cache",  # kept, and asked for anew each time: the modules of two versions must not mix
+    "Cache-Control": "no-cache",  # browsers revalidate each file, so that the modules of two versions are not mixed
 }
 
+mimetypes.add_type("text/javascript", ".js")  # RFC 9239; Python 3.11 has the obsolete application/javascript
 
-def build(
-    list_models: Callable[[], Awaitable[ModelList]], jobs: Callable[[], Jobs], asks: type[GenerationRequest]
+
+class PageFiles(StaticFiles):
+    """Serves the files of the page with their security headers."""
+
+    def file_response(
+        self, full_path: str | os.PathLike[str], stat_result: os.stat_result, scope: Scope, status_code: int = 200
+    ) -> Response:
+        """Return the response of Starlette, 200 or 304, with `STATIC_HEADERS`."""
+        response = super().file_response(full_path, stat_result, scope, status_code)
+        response.headers.update(STATIC_HEADERS)
+        return response
+
+
+def build_app(
+    list_models: Callable[[], Awaitable[ModelList]],
+    get_jobs: Callable[[], Jobs],
+    request_type: type[GenerationRequest],
 ) -> Starlette:
-    """The routes. No catch-all: what is not here is BentoML's.
+    """Return the app with the page, GET /models and the routes of the jobs. BentoML serves all other paths.
 
     Args:
-        list_models: what `GET /models` answers with.
-        jobs: the process's own; asked for with every request, as there are none before the service has begun.
-        asks: what a request for a clip is.
+        list_models: returns the body of `GET /models`.
+        get_jobs: returns the jobs of the process. They do not exist before the service has started.
+        request_type: the model of the body of `POST /jobs`.
     """
 
     async def models(_: Request) -> Response:
         try:
             return JSONResponse((await list_models()).model_dump())
         except MusicGenError as error:
-            return refuse(error)
+            return ErrorResponse(error)
 
-    pages = [Route(_path(file), _page(file)) for file in sorted(WEB.iterdir()) if file.suffix in KINDS]
-    return Starlette(routes=[*pages, Route("/models", models), *job_routes.routes(jobs, asks)])
+    # One route per file: PathNormalizer knows paths only from routes.
+    files = PageFiles(directory=STATIC_FOLDER, html=True)  # html: index.html is at /
+    paths = [_path(file) for file in sorted(STATIC_FOLDER.iterdir()) if file.suffix in STATIC_SUFFIXES]
+    pages = [Route(path, files, methods=["GET"], name=path) for path in paths]
+    return Starlette(routes=[*pages, Route("/models", models), *job_routes(get_jobs, request_type)])
 
 
 def _path(file: Path) -> str:
     return "/" if file.name == "index.html" else f"/{file.name}"
-
-
-def _page(file: Path) -> Callable[[Request], Awaitable[Response]]:
-    content = file.read_bytes()
-    tag = f'"{hashlib.sha256(content).hexdigest()[:16]}"'
-    headers = {**HEADERS, "Content-Type": KINDS[file.suffix], "ETag": tag}
-
-    async def page(request: Request) -> Response:
-        if request.headers.get("if-none-match") == tag:
-            return Response(status_code=304, headers=headers)
-        return Response(content, headers=headers)
-
-    return page
