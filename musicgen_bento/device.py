@@ -1,4 +1,4 @@
-"""The device a model runs on, and what the settings leave to it: slots and precision."""
+"""The device that runs the models, and what the settings mean on it: slots, precision, memory."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from musicgen_bento.config import Settings
 from musicgen_bento.errors import LoadFailed, ModelTooLarge
 from musicgen_bento.model_catalog import find_model
 from musicgen_bento.precision import Precision, default_precision, supported_precisions
+from musicgen_bento.units import format_bytes
 
-SLOTS = {"cpu": 16, "cuda": 64}
-FREE_SHARE = 0.8
+DEFAULT_MAX_SLOTS = {"cpu": 16, "cuda": 64}
+FREE_MEMORY_FRACTION = 0.8
 
-# A container's limit and what it has taken of it, where the kernel says so: control groups 2 and 1.
-CGROUPS = (
+# The memory limit of a container, its use, and the statistic of reclaimable file cache: control groups 2 and 1.
+CGROUP_MEMORY_FILES = (
     (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current"), "inactive_file"),
     (
         Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
@@ -28,103 +29,99 @@ CGROUPS = (
 
 
 def max_slots(device: torch.device, settings: Settings) -> int:
-    """Clips made together."""
-    return settings.max_slots or SLOTS[device.type]
+    """Return the number of requests that one engine runs at once."""
+    return settings.max_slots or DEFAULT_MAX_SLOTS[device.type]
 
 
 def select_precision(device: torch.device, settings: Settings) -> Precision:
-    """What language models' numbers are held in.
+    """Return the precision of language models on a device.
 
     Raises:
-        LoadFailed: this device has no such precision.
+        LoadFailed: the device does not support the precision that is set.
     """
     if settings.precision == "auto":
         return default_precision(device)
+    supported = supported_precisions(device)
     try:
-        return supported_precisions(device)[settings.precision]
+        return supported[settings.precision]
     except KeyError:
-        hint = f"Set MUSICGEN_PRECISION to one of: {', '.join(['auto', *supported_precisions(device)])}."
-        kind = "a CPU that the kernel runs on" if settings.precision == "int8" else "an x86 CPU or a GPU"
-        raise LoadFailed(f"{settings.precision} is for {kind}, not for {device}.", hint=hint) from None
+        hint = f"Set MUSICGEN_PRECISION to one of: {', '.join(['auto', *supported])}."
+        required = "a CPU that the C kernel supports" if settings.precision == "int8" else "an x86 CPU or a GPU"
+        raise LoadFailed(f"{settings.precision} requires {required}; the device is {device}.", hint=hint) from None
 
 
 def resolve_device(name: str) -> torch.device:
-    """The device that MUSICGEN_DEVICE means; whether it is there is another question."""
+    """Return the device that `MUSICGEN_DEVICE` names, without checking that it exists."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return torch.device(name)
 
 
 def memory_budget(device: torch.device, settings: Settings) -> int:
-    """Bytes that models and clips may take together: as set, or most of what is free now."""
-    return settings.memory_budget or int(FREE_SHARE * free_memory(device))
+    """Return the bytes that models and requests may use together: the setting, or 80% of the free memory."""
+    return settings.memory_budget or int(FREE_MEMORY_FRACTION * free_memory(device))
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes of the device that nobody uses; on a CPU no more than the container is allowed. 0: it is not there."""
+    """Return the free bytes of a device, on a CPU within the container's limit; 0 for a GPU that does not exist."""
     if device.type == "cuda":
         try:
             return torch.cuda.mem_get_info(device)[0]
         except (RuntimeError, AssertionError):
             return 0
     free: int = psutil.virtual_memory().available
-    for limit, current, cached in CGROUPS:
-        with suppress(OSError, ValueError, KeyError):  # no such file, or "max": no limit
-            figures = dict(line.split() for line in (limit.parent / "memory.stat").read_text().splitlines())
-            free = min(free, int(limit.read_text()) - int(current.read_text()) + int(figures[cached]))
+    for limit, current, cached in CGROUP_MEMORY_FILES:
+        with suppress(OSError, ValueError, KeyError):  # there is no such file, or it contains "max": no limit
+            statistics = dict(line.split() for line in (limit.parent / "memory.stat").read_text().splitlines())
+            free = min(free, int(limit.read_text()) - int(current.read_text()) + int(statistics[cached]))
     return free
 
 
-def check_fits_budget(names: str, size: int, budget: int) -> None:
-    """Make sure that models go into the budget.
+def check_fits_budget(model_names: str, required_bytes: int, budget_bytes: int) -> None:
+    """Check that models fit into the memory budget.
 
     Args:
-        names: of the models, for the message.
-        size: bytes of all of them, each with one clip.
-        budget: bytes that they may take.
+        model_names: for the message.
+        required_bytes: memory of all these models, each with one clip.
+        budget_bytes: the memory budget.
 
     Raises:
-        ModelTooLarge: they do not fit.
+        ModelTooLarge: the models do not fit.
     """
-    if size > budget:
+    if required_bytes > budget_bytes:
         raise ModelTooLarge(
-            f"{names} takes {format_bytes(size)} of memory with one clip, and models may take {format_bytes(budget)}.",
-            hint="Take a smaller model, or raise MUSICGEN_MEMORY_BUDGET where there is more memory.",
+            f"{model_names} needs {format_bytes(required_bytes)} of memory with one clip; "
+            f"the memory budget is {format_bytes(budget_bytes)}.",
+            hint="Choose a smaller model, or raise MUSICGEN_MEMORY_BUDGET if the machine has more memory.",
             field="model",
         )
 
 
 def check_preloaded_fit_budget(settings: Settings) -> None:
-    """Make sure, without a look at their files, that the preloaded models go into the budget together.
+    """Check by the catalogue, without opening files, that the preloaded models fit into the memory budget together.
 
     Raises:
-        ModelTooLarge: they do not fit.
+        ModelTooLarge: the models do not fit.
     """
-    cards = {card.id: card for name in settings.preload if (card := find_model(name))}
+    models = {model.id: model for name in settings.preload if (model := find_model(name))}
     device = resolve_device(settings.device)
-    if budget := memory_budget(device, settings):
-        size = sum(
-            card.memory_bytes(select_precision(device, settings), settings.max_duration) for card in cards.values()
-        )
-        check_fits_budget(f"MUSICGEN_PRELOAD ({', '.join(cards)})", size, budget)
-
-
-def format_bytes(size: int) -> str:
-    """A number of bytes for people."""
-    return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"
+    if budget_bytes := memory_budget(device, settings):
+        precision = select_precision(device, settings)
+        required_bytes = sum(model.memory_bytes(precision, settings.max_duration) for model in models.values())
+        check_fits_budget(f"MUSICGEN_PRELOAD ({', '.join(models)})", required_bytes, budget_bytes)
 
 
 def describe(device: torch.device, settings: Settings) -> str:
-    """One line for the log: the device, its name and memory, and how it will be used."""
-    how = select_precision(device, settings).name
-    return f"running on {device} ({_about(device)}), {how}, {max_slots(device, settings)} slots"
+    """Return a line for the log: the device, its hardware, the precision and the number of slots."""
+    precision = select_precision(device, settings).name
+    return f"running on {device} ({_describe_hardware(device)}), {precision}, {max_slots(device, settings)} slots"
 
 
-def _about(device: torch.device) -> str:
+def _describe_hardware(device: torch.device) -> str:
     if device.type != "cuda":
         return f"{torch.get_num_threads()} threads"
     try:
-        found = torch.cuda.get_device_properties(device)
-    except (RuntimeError, AssertionError):  # not there, or the driver does not answer
-        return "which is not there"
-    return f"{found.name}, {found.total_memory / 2**30:.0f} GiB"
+        properties = torch.cuda.get_device_properties(device)
+    except (RuntimeError, AssertionError):  # no such device, or the driver does not respond
+        return "not available"
+    return f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB"

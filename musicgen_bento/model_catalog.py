@@ -1,4 +1,4 @@
-"""The models this service knows by name: every released MusicGen, and the built-in one."""
+"""The models that the service knows by name: every released MusicGen, and the built-in model `demo`."""
 
 from __future__ import annotations
 
@@ -15,28 +15,36 @@ DEMO_FOLDER = Path(__file__).parent / "demo"
 
 CODEC_BYTES = 236_000_000
 T5_BYTES = 892_000_000
-FLOAT32_NUMBERS = 109_628_544 + CODEC_BYTES // 4  # T5's encoder and the codec
-_SHAPES = {"small": (24, 1024), "medium": (48, 1536), "melody": (48, 1536), "large": (48, 2048)}
+T5_AND_CODEC_PARAMS = 109_628_544 + CODEC_BYTES // 4  # T5's encoder, and the float32 codec
+FLOAT32_BYTES = 4
+
+FRAME_RATE = 50  # frames per second
+MAX_DELAY_FRAMES = 3  # the delay pattern adds one position for each of the 4 codebooks but the first
+MAX_PROMPT_TOKENS = 512
+HEAD_DIM = 64  # of every released model
+FUSED_BYTES_PER_ELEMENT = 1.1  # int8 elements of a fused prompt, and their scales
+
+_LAYERS_AND_DIM = {"small": (24, 1024), "medium": (48, 1536), "melody": (48, 1536), "large": (48, 2048)}
 
 
 @dataclass(frozen=True, slots=True)
 class ModelCard:
-    """What is known of a model before it is loaded.
+    """What is known about a model before it is loaded.
 
     Attributes:
-        id: the one name that answers carry; for released models the hub's own.
-        aliases: other spellings that mean the same model.
+        id: the canonical name, which responses contain; for released models the name of the hub repository.
+        aliases: other names of the model.
         channels: 1 mono, 2 stereo.
-        conditioning: what it listens to: text, melody.
-        parameters: of the language model, its text projection included.
-        layers: of the language model.
-        dim: its width.
-        float32_numbers: how many numbers T5 and the codec have.
-        window: longest stretch made in one go, in seconds; longer clips are continued past it.
+        conditioning: kinds of input that the model can follow: text, melody.
+        parameters: number of parameters of the language model, its text projection included.
+        layers: number of layers of the language model.
+        dim: width of the language model.
+        num_float32_params: number of parameters of T5 and the codec, which are always float32.
+        window: the longest clip in seconds that the model reads in one sequence; longer clips are continued.
         sample_rate: Hz.
-        license: of the weights.
-        note: what a user should know before choosing it.
-        folder: where its files are, for a model in the package; None means the hub.
+        license: licence of the weights.
+        note: what a user should know before choosing the model.
+        folder: folder of the model's files, for a model in this package; None for a model of the hub.
     """
 
     id: str
@@ -46,7 +54,7 @@ class ModelCard:
     parameters: int
     layers: int
     dim: int
-    num_float32_params: int = FLOAT32_NUMBERS
+    num_float32_params: int = T5_AND_CODEC_PARAMS
     window: float = 30.0
     sample_rate: int = 32_000
     license: str = "CC-BY-NC 4.0"
@@ -55,47 +63,54 @@ class ModelCard:
 
     @property
     def download_bytes(self) -> int:
-        """About what the hub sends for it: float16 weights, the codec, and the T5 that all of them share."""
+        """The approximate size of the download: float16 weights, the codec, and T5, which all models share."""
         return 0 if self.folder else 2 * self.parameters + CODEC_BYTES + T5_BYTES
 
-    def memory_bytes(self, precision: Precision, seconds: float) -> int:
-        """What it takes in memory with one clip, the largest there is; the files say it exactly.
+    def memory_bytes(self, precision: Precision, max_duration: float) -> int:
+        """Estimate the memory of the model with one clip of the longest duration and the largest prompt.
+
+        The exact size is known only from the files; see `checkpoint`.
 
         Args:
-            precision: of the language model.
-            seconds: the longest clip that may be asked for.
+            precision: number formats of the language model.
+            max_duration: the longest clip in seconds that a request may have.
         """
-        positions = min(self.window, seconds) * 50 + 3
-        positions = -(-positions // BLOCK_SIZE) * BLOCK_SIZE if precision.native_kernel else positions
-        own = 2 * positions * precision.kv_bytes_per_element  # of each channel of keys and values, guided
-        prompt = 512 * (
-            precision.kv_bytes_per_element if precision.native_kernel else precision.compute_dtype.itemsize
-        )  # a long one,
+        model_bytes = precision.estimate_model_bytes(self.parameters, self.layers, self.dim)
+        return model_bytes + self._clip_bytes(precision, max_duration) + FLOAT32_BYTES * self.num_float32_params
+
+    def _clip_bytes(self, precision: Precision, max_duration: float) -> int:
+        """Estimate the KV cache of one clip: keys and values of `dim` channels per layer."""
+        positions = min(self.window, max_duration) * FRAME_RATE + MAX_DELAY_FRAMES
         if precision.native_kernel:
-            prompt = max(
-                prompt, 1.1 * MAX_FUSED_TOKENS * self.dim // 64
-            )  # or one that is folded: a row of a matrix for each head
-        clip = 2 * self.layers * self.dim * int(own + prompt)
-        return (
-            precision.estimate_model_bytes(self.parameters, self.layers, self.dim) + clip + 4 * self.num_float32_params
-        )
+            positions = -(-positions // BLOCK_SIZE) * BLOCK_SIZE  # whole blocks
+            prompt_bytes_per_element = precision.kv_bytes_per_element
+        else:
+            prompt_bytes_per_element = precision.compute_dtype.itemsize
+        rows = 2  # classifier-free guidance: a conditional and an unconditional row
+        own_bytes = rows * positions * precision.kv_bytes_per_element
+        prompt_bytes = MAX_PROMPT_TOKENS * prompt_bytes_per_element
+        if precision.native_kernel:
+            # A fused prompt has two matrices of MAX_FUSED_TOKENS x dim for each head.
+            prompt_bytes = max(prompt_bytes, FUSED_BYTES_PER_ELEMENT * MAX_FUSED_TOKENS * self.dim // HEAD_DIM)
+        return 2 * self.layers * self.dim * int(own_bytes + prompt_bytes)
 
 
-def _released(size: str, parameters: int, *, stereo: bool = False, melody: bool = False) -> ModelCard:
-    """A card for `facebook/musicgen-...`; documents in use also write `-stereo` at the end."""
-    kind = f"melody-{size}" if melody and size != "melody" else size
-    hub = f"musicgen-stereo-{kind}" if stereo else f"musicgen-{kind}"
-    spellings = {hub, hub.removeprefix("musicgen-"), f"facebook/{hub}"}
+def _released_model(size: str, parameters: int, *, stereo: bool = False, melody: bool = False) -> ModelCard:
+    """Build the card of `facebook/musicgen-...`. Documents also write the names with `-stereo` at the end."""
+    variant = f"melody-{size}" if melody and size != "melody" else size
+    hub_name = f"musicgen-stereo-{variant}" if stereo else f"musicgen-{variant}"
+    names = {hub_name, hub_name.removeprefix("musicgen-"), f"facebook/{hub_name}"}
     if stereo:
-        spellings |= {f"facebook/musicgen-{kind}-stereo", f"musicgen-{kind}-stereo", f"{kind}-stereo"}
+        names |= {f"facebook/musicgen-{variant}-stereo", f"musicgen-{variant}-stereo", f"{variant}-stereo"}
+    layers, dim = _LAYERS_AND_DIM[size]
     return ModelCard(
-        id=f"facebook/{hub}",
-        aliases=tuple(sorted(spellings - {f"facebook/{hub}"})),
+        id=f"facebook/{hub_name}",
+        aliases=tuple(sorted(names - {f"facebook/{hub_name}"})),
         channels=2 if stereo else 1,
         conditioning=("text", "melody") if melody else ("text",),
         parameters=parameters,
-        layers=_SHAPES[size][0],
-        dim=_SHAPES[size][1],
+        layers=layers,
+        dim=dim,
     )
 
 
@@ -111,24 +126,24 @@ CATALOG: tuple[ModelCard, ...] = (
         num_float32_params=2_898_550,
         window=8.0,
         license="MIT",
-        note="Built in and tiny: loops for trying, testing and offline use. For music to keep take a MusicGen.",
+        note="Built in and tiny: loops for trials, tests and offline use. For better music choose a MusicGen model.",
         folder=DEMO_FOLDER,
     ),
-    _released("small", 420_371_456),
-    _released("medium", 1_838_737_920),
-    _released("large", 3_256_956_928),
-    _released("melody", 1_385_625_600, melody=True),
-    _released("large", 2_451_480_576, melody=True),
-    _released("small", 437_152_768, stereo=True),
-    _released("medium", 1_863_909_888, stereo=True),
-    _released("large", 3_290_519_552, stereo=True),
-    _released("melody", 1_410_797_568, stereo=True, melody=True),
-    _released("large", 2_485_043_200, stereo=True, melody=True),
+    _released_model("small", 420_371_456),
+    _released_model("medium", 1_838_737_920),
+    _released_model("large", 3_256_956_928),
+    _released_model("melody", 1_385_625_600, melody=True),
+    _released_model("large", 2_451_480_576, melody=True),
+    _released_model("small", 437_152_768, stereo=True),
+    _released_model("medium", 1_863_909_888, stereo=True),
+    _released_model("large", 3_290_519_552, stereo=True),
+    _released_model("melody", 1_410_797_568, stereo=True, melody=True),
+    _released_model("large", 2_485_043_200, stereo=True, melody=True),
 )
 
 _BY_NAME = {name.lower(): card for card in CATALOG for name in (card.id, *card.aliases)}
 
 
 def find_model(name: str) -> ModelCard | None:
-    """The card of a model by its id or any of its spellings, whatever the case; None where there is none."""
+    """Return the model with this id or alias, in any case; None if there is none."""
     return _BY_NAME.get(name.strip().lower())

@@ -1,4 +1,4 @@
-"""What clients send and get. Needs pydantic alone, so the client SDK shares it."""
+"""The data that clients send and receive. Needs pydantic only, because the client SDK shares it."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ from typing import Annotated, Literal, TypedDict
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
+from musicgen_bento.audio_options import Normalize as Normalize  # the `as` re-exports the name
+from musicgen_bento.audio_options import StreamFormat as StreamFormat
+from musicgen_bento.audio_options import StreamNormalize as StreamNormalize
+
 MAX_SEED = 2**32 - 1
 
-Normalize = Literal["loudness", "peak", "rms", "clip", "none"]
-StreamNormalize = Literal["clip", "none"]
-StreamFormat = Literal["wav", "pcm"]
+WAV_HEADER_BYTES = 44  # before the samples, in every WAV file of this service
 
-WAV_HEADER = 44  # bytes before the samples, in every WAV of this service
-
-# No control characters but tab and the ends of lines: a null byte in a prompt is a client's mistake.
+# No control characters except tab and line ends: a null byte in a prompt is a mistake of the client.
 Prompt = Annotated[
     str,
     StringConstraints(
@@ -26,13 +26,13 @@ Prompt = Annotated[
 
 
 class Schema(BaseModel):
-    """Made ready when it is first used: the command line and the client need few of them."""
+    """The base of all schemas. Pydantic builds each at its first use: the command line and the client need few."""
 
     model_config = ConfigDict(defer_build=True)
 
 
 class GenerationRequest(Schema):
-    """One clip to make from text."""
+    """One clip to generate from text."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
@@ -44,33 +44,37 @@ class GenerationRequest(Schema):
         None,
         min_length=1,
         max_length=200,
-        description="A model of `GET /models`, by id or alias. The server's default where it is left out.",
+        description="A model of `GET /models`, by id or alias. Default: the server's default model.",
         examples=["demo", "facebook/musicgen-small"],
     )
     duration: float = Field(
         30.0,
         ge=0.1,
         allow_inf_nan=False,
-        description="Length in seconds, cut to whole frames (20 ms). The server sets the longest (300).",
+        description="Length in seconds, rounded down to whole frames of 20 ms. The server sets the maximum (300).",
         examples=[10],
     )
     seed: int | None = Field(
         None,
         ge=0,
         le=MAX_SEED,
-        description="The same seed and request give the same clip. One is drawn and returned where it is left out.",
+        description="The same seed and request give the same clip. Default: random; the response contains it.",
         examples=[42],
     )
     temperature: float = Field(
-        1.0, ge=0, le=10, allow_inf_nan=False, description="Higher is wilder; 0 takes the likeliest token every time."
+        1.0,
+        ge=0,
+        le=10,
+        allow_inf_nan=False,
+        description="Higher values give more varied output; 0 always takes the likeliest token.",
     )
-    top_k: int = Field(250, ge=0, le=10_000, description="Sample among the k likeliest tokens; 0 for all of them.")
+    top_k: int = Field(250, ge=0, le=10_000, description="Sample among the k likeliest tokens; 0 means all tokens.")
     top_p: float = Field(
         0.0,
         ge=0,
         le=1,
         allow_inf_nan=False,
-        description="Sample among the likeliest tokens that together have this probability; 0 is off. Wins over top_k.",
+        description="Sample among the likeliest tokens with this total probability; 0 is off. Overrides top_k.",
     )
     cfg_coef: float = Field(
         3.0,
@@ -82,25 +86,26 @@ class GenerationRequest(Schema):
     normalize: Normalize = Field(
         "loudness",
         description="loudness: -14 LUFS with soft limiting, as AudioCraft's demos; peak: -1 dBFS; rms: -18 dBFS; "
-        "clip: levels kept, peaks cut at -1 dBFS; none: levels kept, turned down as a whole where they do not fit.",
+        "clip: level unchanged, peaks clipped at -1 dBFS; none: level unchanged, but a clip with peaks beyond 0 dBFS "
+        "is scaled down as a whole.",
     )
 
 
 class StreamRequest(GenerationRequest):
-    """One clip to make from text, and to send while it is made."""
+    """One clip to generate from text, streamed while it is generated."""
 
     normalize: StreamNormalize = Field(
         "clip",
-        description="clip: levels kept, peaks cut at -1 dBFS; none: levels kept, peaks cut at 0 dBFS. "
-        "loudness, peak and rms need the whole clip: `POST /generate` and `POST /jobs` have them.",
+        description="clip: level unchanged, peaks clipped at -1 dBFS; none: level unchanged, peaks clipped at 0 dBFS. "
+        "loudness, peak and rms need the whole clip: use `POST /generate` or `POST /jobs`.",
     )
     format: StreamFormat = Field(
-        "wav", description="wav: a WAV file; pcm: its samples alone, 16-bit little-endian, the channels in turn."
+        "wav", description="wav: a WAV file; pcm: its samples only, interleaved 16-bit integers, little-endian."
     )
 
 
 class GenerationOptions(TypedDict, total=False):
-    """A request's fields beside prompt and model, as Python's callers write them."""
+    """The fields of a request except prompt and model, as keyword arguments."""
 
     duration: float
     seed: int | None
@@ -112,56 +117,60 @@ class GenerationOptions(TypedDict, total=False):
 
 
 class LoadProgress(Schema):
-    """How far a model is on its way into memory."""
+    """The progress of loading a model."""
 
     step: Literal["downloading", "waiting", "loading"] = Field(
-        description="downloading its files; waiting, until others leave memory; loading, into memory."
+        description="downloading: fetching files; waiting: until other models are evicted; loading: into memory."
     )
-    done_bytes: int | None = Field(None, description="While downloading: what has come.")
-    total_bytes: int | None = Field(None, description="While downloading: what there is to come in all.")
-    ahead: int | None = Field(None, description="While waiting: how many models come before it.")
+    done_bytes: int | None = Field(None, description="While downloading: bytes received.")
+    total_bytes: int | None = Field(None, description="While downloading: bytes in total.")
+    ahead: int | None = Field(None, description="While waiting: number of models before this one.")
 
 
 class ModelInfo(Schema):
-    """One model the service offers."""
+    """A model that the server offers."""
 
-    id: str = Field(description="The model's name.", examples=["facebook/musicgen-small"])
-    aliases: list[str] = Field(description="Other spellings of it.")
-    channels: int | None = Field(None, description="1 mono, 2 stereo. null, as below: not known of this model.")
+    id: str = Field(description="The name of the model.", examples=["facebook/musicgen-small"])
+    aliases: list[str] = Field(description="Other names of the model.")
+    channels: int | None = Field(None, description="1 mono, 2 stereo. null here and below: not known for this model.")
     sample_rate: int | None = Field(None, description="In Hz.", examples=[32_000])
-    conditioning: list[str] = Field(description="What it listens to: text, melody.")
-    window: float | None = Field(None, description="Seconds made in one go; longer clips are continued past it.")
-    parameters: int | None = Field(None, description="Of its language model.")
-    license: str | None = Field(None, description="Of its weights.")
-    download_bytes: int | None = Field(None, description="About what has to be downloaded for it.")
+    conditioning: list[str] = Field(description="Kinds of input that the model can follow: text, melody.")
+    window: float | None = Field(
+        None, description="The longest clip in seconds that the model reads in one sequence; longer clips continue it."
+    )
+    parameters: int | None = Field(None, description="Number of parameters of the language model.")
+    license: str | None = Field(None, description="Licence of the weights.")
+    download_bytes: int | None = Field(None, description="Approximate size of the download.")
     memory_bytes: int | None = Field(
         None,
-        description="What it takes in memory with one clip: counted once its files are here, about so much before.",
+        description="Memory of the model with one clip; exact once its files are on the server, an estimate before.",
     )
-    state: Literal["downloadable", "cached", "loading", "loaded"] = Field(description="Where it is now.")
-    progress: LoadProgress | None = Field(None, description="While it is loading.")
-    default: bool = Field(description="Whether a request that names no model gets this one.")
-    note: str = Field(description="What to know before choosing it.")
+    state: Literal["downloadable", "cached", "loading", "loaded"] = Field(
+        description="downloadable: not on the server; cached: on its disk; loading; loaded: in memory."
+    )
+    progress: LoadProgress | None = Field(None, description="The progress, while the model is loading.")
+    default: bool = Field(description="Whether requests that name no model use this one.")
+    note: str = Field(description="What to know before choosing the model.")
 
 
 class ModelList(Schema):
-    """All models the service offers."""
+    """All models that the server offers."""
 
     models: list[ModelInfo]
 
 
 class ErrorDetail(Schema):
-    """What went wrong and what to do about it."""
+    """What is wrong and what to do about it."""
 
-    code: str = Field(description="Stable, for programs.", examples=["invalid"])
-    message: str = Field(description="For people.")
-    hint: str = Field(description="The way out.")
+    code: str = Field(description="A stable name of the error, for programs.", examples=["invalid"])
+    message: str = Field(description="What is wrong.")
+    hint: str = Field(description="What to do about it.")
     field: str | None = Field(description="The request field at fault, if there is one.")
-    retry_after: float | None = Field(None, description="Seconds after which trying again may help, where it may.")
+    retry_after: float | None = Field(None, description="Seconds after which a retry may succeed.")
 
 
 class ErrorBody(Schema):
-    """The body of every answer that is not a success."""
+    """The body of every response that is not a success."""
 
     error: ErrorDetail
 
@@ -170,49 +179,51 @@ JobState = Literal["queued", "loading", "running", "done", "failed", "cancelled"
 
 
 class Job(Schema):
-    """A clip that is made without a connection held open for it."""
+    """A clip that the server generates without an open connection."""
 
-    id: str = Field(description="Unguessable: whoever has it can follow, fetch and cancel the job.")
+    id: str = Field(description="A secret: any client that has it can read, download and cancel the job.")
     state: JobState = Field(
-        description="queued; loading: its model is downloaded, waits for memory or is read, and GET /models says how "
-        "far it is; running; done: the music is at /jobs/{id}/audio; failed: see `error`; cancelled: by a client, or "
-        "because nobody asked after it for 5 minutes."
+        description="queued; loading: the model is downloaded, waits for memory or is loaded, see `GET /models` for "
+        "its progress; running; done: the audio is at /jobs/{id}/audio; failed: see `error`; cancelled: by a client, "
+        "or because no client polled the job for 5 minutes."
     )
-    version: int = Field(description="Counts the changes, from 1; told of progress five times a second at most.")
-    position: int | None = Field(None, description="Its place in the queue, 1 is next; null where it is in none.")
-    model: str = Field(description="The model that makes it.", examples=["demo"])
-    seed: int = Field(description="Asked for or drawn.")
-    duration: float = Field(description="Its whole length in seconds; once it runs, cut to whole frames.")
-    audio_seconds: float = Field(description="How much of it is made.")
-    error: ErrorDetail | None = Field(None, description="Why it failed.")
+    version: int = Field(
+        description="Counts the changes of the job, from 1. Progress changes it at most five times a second."
+    )
+    position: int | None = Field(None, description="Queue position, 1 is next; null if the job is not queued.")
+    model: str = Field(description="The model that generates the clip.", examples=["demo"])
+    seed: int = Field(description="The seed of the request, or a random one.")
+    duration: float = Field(description="The duration of the clip in seconds; exact once the job is running.")
+    audio_seconds: float = Field(description="Seconds of audio generated so far.")
+    error: ErrorDetail | None = Field(None, description="Why the job failed.")
     expires_in: float | None = Field(
-        None, description="Seconds until a job that is over is forgotten; null while it is not over."
+        None, description="Seconds until the server deletes the finished job; null while it is not finished."
     )
 
 
 class JobQuery(Schema):
-    """How long to wait for news of a job."""
+    """How long to wait for a change of a job."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     wait: float = Field(
-        0.0, ge=0, le=30, allow_inf_nan=False, description="Seconds to wait for a change; 0 answers at once."
+        0.0, ge=0, le=30, allow_inf_nan=False, description="Seconds to wait for a change; 0 returns immediately."
     )
     version: int | None = Field(
         None,
         ge=0,
-        description="The version that is known already: the answer comes as soon as there is a newer one. "
-        "Left out: the one at the time of asking.",
+        description="The version that the client already has: the response comes as soon as there is a newer one. "
+        "Default: the current version.",
     )
 
 
 class JobAudioQuery(Schema):
-    """What becomes of a job whose music has been sent."""
+    """Whether to keep a job after its audio is sent."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     keep: bool = Field(
         False,
-        description="Keep the job until it is deleted or too old. For a client that wants to be sure: what a network "
-        "loses behind the last byte, the server does not see.",
+        description="Keep the job until it is deleted or expires. For a client that must be sure to receive all "
+        "audio: the server cannot see bytes that the network loses after it has sent them.",
     )

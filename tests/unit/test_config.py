@@ -1,4 +1,4 @@
-"""Settings from MUSICGEN_* variables: defaults, what they accept, what they refuse."""
+"""Settings from MUSICGEN_* variables: defaults, accepted values, rejected values."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_defaults() -> None:
     assert find_model(settings.default_model) is not None
 
 
-def test_every_setting_can_be_set_by_its_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_variable_sets_each_setting(monkeypatch: pytest.MonkeyPatch) -> None:
     values = {
         "default_model": ("facebook/musicgen-small", "facebook/musicgen-small"),
         "preload": ("demo, facebook/musicgen-small,", ("demo", "facebook/musicgen-small")),
@@ -41,12 +41,12 @@ def test_every_setting_can_be_set_by_its_variable(monkeypatch: pytest.MonkeyPatc
         "allow_any_model": ("true", True),
         "allow_anonymous": ("yes", True),
         "job_megabytes": ("64", 64),
-        "unread_megabytes": ("65", 65),
+        "response_buffer_megabytes": ("65", 65),
         "job_minutes": ("2.5", 2.5),
         "drain_seconds": ("5", 5.0),
     }
-    untried = set(Settings.model_fields) - set(values)
-    assert not untried
+    untested = set(Settings.model_fields) - set(values)
+    assert not untested
     for name, (text, _) in values.items():
         monkeypatch.setenv(f"MUSICGEN_{name.upper()}", text)
     settings = Settings()
@@ -54,7 +54,7 @@ def test_every_setting_can_be_set_by_its_variable(monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize("text", ["", " ", ","])
-def test_nothing_is_preloaded_where_preload_is_empty(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+def test_an_empty_preload_loads_nothing(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
     monkeypatch.setenv("MUSICGEN_PRELOAD", text)
     assert Settings().preload == ()
 
@@ -78,17 +78,19 @@ def test_nothing_is_preloaded_where_preload_is_empty(monkeypatch: pytest.MonkeyP
         ("DRAIN_SECONDS", "nan"),
     ],
 )
-def test_a_value_out_of_range_is_refused_by_name(monkeypatch: pytest.MonkeyPatch, name: str, text: str) -> None:
+def test_the_error_of_a_value_out_of_range_names_the_setting(
+    monkeypatch: pytest.MonkeyPatch, name: str, text: str
+) -> None:
     monkeypatch.setenv(f"MUSICGEN_{name}", text)
     with pytest.raises(ValidationError) as caught:
         Settings()
     assert name.lower() in str(caught.value)
 
 
-def test_settings_do_not_change_while_the_service_runs() -> None:
+def test_settings_are_immutable() -> None:
     with pytest.raises(ValidationError, match="frozen"):
         Settings().max_queue = 1  # type: ignore[misc]
 
 
-def test_every_setting_says_what_it_is() -> None:
+def test_every_setting_has_a_description() -> None:
     assert all(field.description for field in Settings.model_fields.values())

@@ -1,4 +1,4 @@
-"""One error tree: every leaf has its status and code, and survives pickling and JSON."""
+"""Every error of the tree has a status and a code, and survives pickling and JSON."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from musicgen_bento import errors
 from musicgen_bento.errors import InvalidRequest, MusicGenError, QueueFull
 
-TREE = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, MusicGenError)]
+ERROR_TYPES = [value for value in vars(errors).values() if isinstance(value, type) and issubclass(value, MusicGenError)]
 
-made = st.builds(
-    lambda kind, *args: kind(args[0], hint=args[1], field=args[2], retry_after=args[3]),
-    st.sampled_from(TREE),
+errors_of_any_type = st.builds(
+    lambda error_type, *args: error_type(args[0], hint=args[1], field=args[2], retry_after=args[3]),
+    st.sampled_from(ERROR_TYPES),
     st.text(),
     st.text(),
     st.none() | st.text(min_size=1),
@@ -25,7 +25,7 @@ made = st.builds(
 )
 
 
-@given(made)
+@given(errors_of_any_type)
 def test_an_error_survives_pickle_and_json(error: MusicGenError) -> None:
     for copy in (
         pickle.loads(pickle.dumps(error)),
@@ -37,38 +37,45 @@ def test_an_error_survives_pickle_and_json(error: MusicGenError) -> None:
         assert str(copy) == str(error)
 
 
-def test_the_shape_of_an_answer() -> None:
+def test_the_body_of_an_error_response() -> None:
     assert InvalidRequest("Bad.", hint="Do better.", field="top_k").to_dict() == {
         "error": {"code": "invalid", "message": "Bad.", "hint": "Do better.", "field": "top_k"}
     }
     assert QueueFull("Full.", retry_after=2.5).to_dict()["error"]["retry_after"] == 2.5
 
 
-def test_a_code_of_a_newer_version_is_a_plain_error() -> None:
+def test_an_unknown_code_becomes_a_plain_error() -> None:
     error = MusicGenError.from_dict({"error": {"code": "on_the_moon", "message": "Far."}})
     assert type(error) is MusicGenError
     assert (error.message, error.hint, error.field, error.retry_after) == ("Far.", "", None, None)
 
 
-def test_codes_are_unique_and_stable_words() -> None:
-    codes = [kind.code for kind in TREE]
+def test_codes_are_unique_lower_case_words() -> None:
+    codes = [error_type.code for error_type in ERROR_TYPES]
     assert len(set(codes)) == len(codes)
     assert all(re.fullmatch("[a-z_]+", code) for code in codes)
 
 
-@pytest.mark.parametrize("kind", TREE)
-def test_status(kind: type[MusicGenError]) -> None:
-    assert kind.status in {400, 404, 405, 408, 409, 413, 415, 429, 500, 503}
-    parent = kind.__mro__[1]
+@pytest.mark.parametrize("error_type", ERROR_TYPES)
+def test_a_status_equals_that_of_the_parent(error_type: type[MusicGenError]) -> None:
+    assert error_type.status in {400, 404, 405, 408, 409, 413, 415, 429, 500, 503}
+    parent = error_type.__mro__[1]
     if parent not in (MusicGenError, Exception):
-        assert kind.status == parent.status  # type: ignore[attr-defined]
+        assert error_type.status == parent.status  # type: ignore[attr-defined]
 
 
-def test_the_tree_that_is_drawn_is_the_tree() -> None:
+def test_the_docstring_draws_the_tree() -> None:
     drawn = re.findall(r"(\w+) +(\d{3}) (\w+)", errors.__doc__ or "")
-    assert {(kind.__name__, str(kind.status), kind.code) for kind in TREE} == set(drawn)
+    assert {(error_type.__name__, str(error_type.status), error_type.code) for error_type in ERROR_TYPES} == set(drawn)
 
 
-def test_an_error_reads_as_a_sentence_and_its_hint() -> None:
+def test_the_text_of_an_error_is_its_message_and_hint() -> None:
     assert str(InvalidRequest("Bad.", hint="Do better.")) == "Bad. Do better."
     assert str(InvalidRequest("Bad.")) == "Bad."
+
+
+def test_shutting_down_has_a_default_message_and_time() -> None:
+    error = errors.ShuttingDown()
+    assert str(error) == "The server is shutting down. Retry in a few seconds."
+    assert error.retry_after == 5.0
+    assert vars(MusicGenError.from_dict(error.to_dict())) == vars(error)

@@ -1,4 +1,4 @@
-"""Every released MusicGen, in every spelling that documents use."""
+"""The catalogue contains every released MusicGen, by every name that documents use."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 
 from musicgen_bento.model_catalog import CATALOG, ModelCard, find_model
 
-RELEASED = {  # the hub's own names: (channels, listens to melody)
+RELEASED = {  # name on the hub: (channels, accepts a melody)
     "facebook/musicgen-small": (1, False),
     "facebook/musicgen-medium": (1, False),
     "facebook/musicgen-large": (1, False),
@@ -20,7 +20,7 @@ RELEASED = {  # the hub's own names: (channels, listens to melody)
 }
 
 
-def test_every_released_model_is_there() -> None:
+def test_the_catalogue_contains_every_released_model() -> None:
     assert {card.id for card in CATALOG} == {"demo", *RELEASED}
     for name, (channels, melody) in RELEASED.items():
         card = find_model(name)
@@ -30,7 +30,7 @@ def test_every_released_model_is_there() -> None:
 
 
 @pytest.mark.parametrize(
-    ("spelling", "hub"),
+    ("alias", "model_id"),
     [
         ("facebook/musicgen-small-stereo", "facebook/musicgen-stereo-small"),
         ("facebook/musicgen-medium-stereo", "facebook/musicgen-stereo-medium"),
@@ -45,29 +45,29 @@ def test_every_released_model_is_there() -> None:
         ("DEMO", "demo"),
     ],
 )
-def test_spellings(spelling: str, hub: str) -> None:
-    card = find_model(spelling)
+def test_aliases_resolve_to_the_hub_name(alias: str, model_id: str) -> None:
+    card = find_model(alias)
     assert card is not None
-    assert card.id == hub
+    assert card.id == model_id
 
 
 @pytest.mark.parametrize("name", ["", " ", "facebook/musicgen", "facebook/musicgen-tiny", "../demo", "demo/", "\x00"])
-def test_what_is_not_there_is_not_found(name: str) -> None:
+def test_unknown_names_are_not_found(name: str) -> None:
     assert find_model(name) is None
 
 
-def test_a_spelling_means_one_model() -> None:
+def test_names_are_unique() -> None:
     names = [name.lower() for card in CATALOG for name in (card.id, *card.aliases)]
     assert len(set(names)) == len(names)
 
 
 @pytest.mark.parametrize("card", CATALOG, ids=lambda card: card.id)
-def test_a_card_is_whole(card: ModelCard) -> None:
+def test_a_card_is_complete(card: ModelCard) -> None:
     assert card.parameters > 0
     assert card.license
     assert "text" in card.conditioning
     if card.folder is None:
-        # float16 weights and the codec and T5, which is never less than a gigabyte together
+        # float16 weights, and the codec and T5, which have 1.13 GB together
         assert 1.1e9 + 2 * card.parameters < card.download_bytes < 1.2e9 + 2 * card.parameters
     else:
         assert card.download_bytes == 0
@@ -75,7 +75,7 @@ def test_a_card_is_whole(card: ModelCard) -> None:
 
 
 def _parameters(dim: int, layers: int, codebooks: int, *, melody: bool) -> int:
-    """By hand: what AudioCraft's configuration of a size adds up to."""
+    """Count the parameters of AudioCraft's configuration of a size."""
     attention = 4 * dim * dim
     block = attention + 8 * dim * dim + 4 * dim  # feed-forward of four times the width; two norms
     if not melody:
@@ -87,7 +87,7 @@ def _parameters(dim: int, layers: int, codebooks: int, *, melody: bool) -> int:
 
 
 @pytest.mark.parametrize("name", list(RELEASED))
-def test_parameters_are_those_of_the_architecture(name: str) -> None:
+def test_parameters_equal_those_of_the_architecture(name: str) -> None:
     card = find_model(name)
     assert card is not None
     melody = "melody" in name

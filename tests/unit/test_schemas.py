@@ -1,19 +1,19 @@
-"""What a client may send: the edges of every field, and what is refused."""
+"""What clients may send: the limits of every field, and rejected values."""
 
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, get_type_hints
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from musicgen_bento.audio import Normalize as AudioNormalize
+from musicgen_bento import audio
 from musicgen_bento.engine.types import GenerationParams
 from musicgen_bento.errors import MusicGenError, QueueFull
-from musicgen_bento.schemas import MAX_SEED, ErrorBody, GenerationRequest, ModelInfo, Normalize
+from musicgen_bento.schemas import MAX_SEED, ErrorBody, GenerationRequest, ModelInfo
 
 DEFAULTS = {
     "prompt": "x",
@@ -28,7 +28,7 @@ DEFAULTS = {
 }
 
 
-def test_a_prompt_is_enough() -> None:
+def test_only_the_prompt_is_required() -> None:
     assert GenerationRequest(prompt="x").model_dump() == DEFAULTS
 
 
@@ -43,7 +43,7 @@ def test_a_prompt_is_enough() -> None:
         {"model": "m" * 200},
         {"duration": 0.1},
         {"duration": 60},
-        {"duration": 1e6},  # the service knows the longest, the schema does not
+        {"duration": 1e6},  # the server checks the maximum, the schema does not
         {"seed": 0},
         {"seed": MAX_SEED},
         {"temperature": 0},
@@ -55,15 +55,15 @@ def test_a_prompt_is_enough() -> None:
         {"cfg_coef": 0},
         {"cfg_coef": 1},
         {"cfg_coef": 20},
-        *({"normalize": how} for how in ("loudness", "peak", "rms", "clip", "none")),
+        *({"normalize": strategy} for strategy in ("loudness", "peak", "rms", "clip", "none")),
     ],
 )
-def test_edges_that_are_taken(fields: dict[str, Any]) -> None:
+def test_values_at_the_limits_are_accepted(fields: dict[str, Any]) -> None:
     body = json.dumps(DEFAULTS | fields)
     assert GenerationRequest.model_validate_json(body).model_dump() == DEFAULTS | fields
 
 
-NUMBERS = ("duration", "temperature", "top_p", "cfg_coef")
+NUMERIC_FIELDS = ("duration", "temperature", "top_p", "cfg_coef")
 
 
 @pytest.mark.parametrize(
@@ -100,21 +100,21 @@ NUMBERS = ("duration", "temperature", "top_p", "cfg_coef")
         ("normalize", None),
         ("durration", 10),
         ("format", "mp3"),
-        *((field, value) for field in NUMBERS for value in (float("nan"), float("inf"), float("-inf"))),
+        *((field, value) for field in NUMERIC_FIELDS for value in (float("nan"), float("inf"), float("-inf"))),
     ],
 )
-def test_what_is_refused_and_by_name(field: str, value: object) -> None:
+def test_the_error_of_a_rejected_value_names_the_field(field: str, value: object) -> None:
     body = {"prompt": "x", field: value}
-    for refuse in (
+    for parse in (
         lambda: GenerationRequest.model_validate(body),
         lambda: GenerationRequest.model_validate_json(json.dumps(body)),  # NaN and Infinity as Python writes them
     ):
         with pytest.raises(ValidationError) as caught:
-            refuse()
+            parse()
         assert caught.value.errors()[0]["loc"][0] == field
 
 
-def test_the_prompt_cannot_be_left_out() -> None:
+def test_the_prompt_is_required() -> None:
     with pytest.raises(ValidationError):
         GenerationRequest.model_validate({"duration": 10})
 
@@ -127,7 +127,7 @@ json_values = st.recursive(
 
 
 @given(st.dictionaries(st.sampled_from([*DEFAULTS, "other"]), json_values))
-def test_any_body_is_taken_within_its_ranges_or_refused(body: dict[str, Any]) -> None:
+def test_any_body_is_rejected_or_within_the_ranges(body: dict[str, Any]) -> None:
     try:
         request = GenerationRequest.model_validate(body)
     except ValidationError:
@@ -146,8 +146,8 @@ def test_every_field_is_described_for_the_openapi_document() -> None:
         assert all(field.description for field in model.model_fields.values())
 
 
-def test_the_schema_and_the_code_behind_it_mean_the_same() -> None:
-    assert Normalize == AudioNormalize
+def test_the_schema_equals_the_parameters_of_the_code() -> None:
+    assert GenerationRequest.model_fields["normalize"].annotation == get_type_hints(audio.normalize)["strategy"]
     params = GenerationParams("x", 1.0, 0)
     for name in ("temperature", "top_k", "top_p", "cfg_coef"):
         assert GenerationRequest.model_fields[name].default == getattr(params, name)
