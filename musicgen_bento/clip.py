@@ -1,4 +1,4 @@
-"""A finished clip, and its file."""
+"""A finished clip, its WAV file, and the progress of its generation."""
 
 from __future__ import annotations
 
@@ -34,14 +34,18 @@ ProgressCallback: TypeAlias = Callable[[Progress], object]
 """A function that receives each change of the progress. Its result is ignored."""
 
 
+def ignore_progress(_: Progress) -> None:
+    """Do nothing: the callback of a caller that passes none."""
+
+
 @dataclass(frozen=True, slots=True)
 class Clip:
-    """A clip as a server or a pipeline made it.
+    """A finished clip of a server or a pipeline.
 
     Attributes:
-        audio: a whole WAV file: 16-bit PCM.
-        seed: with the same request it makes this clip again.
-        model: the id of the model that made it.
+        audio: the bytes of a WAV file with 16-bit PCM.
+        seed: the same request with this seed gives the same clip.
+        model: id of the model that generated the clip.
         sample_rate: Hz.
         channels: 1 or 2.
         duration: seconds.
@@ -55,33 +59,35 @@ class Clip:
     duration: float
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the WAV. The file is there whole or not at all; one of that name is replaced.
+        """Write the WAV file atomically, and replace an existing file.
 
         Raises:
-            InvalidRequest: there can be no such file.
-            MusicGenError: it cannot be written, the disk being full for one.
+            InvalidRequest: the path cannot be written to.
+            MusicGenError: writing failed, for example on a full disk.
         """
         write_atomically(check_output_path(path), self.audio)
 
 
 def check_output_path(path: str | os.PathLike[str]) -> Path:
-    """Where the file goes, once it is sure that it can.
+    """Return the path, after a check that a file can be written there.
 
     Raises:
-        InvalidRequest: it cannot.
+        InvalidRequest: the folder does not exist or is not writable, or the path is a folder.
     """
     target = Path(path)
     folder = target.parent
     if not folder.is_dir():
-        raise InvalidRequest(f"There is no folder {folder}.", hint="Make it, or choose another file.")
+        raise InvalidRequest(f"There is no folder {folder}.", hint="Create the folder, or choose another path.")
     if target.is_dir():
-        raise InvalidRequest(f"{target} is a folder.", hint="Name a file in it.")
-    if not _special(target):
+        raise InvalidRequest(f"{target} is a folder.", hint="Add a file name to the path.")
+    if not _is_device_or_pipe(target):
         try:
             with tempfile.TemporaryFile(dir=folder):
                 pass
         except OSError as error:
-            raise InvalidRequest(f"Cannot write to {folder}: {error.strerror}.", hint="Choose another file.") from None
+            raise InvalidRequest(
+                f"Cannot write to {folder}: {error.strerror}.", hint="Choose another folder."
+            ) from None
     return target
 
 
@@ -94,25 +100,27 @@ def numbered_paths(path: Path, count: int) -> list[Path]:
 
 
 def write_atomically(target: Path, audio: bytes) -> None:
-    """All of it or nothing: into a file beside it, which then takes its name.
+    """Write a file completely or not at all: into a temporary file in the same folder, which is then renamed.
+
+    A device or a pipe is written to directly.
 
     Raises:
-        MusicGenError: it cannot be written; no part of it stays.
+        MusicGenError: writing failed; the temporary file is removed.
     """
-    special = _special(target)
-    partial = target if special else target.with_name(f".{target.name[:100]}.{secrets.token_hex(4)}.part")
+    in_place = _is_device_or_pipe(target)
+    partial = target if in_place else target.with_name(f".{target.name[:100]}.{secrets.token_hex(4)}.part")
     try:
-        with partial.open("wb" if special else "xb") as file:
+        with partial.open("wb" if in_place else "xb") as file:
             file.write(audio)
-        if not special:
+        if not in_place:
             partial.replace(target)
     except OSError as error:
         raise MusicGenError(f"Cannot write {target}: {error.strerror}.", hint="Is the disk full?") from None
     finally:
-        if not special:
+        if not in_place:
             partial.unlink(missing_ok=True)
 
 
-def _special(target: Path) -> bool:
-    """A device or a pipe, which must not be replaced by a file."""
+def _is_device_or_pipe(target: Path) -> bool:
+    """Whether the path is something that a regular file must not replace."""
     return target.exists() and not target.is_file()

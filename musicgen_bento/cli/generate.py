@@ -302,12 +302,13 @@ def _there(
     bar: ProgressDisplay,
 ) -> Made:
     """By a server. Checks at once, asks when the first clip is wanted."""
+    from musicgen_bento.client.deadline import Deadline
     from musicgen_bento.client.generation import Generation
-    from musicgen_bento.client.sync_client import RETRIES
-    from musicgen_bento.client.transport import Deadline, Server
+    from musicgen_bento.client.sync_client import DEFAULT_RETRIES
+    from musicgen_bento.client.transport import Server
 
     Deadline(timeout)  # says what is wrong with it
-    server = Server(url, RETRIES, {})
+    server = Server(url, DEFAULT_RETRIES, {})
     asked = _requests(texts, model, None, given)
     return _collected([Generation(server, request, timeout) for request in asked], _Sum(asked, bar))
 

@@ -1,4 +1,4 @@
-"""The client for asyncio."""
+"""The client of the HTTP API for asyncio."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING, TypeAlias, TypeVar, Unpack
 
-from musicgen_bento.client.generation import LEAVE_SECONDS, Generation
+from musicgen_bento.client.generation import CANCEL_TIMEOUT_SECONDS, Generation
 from musicgen_bento.client.stream import Stream
-from musicgen_bento.client.sync_client import DEFAULT_URL, RETRIES, MusicGenClient
+from musicgen_bento.client.sync_client import DEFAULT_RETRIES, DEFAULT_URL, MusicGenClient
 from musicgen_bento.clip import Clip, Progress, ProgressCallback
 from musicgen_bento.schemas import GenerationOptions, ModelInfo, StreamFormat
 
+# The methods import asyncio: it would add a fifth to the import time, and the blocking client does not need it.
 if TYPE_CHECKING:
     import asyncio
 
@@ -22,27 +23,25 @@ AsyncProgressCallback: TypeAlias = Callable[[Progress], Awaitable[object] | obje
 
 Result = TypeVar("Result")
 
-TOGETHER = 16  # clips of one AsyncMusicGenClient at work; more wait their turn here, not in the server's queue
+MAX_CONCURRENT_CLIPS = 16  # of one client; further calls wait in the client, not in the server's queue
 
 
 class AsyncMusicGenClient:
-    """The same client for asyncio: each call is made in a thread, and a cancelled task cancels its clip on the server.
+    """A client of one musicgen-bento server for asyncio. Each call runs in a thread; a cancelled task cancels its clip.
 
-    Use it as `async with`, or `close` it. The arguments and errors are MusicGenClient's.
+    Use it with `async with`, or `close` it. The arguments and errors are those of MusicGenClient.
     """
-
-    # Its methods import asyncio, a fifth of this file's time, which the other client does without.
 
     def __init__(
         self,
         url: str = DEFAULT_URL,
         *,
         timeout: float | None = None,
-        retries: int = RETRIES,
+        retries: int = DEFAULT_RETRIES,
         headers: Mapping[str, str] | None = None,
     ) -> None:
         self._client = MusicGenClient(url, timeout=timeout, retries=retries, headers=headers)
-        self._threads = ThreadPoolExecutor(TOGETHER, thread_name_prefix="musicgen-client")
+        self._threads = ThreadPoolExecutor(MAX_CONCURRENT_CLIPS, thread_name_prefix="musicgen-client")
 
     async def __aenter__(self) -> AsyncMusicGenClient:
         return self
@@ -51,7 +50,7 @@ class AsyncMusicGenClient:
         self.close()
 
     def close(self) -> None:
-        """Take no more calls. Those at work go on."""
+        """Accept no more calls. Running calls continue."""
         self._threads.shutdown(wait=False)
 
     async def generate(
@@ -63,9 +62,9 @@ class AsyncMusicGenClient:
         timeout: float | None = None,  # noqa: ASYNC109  the synchronous client's
         **options: Unpack[GenerationOptions],
     ) -> Clip:
-        """See MusicGenClient.generate. `progress` is called on the event loop, and may be a coroutine function."""
+        """Generate a clip; see MusicGenClient.generate. `progress` may be a coroutine function."""
         generation = self._client.start(prompt, model=model, timeout=timeout, **options)
-        return await self._told(generation, generation.result, progress)
+        return await self._run_with_progress(generation, generation.result, progress)
 
     async def stream(
         self,
@@ -77,65 +76,65 @@ class AsyncMusicGenClient:
         timeout: float | None = None,  # noqa: ASYNC109  the synchronous client's
         **options: Unpack[GenerationOptions],
     ) -> AsyncStream:
-        """See MusicGenClient.stream: `async with await client.stream(...) as stream`, `async for piece in stream`."""
-        generation, samples = self._client._streamed(prompt, model, format, timeout, options)
-        opened = await self._told(generation, partial(generation.stream, samples=samples), progress)
-        return AsyncStream(opened, generation)
+        """Stream a clip: `async with await client.stream(...) as stream`; see MusicGenClient.stream."""
+        generation, skip_header = self._client._prepare_stream(prompt, model, format, timeout, options)
+        open_stream = partial(generation.stream, skip_header=skip_header)
+        return AsyncStream(await self._run_with_progress(generation, open_stream, progress), generation)
 
-    async def _told(
+    async def list_models(self) -> list[ModelInfo]:
+        """Return the models that the server offers; see MusicGenClient.list_models."""
+        import asyncio
+
+        return await asyncio.get_running_loop().run_in_executor(self._threads, self._client.list_models)
+
+    async def _run_with_progress(
         self,
         generation: Generation,
         run: Callable[[ProgressCallback], Result],
         progress: AsyncProgressCallback | None,
     ) -> Result:
-        """What `run` gives, in a thread; whatever ends this cancels the generation."""
+        """Return the result of `run`, called in a thread, and pass its progress on. Any exception cancels the clip."""
         import asyncio
 
         loop = asyncio.get_running_loop()
-        kept = False
-        news: asyncio.Queue[Progress | None] = asyncio.Queue()
+        updates: asyncio.Queue[Progress | None] = asyncio.Queue()  # None marks the end
 
-        def tell(step: Progress) -> None:
-            loop.call_soon_threadsafe(news.put_nowait, step)
+        def report(update: Progress) -> None:
+            loop.call_soon_threadsafe(updates.put_nowait, update)
 
-        work = loop.run_in_executor(self._threads, run, tell)
-        work.add_done_callback(lambda _: news.put_nowait(None))
+        future = loop.run_in_executor(self._threads, run, report)
+        future.add_done_callback(lambda _: updates.put_nowait(None))
         try:
-            while (step := await news.get()) is not None:
-                told = progress(step) if progress else None
-                if inspect.isawaitable(told):
-                    await told
-            result = await work
-            kept = True
-            return result
-        finally:
-            if not kept and work.done() and isinstance(lost := _result(work), Stream):
-                await asyncio.to_thread(lost.close)
-            if not work.done():
-                await asyncio.shield(_leave(generation, work))
-            elif not work.cancelled():
-                work.exception()  # seen, also where `progress` has failed: asyncio would report it as lost
-
-    async def list_models(self) -> list[ModelInfo]:
-        """See MusicGenClient.list_models."""
-        import asyncio
-
-        return await asyncio.get_running_loop().run_in_executor(self._threads, self._client.list_models)
+            while (update := await updates.get()) is not None:
+                pending = progress(update) if progress else None
+                if inspect.isawaitable(pending):
+                    await pending
+            return await future
+        except BaseException:
+            await _abandon(generation, future)
+            raise
 
 
 class AsyncStream:
-    """A Stream for asyncio: `async for` gives its bytes. A task that is cancelled while it reads cancels the clip."""
+    """A Stream for asyncio: `async for` yields its bytes. A task that is cancelled while it reads cancels the clip.
+
+    Attributes:
+        seed, model, sample_rate, channels, duration: as those of Stream.
+    """
 
     def __init__(self, stream: Stream, generation: Generation) -> None:
-        self.seed, self.model, self.duration = stream.seed, stream.model, stream.duration
-        self.sample_rate, self.channels = stream.sample_rate, stream.channels
+        self.seed = stream.seed
+        self.model = stream.model
+        self.sample_rate = stream.sample_rate
+        self.channels = stream.channels
+        self.duration = stream.duration
         self._stream = stream
         self._generation = generation
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="musicgen-stream")  # the client may be closed before
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="musicgen-stream")  # works after the client is closed
 
     @property
     def position(self) -> float:
-        """Seconds that have been given so far."""
+        """Seconds of audio that have been read."""
         return self._stream.position
 
     def __aiter__(self) -> AsyncStream:
@@ -144,16 +143,16 @@ class AsyncStream:
     async def __anext__(self) -> bytes:
         import asyncio
 
-        work = asyncio.get_running_loop().run_in_executor(self._thread, next, self._stream, b"")
+        future = asyncio.get_running_loop().run_in_executor(self._thread, next, self._stream, b"")
         try:
-            piece = await asyncio.shield(work)
+            chunk = await asyncio.shield(future)
         except asyncio.CancelledError:
-            await asyncio.shield(_leave(self._generation, work))
+            await asyncio.shield(_cancel_and_wait(self._generation, future))
             await self.aclose()
             raise
-        if not piece:
+        if not chunk:
             raise StopAsyncIteration
-        return piece
+        return chunk
 
     async def __aenter__(self) -> AsyncStream:
         return self
@@ -162,22 +161,33 @@ class AsyncStream:
         await self.aclose()
 
     async def aclose(self) -> None:
-        """Read no more; see Stream.close."""
+        """Stop reading; see Stream.close."""
         import asyncio
 
         await asyncio.to_thread(self._stream.close)
         self._thread.shutdown(wait=False)
 
 
-def _result(work: asyncio.Future[Result]) -> Result | None:
-    return None if work.cancelled() or work.exception() else work.result()
+async def _abandon(generation: Generation, future: asyncio.Future[Result]) -> None:
+    """End a call whose result nothing receives: cancel it if it is running, and close a stream that it has opened."""
+    import asyncio
+
+    if not future.done():
+        await asyncio.shield(_cancel_and_wait(generation, future))
+    elif isinstance(result := _result(future), Stream):
+        await asyncio.to_thread(result.close)
 
 
-async def _leave(generation: Generation, work: asyncio.Future[Result]) -> None:
-    """Cancel it, and see its thread end where that is soon."""
+async def _cancel_and_wait(generation: Generation, future: asyncio.Future[Result]) -> None:
+    """Cancel the clip, and wait a few seconds for the thread of the call to end."""
     import asyncio
 
     await asyncio.to_thread(generation.cancel)
-    await asyncio.wait((work,), timeout=LEAVE_SECONDS)
-    if work.done():
-        work.exception()  # seen
+    await asyncio.wait((future,), timeout=CANCEL_TIMEOUT_SECONDS)
+    if future.done():
+        _result(future)
+
+
+def _result(future: asyncio.Future[Result]) -> Result | None:
+    """Return the result of a done future, or None. Reading the exception keeps asyncio from logging it as lost."""
+    return None if future.cancelled() or future.exception() else future.result()

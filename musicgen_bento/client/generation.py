@@ -1,7 +1,7 @@
-"""One clip, made by a server: a job is submitted, followed and fetched, and deleted by whoever leaves early.
+"""One clip that a server generates: the client submits a job, polls it, downloads the audio and deletes the job.
 
-No answer is waited for longer than some seconds, so no proxy cuts the connection; the seed is drawn here, so what is
-lost is made again the same.
+No request waits longer than some seconds for its response, so no proxy closes the connection. The seed is drawn in the
+client, so a clip that is lost with a restarted server is generated again with the same bytes.
 """
 
 from __future__ import annotations
@@ -14,176 +14,190 @@ from dataclasses import replace
 from typing import Any, TypeVar
 from urllib.parse import quote
 
-from musicgen_bento.client.stream import Stream, about
+from musicgen_bento.client.deadline import Deadline
+from musicgen_bento.client.errors import cancelled, invalid_response, is_retryable
+from musicgen_bento.client.stream import AudioMetadata, Stream
 from musicgen_bento.client.transport import (
-    READ_SECONDS,
-    Deadline,
+    READ_TIMEOUT_SECONDS,
     Server,
     ServerResponse,
     StreamedResponse,
     Transport,
-    bad_answer,
-    cancelled,
-    passing,
 )
-from musicgen_bento.clip import Clip, Progress, ProgressCallback
+from musicgen_bento.clip import Clip, Progress, ProgressCallback, ignore_progress
 from musicgen_bento.errors import GenerationFailed, MusicGenError, NotReady, UnknownJob
 from musicgen_bento.schemas import MAX_SEED, GenerationRequest, Job
 
-POLL_SECONDS = 20.0  # how long the server may hold an answer back while nothing changes
-LEAVE_SECONDS = 5.0  # how long a cancellation may take
-STREAM_SECONDS = 300.0  # a big model on a CPU is silent for long between two pieces
+POLL_SECONDS = 20.0  # the server holds a poll for so long while nothing changes
+CANCEL_TIMEOUT_SECONDS = 5.0
+STREAM_READ_TIMEOUT_SECONDS = 300.0  # a large model on a CPU takes minutes between two chunks
 
 Result = TypeVar("Result")
 
 
 class Generation:
-    """A clip that is being made; `result` waits for it, `cancel` ends it, from any thread.
+    """A clip to generate: `result` or `stream` runs it, and `cancel` ends it from any thread.
 
     Args:
-        server: who makes it.
-        request: what to make.
-        timeout: seconds from `result` on; None is no limit.
+        server: the server that generates the clip.
+        request: the clip to generate.
+        timeout: seconds from the call of `result` or `stream` on; None means no limit.
     """
 
     def __init__(self, server: Server, request: GenerationRequest, timeout: float | None = None) -> None:
-        body = request.model_dump(exclude_unset=True, exclude_none=True)  # the rest is the server's to choose
-        self._body: Mapping[str, Any] = {"seed": secrets.randbelow(MAX_SEED + 1), **body}
+        fields = request.model_dump(exclude_unset=True, exclude_none=True)  # the server has the other defaults
+        self._body: Mapping[str, Any] = {"seed": secrets.randbelow(MAX_SEED + 1), **fields}
         self._server = server
         self._timeout = timeout
-        self._stopped = threading.Event()
-        self._job: str | None = None
+        self._cancel_event = threading.Event()
+        self._job_id: str | None = None
 
     def result(self, progress: ProgressCallback | None = None) -> Clip:
-        """The clip, once it is made. However this ends, nothing of it stays on the server.
+        """Generate the clip and return it. The job is deleted from the server, also after an error.
 
         Args:
-            progress: told whatever changes, in this thread. What it raises ends the clip.
+            progress: receives each change, in this thread. An exception that it raises cancels the clip.
 
         Raises:
-            MusicGenError: it could not be made, or was cancelled.
+            MusicGenError: the generation failed, or was cancelled.
         """
-        tell = progress or (lambda *_: None)
-        with Transport(self._server, Deadline(self._timeout), self._stopped) as calls:
-            return self._insist(calls, lambda: self._make(calls, tell))
+        report = progress or ignore_progress
+        with Transport(self._server, Deadline(self._timeout), self._cancel_event) as transport:
+            return self._with_new_jobs(transport, lambda: self._run_job(transport, report))
 
-    def stream(self, progress: ProgressCallback | None = None, *, samples: bool = False) -> Stream:
-        """The clip while it is made: waits until it has begun. Close what is not read to its end.
+    def stream(self, progress: ProgressCallback | None = None, *, skip_header: bool = False) -> Stream:
+        """Wait until the first audio is available and return the stream. Close a stream that is not read to its end.
 
         Args:
-            progress: told whatever changes until then, in this thread.
-            samples: leave out the header of the WAV.
+            progress: receives each change until the stream begins, in this thread.
+            skip_header: leave out the WAV header.
 
         Raises:
-            MusicGenError: it could not be begun, or was cancelled.
+            MusicGenError: the generation failed before the first audio, or was cancelled.
         """
-        tell = progress or (lambda *_: None)
-        calls = Transport(self._server, Deadline(self._timeout), self._stopped)
+        report = progress or ignore_progress
+        transport = Transport(self._server, Deadline(self._timeout), self._cancel_event)
         try:
-            opened = self._insist(calls, lambda: self._begin(calls, tell))
-            return Stream(opened, samples, self._stopped, lambda: self._end(calls))
+            response = self._with_new_jobs(transport, lambda: self._open_stream(transport, report))
+            return Stream(response, skip_header, self._cancel_event, lambda: self._close(transport))
         except BaseException:
-            self._end(calls)
+            self._close(transport)
             raise
 
     def cancel(self) -> None:
-        """End it, here and on the server. Harmless where it has ended."""
-        self._stopped.set()
-        self._delete()
+        """Cancel the generation here and on the server. Does nothing after the generation has ended."""
+        self._cancel_event.set()
+        self._delete_job()
 
-    def _insist(self, calls: Transport, attempt: Callable[[], Result | MusicGenError]) -> Result:
-        """What an attempt gives, made again where it failed in passing."""
-        ended = attempt()
-        for repeat in range(self._server.retries):
-            if not isinstance(ended, MusicGenError) or not (isinstance(ended, UnknownJob) or passing(ended)):
-                break
-            calls.pause(ended, repeat)
-            ended = attempt()
-        if isinstance(ended, MusicGenError):
-            raise ended
-        return ended
+    def _with_new_jobs(self, transport: Transport, attempt: Callable[[], Result | MusicGenError]) -> Result:
+        """Return the result of an attempt. An attempt that returns a temporary error is repeated with a new job.
 
-    def _begin(self, calls: Transport, tell: ProgressCallback) -> StreamedResponse | MusicGenError:
-        """The sound of one job, or how it ended without any."""
+        Raises:
+            MusicGenError: an attempt raised it, or returned it permanently or too often.
+        """
+        retries = 0
+        while isinstance(outcome := attempt(), MusicGenError):
+            is_temporary = isinstance(outcome, UnknownJob) or is_retryable(outcome)
+            if not is_temporary or retries == self._server.retries:
+                raise outcome
+            transport.pause(outcome, retries)
+            retries += 1
+        return outcome
+
+    def _run_job(self, transport: Transport, report: ProgressCallback) -> Clip | MusicGenError:
+        """Run one job. Return its clip or its error; errors of calls, which were retried already, are raised."""
         try:
-            job = self._follow(calls, tell, ("queued", "loading"))
+            job = self._submit_and_poll(transport, report, ("queued", "loading", "running"))
+            if job.state != "done":
+                return _job_error(job)
+            # keep=true: the server cannot see that a connection lost some of the audio; `finally` deletes the job.
+            return _clip_from_response(transport.request("GET", f"{_job_path(job.id)}/audio", params={"keep": "true"}))
+        except UnknownJob as error:  # the server was restarted and has lost the job
+            self._job_id = None
+            return error
+        finally:
+            self._delete_job()
+
+    def _open_stream(self, transport: Transport, report: ProgressCallback) -> StreamedResponse | MusicGenError:
+        """Start one job. Return its audio stream, or the job's error if it ends without audio."""
+        try:
+            job = self._submit_and_poll(transport, report, ("queued", "loading"))
+            path = _job_path(job.id)
             if job.state in ("failed", "cancelled"):
-                self._delete()
-                return _failure(job)
+                self._delete_job()
+                return _job_error(job)
             if job.state == "running":
-                with suppress(NotReady):  # it is over by now
-                    return calls.open(f"{_path(job.id)}/stream", silence=STREAM_SECONDS)
-            with suppress(NotReady):  # it has failed meanwhile
-                return calls.open(f"{_path(job.id)}/audio?keep=true", silence=READ_SECONDS)
-            job = calls.ask("GET", _path(job.id)).read(Job)
-            self._delete()
-            return _failure(job)
-        except UnknownJob as error:  # the server has been started again
-            self._job = None
+                with suppress(NotReady):  # the job has ended since the poll
+                    return transport.stream(f"{path}/stream", read_timeout=STREAM_READ_TIMEOUT_SECONDS)
+            with suppress(NotReady):  # the job has failed since the poll
+                return transport.stream(f"{path}/audio?keep=true", read_timeout=READ_TIMEOUT_SECONDS)
+            job = transport.request("GET", path).parse(Job)
+            self._delete_job()
+            return _job_error(job)
+        except UnknownJob as error:  # the server was restarted and has lost the job
+            self._job_id = None
             return error
 
-    def _end(self, calls: Transport) -> None:
-        calls.close()
-        self._delete()
-
-    def _follow(self, calls: Transport, tell: ProgressCallback, states: tuple[str, ...]) -> Job:
-        """A new job, once it is in none of these states any more."""
-        job = calls.ask("POST", "/jobs", json=self._body).read(Job)
-        self._job = job.id
-        _tell(tell, job)
+    def _submit_and_poll(self, transport: Transport, report: ProgressCallback, states: tuple[str, ...]) -> Job:
+        """Submit a job, poll it while it is in one of the states, and return it afterwards."""
+        job = transport.request("POST", "/jobs", json=self._body).parse(Job)
+        self._job_id = job.id
+        _report_job(report, job)
         while job.state in states:
-            after = {"wait": POLL_SECONDS, "version": job.version}
-            job = calls.ask("GET", _path(job.id), params=after, silence=POLL_SECONDS + READ_SECONDS).read(Job)
-            _tell(tell, job)
-        if self._stopped.is_set():
+            job = transport.request(
+                "GET",
+                _job_path(job.id),
+                params={"wait": POLL_SECONDS, "version": job.version},
+                read_timeout=POLL_SECONDS + READ_TIMEOUT_SECONDS,
+            ).parse(Job)
+            _report_job(report, job)
+        if self._cancel_event.is_set():
             raise cancelled()
         return job
 
-    def _make(self, calls: Transport, tell: ProgressCallback) -> Clip | MusicGenError:
-        """One job's clip, or how it ended without one. What a call raises has been tried often enough."""
-        try:
-            job = self._follow(calls, tell, ("queued", "loading", "running"))
-            if job.state != "done":
-                return _failure(job)
-            # Kept until all of it is here: the server cannot see what the network loses.
-            return _clip(calls.ask("GET", f"{_path(job.id)}/audio", params={"keep": "true"}))
-        except UnknownJob as error:  # the server has been started again
-            self._job = None
-            return error
-        finally:
-            self._delete()
+    def _close(self, transport: Transport) -> None:
+        transport.close()
+        self._delete_job()
 
-    def _delete(self) -> None:
-        job, self._job = self._job, None
-        if job is None:
+    def _delete_job(self) -> None:
+        """Delete the job from the server, if there is one. A server that cannot be reached drops it by itself later."""
+        job_id, self._job_id = self._job_id, None
+        if job_id is None:
             return
-        once = replace(self._server, retries=0)
-        # Where the server cannot be told, it gives the job up by itself: nobody asks after it.
-        with suppress(MusicGenError), Transport(once, Deadline(LEAVE_SECONDS)) as calls:
-            calls.ask("DELETE", _path(job))
+        server = replace(self._server, retries=0)
+        with suppress(MusicGenError), Transport(server, Deadline(CANCEL_TIMEOUT_SECONDS)) as transport:
+            transport.request("DELETE", _job_path(job_id))
 
 
-def _path(job: str) -> str:
-    return f"/jobs/{quote(job, safe='')}"
+def _job_path(job_id: str) -> str:
+    return f"/jobs/{quote(job_id, safe='')}"
 
 
-def _tell(tell: ProgressCallback, job: Job) -> None:
-    tell(Progress(job.state, job.position, job.audio_seconds, job.duration))
+def _report_job(report: ProgressCallback, job: Job) -> None:
+    report(Progress(job.state, job.position, job.audio_seconds, job.duration))
 
 
-def _failure(job: Job) -> MusicGenError:
+def _job_error(job: Job) -> MusicGenError:
     if job.error is None:
-        return GenerationFailed("The server cancelled the clip.", hint="Has somebody else deleted its job?")
+        return GenerationFailed("The job was cancelled on the server.", hint="Another client may have deleted it.")
     return MusicGenError.from_dict({"error": job.error.model_dump()})
 
 
-def _clip(answer: ServerResponse) -> Clip:
-    """The clip an answer holds.
+def _clip_from_response(response: ServerResponse) -> Clip:
+    """Return the clip that a response holds.
 
     Raises:
-        BadAnswer: it is no WAV, or not told what it is.
+        InvalidResponse: the body is not a WAV file, or its headers are incomplete.
     """
-    audio = answer.body
-    if audio[:4] != b"RIFF" or audio[8:12] != b"WAVE":
-        raise bad_answer()
-    return Clip(audio, **about(answer.headers))
+    wav = response.body
+    if wav[:4] != b"RIFF" or wav[8:12] != b"WAVE":
+        raise invalid_response()
+    metadata = AudioMetadata.from_headers(response.headers)
+    return Clip(
+        wav,
+        seed=metadata.seed,
+        model=metadata.model,
+        sample_rate=metadata.sample_rate,
+        channels=metadata.channels,
+        duration=metadata.duration,
+    )

@@ -1,19 +1,23 @@
-"""A clip while a server makes it: its bytes as they come, and how far they are."""
+"""A clip that arrives while the server generates it, as an iterator of bytes."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Generator, Mapping
 from contextlib import suppress
-from typing import TypedDict
+from dataclasses import dataclass
 from urllib.parse import unquote
 
-from musicgen_bento.client.transport import StreamedResponse, StreamTruncated, Unreachable, bad_answer, cancelled
-from musicgen_bento.schemas import WAV_HEADER
+from musicgen_bento.client.errors import StreamTruncated, Unreachable, cancelled, invalid_response
+from musicgen_bento.client.transport import StreamedResponse
+from musicgen_bento.schemas import WAV_HEADER_BYTES
+
+SAMPLE_BYTES = 2  # 16-bit PCM
 
 
-class AudioMetadata(TypedDict):
-    """What the headers of an answer say of its clip."""
+@dataclass(frozen=True, slots=True)
+class AudioMetadata:
+    """The attributes of a clip that the headers of an audio response carry; see Clip for their meaning."""
 
     seed: int
     model: str
@@ -21,59 +25,66 @@ class AudioMetadata(TypedDict):
     channels: int
     duration: float
 
+    @classmethod
+    def from_headers(cls, headers: Mapping[str, str]) -> AudioMetadata:
+        """Parse the headers of an audio response.
 
-def about(headers: Mapping[str, str]) -> AudioMetadata:
-    """What they say.
-
-    Raises:
-        BadAnswer: it is no clip's answer.
-    """
-    try:
-        return AudioMetadata(
-            seed=int(headers["X-Seed"]),
-            model=unquote(headers["X-Model"]),
-            sample_rate=int(headers["X-Audio-Sample-Rate"]),
-            channels=int(headers["X-Audio-Channels"]),
-            duration=float(headers["X-Audio-Duration"]),
-        )
-    except (KeyError, ValueError):
-        raise bad_answer() from None
+        Raises:
+            InvalidResponse: a header is missing or invalid.
+        """
+        try:
+            return cls(
+                seed=int(headers["X-Seed"]),
+                model=unquote(headers["X-Model"]),
+                sample_rate=int(headers["X-Audio-Sample-Rate"]),
+                channels=int(headers["X-Audio-Channels"]),
+                duration=float(headers["X-Audio-Duration"]),
+            )
+        except (KeyError, ValueError):
+            raise invalid_response() from None
 
 
 class Stream:
-    """An iterator of bytes, a WAV when they are put together. Read it to its end, or `close` it, or use `with`.
+    """An iterator over the bytes of a clip; joined, they are a WAV file. Read it to its end, `close` it, or use `with`.
 
     Attributes:
-        seed: with the same request it makes this clip again.
-        model: the id of the model that makes it.
+        seed: the same request with this seed gives the same clip.
+        model: id of the model that generates the clip.
         sample_rate: Hz.
         channels: 1 or 2.
-        duration: seconds in the end.
-        position: seconds that have been given so far.
+        duration: seconds of the whole clip.
+        position: seconds of audio that have been read.
 
     Raises:
-        CutShort: while it is read: it breaks off before its end. Nothing else marks a part that is not the whole.
-        MusicGenError: while it is read: it was cancelled, or is out of time.
+        StreamTruncated: during iteration; the stream ended early. Only this error marks an incomplete clip.
+        MusicGenError: during iteration; the clip was cancelled, or its timeout expired.
     """
 
     def __init__(
-        self, opened: StreamedResponse, samples: bool, stopped: threading.Event, end: Callable[[], None]
+        self,
+        response: StreamedResponse,
+        skip_header: bool,
+        cancel_event: threading.Event,
+        on_close: Callable[[], None],
     ) -> None:
-        told = about(opened.headers)
-        self.seed, self.model, self.duration = told["seed"], told["model"], told["duration"]
-        self.sample_rate, self.channels = told["sample_rate"], told["channels"]
+        metadata = AudioMetadata.from_headers(response.headers)
+        self.seed = metadata.seed
+        self.model = metadata.model
+        self.sample_rate = metadata.sample_rate
+        self.channels = metadata.channels
+        self.duration = metadata.duration
         self.position = 0.0
-        self._opened = opened
-        self._skip = WAV_HEADER if samples else 0
-        self._stopped = stopped
-        self._end = end
-        self._pieces = self._read()
+        self._response = response
+        self._skip_bytes = WAV_HEADER_BYTES if skip_header else 0
+        self._cancel_event = cancel_event
+        self._on_close = on_close
+        self._chunks = self._read_chunks()
 
     def __iter__(self) -> Stream:
         return self
 
     def __next__(self) -> bytes:
-        return next(self._pieces)
+        return next(self._chunks)
 
     def __enter__(self) -> Stream:
         return self
@@ -82,32 +93,32 @@ class Stream:
         self.close()
 
     def close(self) -> None:
-        """Read no more. The server stops making what is not made yet. Harmless where it is over."""
-        with suppress(ValueError):  # another thread is reading: it closes it
-            self._pieces.close()
-        self._finish()
+        """Stop reading, and cancel the clip if it is not complete. Does nothing after the end of the stream."""
+        with suppress(ValueError):  # another thread is reading, and closes the generator itself
+            self._chunks.close()
+        self._release()
 
-    def _read(self) -> Generator[bytes, None, None]:
-        second = 2 * self.channels * self.sample_rate
-        received = 0
+    def _read_chunks(self) -> Generator[bytes, None, None]:
+        bytes_per_second = SAMPLE_BYTES * self.channels * self.sample_rate
+        received_bytes = 0
         try:
-            for piece in self._opened.pieces:
-                kept = piece[max(0, self._skip - received) :]
-                received += len(piece)
-                self.position = max(0, received - WAV_HEADER) / second
-                if kept:
-                    yield kept
+            for chunk in self._response.chunks:
+                wanted = chunk[max(0, self._skip_bytes - received_bytes) :]
+                received_bytes += len(chunk)
+                self.position = max(0, received_bytes - WAV_HEADER_BYTES) / bytes_per_second
+                if wanted:
+                    yield wanted
         except Unreachable:
-            if self._stopped.is_set():
+            if self._cancel_event.is_set():
                 raise cancelled() from None
             raise StreamTruncated(
-                f"The stream broke off after {self.position:.1f} of {self.duration:g} s.",
-                hint=f"The seed {self.seed} makes the same clip again.",
+                f"The stream ended early, after {self.position:.1f} of {self.duration:g} s.",
+                hint=f"The same request with seed {self.seed} gives the same clip.",
             ) from None
         finally:
-            self._finish()
+            self._release()
 
-    def _finish(self) -> None:
-        with suppress(ValueError):  # another thread is reading: it closes it
-            self._opened.pieces.close()
-        self._end()
+    def _release(self) -> None:
+        with suppress(ValueError):  # another thread is reading, and closes the generator itself
+            self._response.chunks.close()
+        self._on_close()

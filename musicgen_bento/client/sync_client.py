@@ -1,17 +1,14 @@
-"""The client of the HTTP API, for Python programs. Needs requests and pydantic alone; docs/sdk.md shows its use."""
+"""The blocking client of the HTTP API."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Unpack
 
+from musicgen_bento.client.deadline import Deadline
 from musicgen_bento.client.generation import Generation
 from musicgen_bento.client.stream import Stream
-from musicgen_bento.client.transport import (
-    Deadline,
-    Server,
-    Transport,
-)
+from musicgen_bento.client.transport import Server, Transport
 from musicgen_bento.clip import Clip, ProgressCallback
 from musicgen_bento.schemas import (
     GenerationOptions,
@@ -24,23 +21,23 @@ from musicgen_bento.schemas import (
 from musicgen_bento.validation import validate
 
 DEFAULT_URL = "http://127.0.0.1:8000"
-LIST_SECONDS = 60.0
-RETRIES = 4
+DEFAULT_RETRIES = 4
+LIST_TIMEOUT_SECONDS = 60.0
 
 
 class MusicGenClient:
-    """A musicgen-bento server. May be used by several threads at once, and holds nothing open between calls.
+    """A client of one musicgen-bento server. Threads may share it; it keeps no connection open between calls.
 
     Args:
-        url: the server's address.
-        timeout: seconds a clip may take, from the request to its last byte; None is no limit, as a long clip on a CPU
-            takes as long as it takes. A server that falls silent is noticed all the same.
-        retries: how often what failed in passing is done again: a connection that broke, a server that was started
-            again, 429 and 503 that say when to come back.
-        headers: sent with every request, for a proxy that wants them.
+        url: the server's URL.
+        timeout: seconds for one clip, from the request to its last byte; None means no limit, because a long clip on a
+            CPU takes minutes. A server that stops responding is detected in either case.
+        retries: number of retries after a temporary failure: a lost connection, a restarted server, or a 429 or 503
+            that carries a retry time.
+        headers: HTTP headers sent with every request, for a proxy that requires them.
 
     Raises:
-        InvalidRequest: the address is none.
+        InvalidRequest: the URL is invalid.
     """
 
     def __init__(
@@ -48,7 +45,7 @@ class MusicGenClient:
         url: str = DEFAULT_URL,
         *,
         timeout: float | None = None,
-        retries: int = RETRIES,
+        retries: int = DEFAULT_RETRIES,
         headers: Mapping[str, str] | None = None,
     ) -> None:
         self._server = Server(url, max(0, retries), dict(headers or {}))
@@ -63,20 +60,20 @@ class MusicGenClient:
         timeout: float | None = None,
         **options: Unpack[GenerationOptions],
     ) -> Clip:
-        """Have a clip made, and wait for it. Whoever leaves, by an exception or Ctrl-C, cancels it on the server.
+        """Generate a clip and wait for it. An exception or Ctrl-C cancels the clip on the server.
 
         Args:
-            prompt: what it should sound like.
-            model: a model by id or alias; None is the server's default.
-            progress: told the state, the position in the queue, the seconds of audio made, and of how many.
-            timeout: instead of the client's.
-            options: duration, seed and the rest of the request's fields.
+            prompt: what the music should sound like.
+            model: id or alias of a model; None means the server's default.
+            progress: receives each change of the progress, in this thread. An exception in it cancels the clip.
+            timeout: replaces the client's timeout.
+            options: duration, seed and the other fields of a request.
 
         Raises:
-            InvalidRequest: the request is wrong; `field` says where.
-            QueueFull, Unavailable: the server cannot take it now, after all retries.
-            Unreachable, TimedOut, BadAnswer: no answer, not in time, or not this service's.
-            MusicGenError: of which all are; it carries `code`, `message`, `hint` and `field`.
+            InvalidRequest: the request is invalid; `field` names the first invalid field.
+            QueueFull, Unavailable: the server cannot accept the request, also after all retries.
+            Unreachable, TimedOut, InvalidResponse: no response, none in time, or none of this service.
+            MusicGenError: any other error, and the base of all; it has `code`, `message`, `hint` and `field`.
         """
         return self.start(prompt, model=model, timeout=timeout, **options).result(progress)
 
@@ -88,12 +85,12 @@ class MusicGenClient:
         timeout: float | None = None,
         **options: Unpack[GenerationOptions],
     ) -> Generation:
-        """The same, for a thread that waits (`result`) and another that may change its mind (`cancel`).
+        """Prepare a clip that one thread waits for with `result` and another can `cancel`.
 
-        Nothing is asked of the server before `result` is.
+        `Generation.result` or `Generation.stream` sends the request. The arguments are those of `generate`.
 
         Raises:
-            InvalidRequest: the request is wrong; `field` says where.
+            InvalidRequest: the request is invalid; `field` names the first invalid field.
         """
         request = validate(GenerationRequest, prompt=prompt, model=model, **options)
         return Generation(self._server, request, self._timeout if timeout is None else timeout)
@@ -108,37 +105,38 @@ class MusicGenClient:
         timeout: float | None = None,
         **options: Unpack[GenerationOptions],
     ) -> Stream:
-        """Have a clip made, and get its bytes while it is. Waits until it has begun. Whoever closes the stream before
-        its end cancels the clip.
+        """Wait until a clip's first audio is available and return its stream. Closing it early cancels the clip.
 
         Args:
-            prompt: what it should sound like.
-            model: a model by id or alias; None is the server's default.
-            format: wav; or pcm, its samples alone: 16-bit little-endian, the channels in turn.
-            progress: told whatever changes until it has begun.
-            timeout: instead of the client's, from here to the last byte.
-            options: as `generate` has them; `normalize` is clip or none.
+            prompt: what the music should sound like.
+            model: id or alias of a model; None means the server's default.
+            format: wav, or pcm for the samples alone: 16-bit little-endian, channels interleaved.
+            progress: receives each change of the progress until the stream begins.
+            timeout: replaces the client's timeout; it covers the stream up to its last byte.
+            options: as for `generate`, but `normalize` is clip (the default) or none.
 
         Raises:
-            InvalidRequest: the request is wrong; `field` says where.
-            MusicGenError: as `generate` raises, until it has begun. After that, see Stream.
+            InvalidRequest: the request is invalid; `field` names the first invalid field.
+            MusicGenError: as for `generate`, until the stream begins. For later errors see Stream.
         """
-        generation, samples = self._streamed(prompt, model, format, timeout, options)
-        return generation.stream(progress, samples=samples)
+        generation, skip_header = self._prepare_stream(prompt, model, format, timeout, options)
+        return generation.stream(progress, skip_header=skip_header)
 
-    def _streamed(
+    def _prepare_stream(
         self, prompt: str, model: str | None, format: StreamFormat, timeout: float | None, options: GenerationOptions
     ) -> tuple[Generation, bool]:
-        asked = validate(StreamRequest, prompt=prompt, model=model, format=format, **options)
-        # Its own default: a job's needs the whole clip.
-        level: GenerationOptions = {**options, "normalize": asked.normalize}
-        return self.start(prompt, model=model, timeout=timeout, **level), asked.format == "pcm"
+        """Return the generation of a stream, and whether to leave out the WAV header."""
+        request = validate(StreamRequest, prompt=prompt, model=model, format=format, **options)
+        # The default of a stream, sent explicitly: that of a job, loudness, needs the whole clip.
+        stream_options: GenerationOptions = {**options, "normalize": request.normalize}
+        generation = self.start(prompt, model=model, timeout=timeout, **stream_options)
+        return generation, request.format == "pcm"
 
     def list_models(self) -> list[ModelInfo]:
-        """The models the server offers: ids, other spellings, licences, and whether each is loaded.
+        """Return the models that the server offers: ids, aliases, licences and states.
 
         Raises:
-            MusicGenError: it does not say.
+            MusicGenError: the call failed.
         """
-        with Transport(self._server, Deadline(self._timeout or LIST_SECONDS)) as calls:
-            return calls.ask("GET", "/models").read(ModelList).models
+        with Transport(self._server, Deadline(self._timeout or LIST_TIMEOUT_SECONDS)) as transport:
+            return transport.request("GET", "/models").parse(ModelList).models

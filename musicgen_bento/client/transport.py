@@ -1,6 +1,10 @@
-"""Calls to one server: limits of time, repeats where they are safe, every failure a MusicGenError.
+"""HTTP calls to one server: timeouts, retries where they are safe, and a MusicGenError for every failure.
 
-requests is imported on first use: it would be half of the time that the client's own import takes.
+The retry loop is our own because `urllib3.Retry` pauses in `time.sleep`, which no other thread can cancel and no
+overall deadline limits. It counts attempts, so it cannot wait 90 s for a restarting server, and it does not repeat a
+GET whose body is truncated. It does not read the error code in the body, so failures would still be mapped here.
+
+requests is imported on first use: its import takes half as long as that of the whole client.
 """
 
 from __future__ import annotations
@@ -11,163 +15,112 @@ import time
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ValidationError
 
 from musicgen_bento import __version__
-from musicgen_bento.errors import InvalidRequest, MusicGenError, QueueFull, Unavailable
-from musicgen_bento.schemas import ErrorBody
+from musicgen_bento.client.deadline import Deadline
+from musicgen_bento.client.errors import (
+    ServerRestarting,
+    cancelled,
+    error_from_requests,
+    error_from_response,
+    invalid_response,
+    is_retryable,
+    timed_out,
+)
+from musicgen_bento.errors import InvalidRequest, MusicGenError
 
 if TYPE_CHECKING:
     import requests
 
-CONNECT_SECONDS = 10.0
-READ_SECONDS = 30.0  # without a byte
-LONGEST_PAUSE = 300.0  # a server that wants more is not waited for
-PIECE = 64 * 1024
-AWAY_SECONDS = 90.0  # a server that is started again takes so long at most
-LONGER = 3  # times that a pause is twice the one before
-SMALL_PIECE = 4096  # of music, 64 ms
+CONNECT_TIMEOUT_SECONDS = 10.0
+READ_TIMEOUT_SECONDS = 30.0  # without a byte
+FIRST_PAUSE_SECONDS = 0.5  # before the first retry; each further pause is twice as long
+MAX_BACKOFF_DOUBLINGS = 3
+MAX_PAUSE_SECONDS = 300.0  # a server that asks for a longer pause is not retried
+RESTART_WAIT_SECONDS = 90.0  # a restart of the server takes no longer
+CHUNK_BYTES = 64 * 1024
+STREAM_CHUNK_BYTES = 4096  # 64 ms of 32 kHz mono
 
 Model = TypeVar("Model", bound=BaseModel)
 Result = TypeVar("Result")
 
 
-class Unreachable(MusicGenError):
-    """No answer came: there is no server at the address, or the connection to it broke."""
-
-    status, code = 0, "unreachable"
-
-
-class ServerRestarting(Unreachable):
-    """A server that has answered before, and now nothing listens there: it may be on its way back."""
-
-
-class TimedOut(MusicGenError):
-    """The time that the caller gave is over."""
-
-    status, code = 0, "timed_out"
-
-
-class InvalidResponse(MusicGenError):
-    """An answer came that is none of this service's."""
-
-    status, code = 0, "bad_answer"
-
-
-class StreamTruncated(MusicGenError):
-    """A stream broke off: what came of it is a part."""
-
-    status, code = 0, "cut_short"
-
-
-class Cancelled(MusicGenError):
-    """The caller wants no answer any more."""
-
-    status, code = 0, "cancelled"
-
-
-class Deadline:
-    """The time for one piece of work. `seconds` None is no limit."""
-
-    def __init__(self, seconds: float | None) -> None:
-        if seconds is not None and not seconds > 0:
-            raise InvalidRequest("timeout should be more than 0 seconds.", hint="None is no limit.", field="timeout")
-        self._end = math.inf if seconds is None else time.monotonic() + seconds
-
-    def left(self) -> float:
-        """Seconds.
-
-        Raises:
-            TimedOut: there are none.
-        """
-        left = self._end - time.monotonic()
-        if left <= 0:
-            raise timed_out()
-        return left
-
-
 @dataclass(frozen=True, slots=True)
 class Server:
-    """Where the service is, and how it is asked.
+    """The address of a server, and how to send requests to it.
 
     Args:
-        url: such as http://localhost:8000; what is behind the path of a proxy works too.
-        retries: how often something that failed in passing is done again.
-        headers: sent with every request.
+        url: such as http://localhost:8000; it may have a path, for a server behind a proxy.
+        retries: number of retries after a temporary failure.
+        headers: HTTP headers sent with every request.
 
     Raises:
-        InvalidRequest: the address is none.
+        InvalidRequest: the URL is invalid.
     """
 
     url: str
     retries: int
     headers: Mapping[str, str]
 
+    def __post_init__(self) -> None:
+        if not _is_http_url(self.url):
+            raise InvalidRequest("Invalid server URL.", hint="An example is http://localhost:8000.", field="url")
+
     @property
-    def name(self) -> str:
-        """For people: the address without what may be secret in it."""
+    def display_url(self) -> str:
+        """The URL for messages: without user name, password and path, which may be secret."""
         parts = urlsplit(self.url)
         return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
-
-    def __post_init__(self) -> None:
-        try:
-            parts = urlsplit(self.url)
-            fine = parts.scheme in ("http", "https") and bool(parts.hostname) and not parts.query
-            parts.port  # noqa: B018  raises where it is no number
-        except ValueError:
-            fine = False
-        if not fine:
-            raise InvalidRequest("This is no server's address.", hint="One is http://localhost:8000.", field="url")
 
 
 @dataclass(frozen=True, slots=True)
 class ServerResponse:
-    """A good one."""
+    """A complete response with a status below 300."""
 
     headers: Mapping[str, str]
     body: bytes
 
-    def read(self, kind: type[Model]) -> Model:
-        """The body as a model.
+    def parse(self, model_type: type[Model]) -> Model:
+        """Return the body as a model.
 
         Raises:
-            BadAnswer: it is none.
+            InvalidResponse: the body does not match the model.
         """
         try:
-            return kind.model_validate_json(self.body)
+            return model_type.model_validate_json(self.body)
         except ValidationError:
-            raise bad_answer() from None
+            raise invalid_response() from None
 
 
 @dataclass(frozen=True, slots=True)
 class StreamedResponse:
-    """A good answer that is on its way. Whoever stops reading closes `pieces`."""
+    """A response with a status below 300 whose body is still arriving. A caller that stops early closes `chunks`."""
 
     headers: Mapping[str, str]
-    pieces: Generator[bytes, None, None]
+    chunks: Generator[bytes, None, None]
 
 
 class Transport:
-    """Calls that belong together, over one connection, from one thread at a time.
+    """Related calls to one server over one connection, from one thread at a time.
 
     Args:
-        server: whom.
-        deadline: for all of them.
-        stopped: once it is set, no call goes on.
+        server: the server to call.
+        deadline: the time limit of all calls together.
+        cancel_event: set by any thread to end the calls with Cancelled.
     """
 
-    def __init__(self, server: Server, deadline: Deadline, stopped: threading.Event | None = None) -> None:
+    def __init__(self, server: Server, deadline: Deadline, cancel_event: threading.Event | None = None) -> None:
         import requests
 
         self._server = server
         self._url = server.url.rstrip("/")
         self._deadline = deadline
-        self._stopped = stopped or threading.Event()
-        self._heard = False  # whether the server has ever answered
+        self._cancel_event = cancel_event or threading.Event()
+        self._has_responded = False  # whether the server has ever responded
         self._session = requests.Session()
         self._session.headers["User-Agent"] = f"musicgen-bento/{__version__}"
         self._session.headers.update(server.headers)
@@ -179,200 +132,146 @@ class Transport:
         self.close()
 
     def close(self) -> None:
-        """Let go of the connection."""
+        """Close the connection."""
         self._session.close()
 
-    def ask(self, method: str, path: str, *, silence: float = READ_SECONDS, **rest: Any) -> ServerResponse:
-        """One call, repeated where that is safe: every call of this service may be made twice.
+    def request(
+        self, method: str, path: str, *, read_timeout: float = READ_TIMEOUT_SECONDS, **arguments: Any
+    ) -> ServerResponse:
+        """Send a request and return the complete response.
 
-        Repeated are: a connection that broke, a server that fell silent, 429 and 503 that say when to come back.
+        Every call of this service may safely be repeated. A lost connection, a read timeout, and a 429 or 503 that
+        carries a retry time are retried.
 
         Args:
-            method: of HTTP.
+            method: the HTTP method.
             path: such as /models.
-            silence: seconds without a byte after which the server is taken for gone.
-            rest: `json` or `params`, as requests takes them.
+            read_timeout: seconds without a byte after which the connection counts as lost.
+            arguments: `json` or `params`, as `requests` takes them.
 
         Raises:
-            MusicGenError: it failed, for good or too often.
+            MusicGenError: the call failed permanently, or all retries did.
         """
-        return self._insist(lambda: self._once(method, path, silence, rest))
+        return self._with_retries(lambda: self._request_once(method, path, read_timeout, arguments))
 
-    def open(self, path: str, *, silence: float) -> StreamedResponse:
-        """A GET, repeated like any other, whose body is read while it comes. That is not repeated.
+    def stream(self, path: str, *, read_timeout: float) -> StreamedResponse:
+        """Send a GET and return the response while its body arrives. Reading the body is not retried.
 
         Raises:
-            MusicGenError: it failed, for good or too often.
+            MusicGenError: the call failed permanently, or all retries did.
         """
-        return self._insist(lambda: self._opened(path, silence))
+        return self._with_retries(lambda: self._stream_once(path, read_timeout))
 
-    def pause(self, error: MusicGenError, repeat: int) -> None:
-        """Wait as long as the error says, longer each time.
+    def pause(self, error: MusicGenError, retry: int) -> None:
+        """Wait before a retry: as long as the error asks for, and twice as long with each retry.
+
+        Args:
+            error: the failure of the last attempt.
+            retry: number of retries so far.
 
         Raises:
-            MusicGenError: the error itself, where that would take too long.
-            Cancelled: the caller wants no answer any more.
+            MusicGenError: `error` itself; the pause would be longer than the deadline or 300 s.
+            TimedOut: the pause would be longer than the deadline, and `error` is not a response of the server.
+            Cancelled: the caller cancelled.
         """
-        seconds = max(error.retry_after or 0.0, 0.5 * 2**repeat)
-        if not error.status and seconds > self._deadline.left():
+        seconds = max(error.retry_after or 0.0, FIRST_PAUSE_SECONDS * 2**retry)
+        remaining = self._deadline.remaining()
+        if not error.status and seconds > remaining:
             raise timed_out()
-        if seconds > min(self._deadline.left(), LONGEST_PAUSE):
-            raise error  # it says more than that there is no time
-        if self._stopped.wait(seconds):
+        if seconds > min(remaining, MAX_PAUSE_SECONDS):
+            raise error  # a response of the server says more than TimedOut
+        if self._cancel_event.wait(seconds):
             raise cancelled()
 
-    def _insist(self, attempt: Callable[[], Result]) -> Result:
-        repeat, began = 0, math.inf
+    def _with_retries(self, attempt: Callable[[], Result]) -> Result:
+        retries, first_failure = 0, math.inf
         while True:
             try:
                 return attempt()
             except MusicGenError as error:
-                began = min(began, time.monotonic())
-                if not passing(error) or not (repeat < self._server.retries or self._awaited(error, began)):
+                first_failure = min(first_failure, time.monotonic())
+                may_retry = retries < self._server.retries or self._awaits_restart(error, first_failure)
+                if not is_retryable(error) or not may_retry:
                     raise
-                self.pause(error, min(repeat, LONGER))
-                repeat += 1
+                self.pause(error, min(retries, MAX_BACKOFF_DOUBLINGS))
+                retries += 1
 
-    def _awaited(self, error: MusicGenError, since: float) -> bool:
-        """Whether a server that is away is waited for, however many times that takes."""
+    def _awaits_restart(self, error: MusicGenError, first_failure: float) -> bool:
+        """Whether to wait for a restarting server, however many retries that takes."""
+        waited_seconds = time.monotonic() - first_failure
         return (
-            isinstance(error, ServerRestarting) and self._server.retries > 0 and time.monotonic() - since < AWAY_SECONDS
+            isinstance(error, ServerRestarting) and self._server.retries > 0 and waited_seconds < RESTART_WAIT_SECONDS
         )
 
-    def _opened(self, path: str, silence: float) -> StreamedResponse:
-        if self._stopped.is_set():
-            raise cancelled()
-        left = self._deadline.left()
-        limits = (min(CONNECT_SECONDS, left), min(silence, left))
-        with self._failures():
-            answer = self._session.get(self._url + path, timeout=limits, stream=True, allow_redirects=False)
-        if answer.status_code >= 300:
-            with self._failures(), answer:
-                raise refusal(answer.status_code, answer.headers, answer.content)
-        return StreamedResponse(answer.headers, self._read(answer))
+    def _request_once(
+        self, method: str, path: str, read_timeout: float, arguments: Mapping[str, Any]
+    ) -> ServerResponse:
+        with self._translate_errors(), self._send(method, path, read_timeout, arguments) as response:
+            self._has_responded = True
+            # The response to a POST names the job. It is read also after a cancellation, to delete the job.
+            body = b"".join(self._read_chunks(response, CHUNK_BYTES)) if method == "GET" else response.content
+        if response.status_code >= 300:
+            raise error_from_response(response.status_code, response.headers, body)
+        return ServerResponse(response.headers, body)
 
-    def _read(self, answer: requests.Response) -> Generator[bytes, None, None]:
-        """The body as it comes.
+    def _stream_once(self, path: str, read_timeout: float) -> StreamedResponse:
+        with self._translate_errors():
+            response = self._send("GET", path, read_timeout, {})
+        if response.status_code >= 300:
+            with self._translate_errors(), response:
+                raise error_from_response(response.status_code, response.headers, response.content)
+        return StreamedResponse(response.headers, self._read_stream(response))
+
+    def _send(self, method: str, path: str, read_timeout: float, arguments: Mapping[str, Any]) -> requests.Response:
+        """Send a request and return the response once its headers are there."""
+        if self._cancel_event.is_set():
+            raise cancelled()
+        remaining = self._deadline.remaining()
+        timeouts = (min(CONNECT_TIMEOUT_SECONDS, remaining), min(read_timeout, remaining))
+        return self._session.request(
+            method, self._url + path, timeout=timeouts, stream=True, allow_redirects=False, **arguments
+        )
+
+    def _read_stream(self, response: requests.Response) -> Generator[bytes, None, None]:
+        """Yield the body as it arrives.
 
         Raises:
-            Unreachable: it is not whole.
+            Unreachable: the body is truncated.
         """
-        with self._failures(), answer:
-            yield from self._pieces(answer, SMALL_PIECE)
+        with self._translate_errors(), response:
+            yield from self._read_chunks(response, STREAM_CHUNK_BYTES)
 
-    def _once(self, method: str, path: str, silence: float, rest: Mapping[str, Any]) -> ServerResponse:
-        if self._stopped.is_set():
-            raise cancelled()
-        left = self._deadline.left()
-        limits = (min(CONNECT_SECONDS, left), min(silence, left))
-        with self._failures():
-            answer = self._session.request(
-                method, self._url + path, timeout=limits, stream=True, allow_redirects=False, **rest
-            )
-            with answer:
-                self._heard = True
-                # What a POST has begun is the answer's to name: it is read whatever has happened meanwhile.
-                body = b"".join(self._pieces(answer)) if method == "GET" else answer.content
-        if answer.status_code >= 300:
-            raise refusal(answer.status_code, answer.headers, body)
-        return ServerResponse(answer.headers, body)
-
-    def _pieces(self, answer: requests.Response, size: int = PIECE) -> Generator[bytes, None, None]:
-        """A body that comes in pieces, to its end: an older urllib3 takes one that broke off for a whole one."""
+    def _read_chunks(self, response: requests.Response, chunk_bytes: int) -> Generator[bytes, None, None]:
+        """Yield a body in chunks. Its length is checked here: urllib3 before 2.0 does not."""
         from requests import exceptions
 
-        encoded = "Content-Encoding" in answer.headers  # by a proxy; the length is not that of the pieces then
-        left = 0 if encoded else int(answer.headers.get("Content-Length", 0))
-        for piece in answer.iter_content(size):
-            self._deadline.left()
-            if self._stopped.is_set():
+        is_encoded = "Content-Encoding" in response.headers  # by a proxy; then Content-Length is not that of the chunks
+        missing_bytes = 0 if is_encoded else int(response.headers.get("Content-Length", 0))
+        for chunk in response.iter_content(chunk_bytes):
+            self._deadline.remaining()
+            if self._cancel_event.is_set():
                 raise cancelled()
-            left -= len(piece)
-            yield piece
-        if left > 0:
+            missing_bytes -= len(chunk)
+            yield chunk
+        if missing_bytes > 0:
             raise exceptions.ConnectionError
 
     @contextmanager
-    def _failures(self) -> Generator[None, None, None]:
-        """What requests raises, as ours; those that may pass say when to try again."""
+    def _translate_errors(self) -> Generator[None, None, None]:
+        """Raise the exceptions of requests as Unreachable, or as TimedOut past the deadline."""
         from requests import exceptions
 
         try:
             yield
         except exceptions.RequestException as error:
-            self._deadline.left()
-            where = self._server.name
-            if isinstance(error, exceptions.SSLError):
-                raise Unreachable(f"{where} has no valid certificate.", hint="Is it https?") from None
-            if isinstance(error, exceptions.ConnectTimeout) or _refused(error):
-                if self._heard:
-                    raise ServerRestarting(
-                        f"The server at {where} is gone.", hint="Try again later.", retry_after=1.0
-                    ) from None
-                raise Unreachable(f"There is no server at {where}.", hint="Is it running?") from None
-            if isinstance(error, exceptions.Timeout):
-                raise Unreachable(f"{where} does not answer.", hint="Try again later.", retry_after=1.0) from None
-            dropped = (exceptions.ConnectionError, exceptions.ChunkedEncodingError)
-            again = 0.5 if isinstance(error, dropped) else None
-            raise Unreachable(f"The connection to {where} broke.", hint="Try again.", retry_after=again) from None
+            self._deadline.remaining()
+            raise error_from_requests(error, self._server.display_url, self._has_responded) from None
 
 
-def passing(error: MusicGenError) -> bool:
-    """Whether the same request may do better later: the error says when."""
-    return error.retry_after is not None
-
-
-def refusal(status: int, headers: Mapping[str, str], body: bytes) -> MusicGenError:
-    """The error that an answer is."""
+def _is_http_url(url: str) -> bool:
     try:
-        error = MusicGenError.from_dict(ErrorBody.model_validate_json(body).model_dump())
-    except ValidationError:
-        error = _foreign(status, headers)
-    if status in (429, 503):
-        error.retry_after = _retry_after(headers) or error.retry_after
-    return error
-
-
-def timed_out() -> TimedOut:
-    """For a caller whose time is over."""
-    return TimedOut("The answer was not there in time.", hint="Give it a longer timeout, or none.")
-
-
-def bad_answer() -> InvalidResponse:
-    """For an answer that is not as the API document says."""
-    return InvalidResponse("The answer could not be read.", hint="Is it a musicgen-bento server, of this version?")
-
-
-def cancelled() -> Cancelled:
-    """For a caller that has cancelled."""
-    return Cancelled("The clip was cancelled.")
-
-
-def _foreign(status: int, headers: Mapping[str, str]) -> MusicGenError:
-    """For an answer that something else gave: a proxy, another service."""
-    if status == 429:
-        return QueueFull("The server answered 429: too many requests.", hint="Try again later.")
-    if status in (502, 503, 504):
-        return Unavailable(f"The server answered {status}.", hint="Try again later.", retry_after=1.0)
-    if status < 400:
-        return InvalidResponse(f"The server points to {headers.get('Location')}.", hint="Use that address.")
-    return InvalidResponse(f"The server answered {status}.", hint="Is it a musicgen-bento server, of this version?")
-
-
-def _retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds; the header holds a number or a date."""
-    value = headers.get("Retry-After", "").strip()
-    if value.isdecimal():
-        return float(value[:9])
-    try:
-        return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
+        parts = urlsplit(url)
+        parts.port  # noqa: B018  raises ValueError unless it is a number
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and not parts.query
     except ValueError:
-        return None
-
-
-def _refused(error: Exception) -> bool:
-    """Whether no connection came about: nothing listens there, or no machine has the name."""
-    from urllib3.exceptions import NewConnectionError
-
-    reason = getattr(error.args[0], "reason", None) if error.args else None
-    return isinstance(reason, NewConnectionError)
+        return False

@@ -14,7 +14,7 @@ import soundfile
 
 from tests.support.fake_server import DROP, Reply, StandIn, audio_headers, error, job
 from tests.support.server import Server
-from tests.support.wait import until
+from tests.support.wait import wait_until
 from tests.unit.cli.test_cli import CLI, ENVIRONMENT, one_error, run
 
 CLIP = ("--prompt", "a secret", "--output", "out.wav")
@@ -75,12 +75,12 @@ def test_ctrl_c_cancels_on_the_server(server: Server, count: int, tmp_path: Path
     (tmp_path / "prompts.txt").write_text("calm\n" * count)
     options = ["--prompts", "prompts.txt", "--output", "out.wav", "--duration", "200", "--server", server.url]
     process = subprocess.Popen([*CLI, *options], cwd=tmp_path, env=ENVIRONMENT, stderr=subprocess.PIPE)
-    until(lambda: server.in_slots() >= count, 150)
+    wait_until(lambda: server.in_slots() >= count, 150)
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=100)
     assert (process.returncode, stderr.strip()) == (130, b"interrupted")
     assert os.listdir(tmp_path) == ["prompts.txt"]
-    until(lambda: not server.in_slots())
+    wait_until(lambda: not server.in_slots())
 
 
 def test_on_a_terminal_there_is_a_bar(server: Server, tmp_path: Path) -> None:
@@ -111,10 +111,10 @@ def test_on_a_terminal_there_is_a_bar(server: Server, tmp_path: Path) -> None:
         (error(400, "unknown_model", field="model"), 2, "It is unknown_model. Do better."),
         (Reply(200, b"<html>"), 3, "could not be read"),
         (error(429, "queue_full", retry_after="9999"), 4, "It is queue_full. Do better."),
-        (error(429, "jobs_full", retry_after="9999"), 4, "It is jobs_full. Do better."),
+        (error(429, "job_storage_full", retry_after="9999"), 4, "It is job_storage_full. Do better."),
         (error(503, "shutting_down"), 4, "It is shutting_down. Do better."),
         (error(503, "model_unavailable"), 1, "It is model_unavailable. Do better."),
-        (error(500, "failed"), 1, "It is failed. Do better."),
+        (error(500, "internal_error"), 1, "It is internal_error. Do better."),
     ],
     ids=lambda each: str(each.body) if isinstance(each, Reply) else str(each),
 )
@@ -128,7 +128,7 @@ def test_a_status_for_each_way_it_can_end(reply: Reply, status: int, says: str, 
 def test_no_server_and_no_time(tmp_path: Path) -> None:
     with StandIn(get=[Reply(200, job(), after=5.0)]) as server:
         line = one_error(run(*CLIP, "--server", server.url, "--timeout", "1", cwd=tmp_path), 3)
-        assert "in time" in line
+        assert "within the timeout" in line
         assert server.calls()[-1] == "delete"
     assert "There is no server at" in one_error(run(*CLIP, "--server", server.url, cwd=tmp_path), 3)
     assert "There is no server at" in one_error(run("models", "--server", server.url), 3)
@@ -137,8 +137,8 @@ def test_no_server_and_no_time(tmp_path: Path) -> None:
 def test_one_of_several_that_fails_ends_all(tmp_path: Path) -> None:
     (tmp_path / "prompts.txt").write_text("calm\nwild\n")
     options = ("--prompts", "prompts.txt", "--output", "out.wav")
-    with StandIn(post=[error(500, "failed")] * 2) as server:
-        assert "It is failed" in one_error(run(*options, "--server", server.url, cwd=tmp_path), 1)
+    with StandIn(post=[error(500, "internal_error")] * 2) as server:
+        assert "It is internal_error" in one_error(run(*options, "--server", server.url, cwd=tmp_path), 1)
     assert os.listdir(tmp_path) == ["prompts.txt"]
 
 
@@ -212,7 +212,7 @@ def test_a_player_that_ends_ends_the_stream(server: Server) -> None:
     assert process.stderr
     assert b"standard output" in process.stderr.read()
     process.stderr.close()
-    until(lambda: not server.in_slots())
+    wait_until(lambda: not server.in_slots())
 
 
 def test_how_a_stream_is_misused(tmp_path: Path) -> None:
@@ -226,4 +226,4 @@ def test_how_a_stream_is_misused(tmp_path: Path) -> None:
     with StandIn(stream=[cut]) as stand_in:
         done = run(*base, "-", "--server", stand_in.url, cwd=tmp_path)
     assert done.returncode == 3
-    assert "broke off" in done.stderr
+    assert "ended early" in done.stderr

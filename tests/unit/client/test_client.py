@@ -40,7 +40,7 @@ from musicgen_bento.errors import (
 )
 from musicgen_bento.schemas import GenerationOptions, GenerationRequest
 from tests.support.fake_server import DROP, WAV, Reply, StandIn, audio_headers, error, job
-from tests.support.wait import until
+from tests.support.wait import wait_until
 
 ROOT = Path(__file__).parents[3]
 ROAD = ["post", "get", "get", "audio", "delete"]  # of a clip that is made
@@ -281,7 +281,7 @@ def test_a_timeout_ends_the_clip_on_the_server_too() -> None:
 
 
 def test_a_server_that_falls_silent_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("musicgen_bento.client.generation.READ_SECONDS", 0.2)
+    monkeypatch.setattr("musicgen_bento.client.generation.READ_TIMEOUT_SECONDS", 0.2)
     monkeypatch.setattr("musicgen_bento.client.generation.POLL_SECONDS", 0.0)
     with StandIn(get=[Reply(200, job(), after=2.0)]) as server:
         client(server).generate("calm")
@@ -361,7 +361,7 @@ def test_a_cancelled_task_cancels_the_servers_work() -> None:
     async def main() -> None:
         async with AsyncMusicGenClient(server.url) as music:
             task = asyncio.create_task(music.generate("calm"))
-            await asyncio.to_thread(until, lambda: "get" in server.calls(), 10)
+            await asyncio.to_thread(wait_until, lambda: "get" in server.calls(), 10)
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await task
@@ -381,7 +381,7 @@ def test_a_task_that_is_cancelled_before_the_job_is_known_deletes_it_when_it_is(
 
     with StandIn(post=[Reply(202, job(), after=0.6)]) as server:
         asyncio.run(main())
-        until(lambda: server.calls() == ["post", "delete"], 10)
+        wait_until(lambda: server.calls() == ["post", "delete"], 10)
 
 
 def test_what_an_async_progress_raises_ends_the_clip() -> None:
@@ -395,7 +395,7 @@ def test_what_an_async_progress_raises_ends_the_clip() -> None:
 
     with StandIn(get=[Reply(200, job(), after=0.5)]) as server:
         asyncio.run(main())
-        until(lambda: "delete" in server.calls(), 10)
+        wait_until(lambda: "delete" in server.calls(), 10)
 
 
 # ---- the package
@@ -510,7 +510,7 @@ def test_a_stream_that_is_cut_raises_after_what_came() -> None:
     with StandIn(stream=[cut]) as server:
         stream = client(server).stream("calm", seed=3)
         pieces: list[bytes] = []
-        with pytest.raises(StreamTruncated, match=r"broke off after 0\.\d of 0\.5 s.*The seed 1 "):
+        with pytest.raises(StreamTruncated, match=r"ended early, after 0\.\d of 0\.5 s.*seed 1 "):
             pieces.extend(stream)
     assert WAV.startswith(b"".join(pieces))
     assert server.calls()[-1] == "delete"
