@@ -145,8 +145,8 @@ class Place:
         self.folder = folder
         self._model = folder / "model"
         code = (
-            "import pathlib, sys, tests.checkpoints as c; "
-            "c.write_hub_cache(pathlib.Path(sys.argv[1]), sys.argv[2], c.Recipe())"
+            "import pathlib, sys, tests.support.tiny_checkpoints as c; "
+            "c.write_hub_cache(pathlib.Path(sys.argv[1]), sys.argv[2], c.RandomModelConfig())"
         )
         command = [sys.executable, "-c", code, str(self._model / "hub"), SMALL]
         subprocess.run(command, cwd=ROOT, check=True, capture_output=True)

@@ -1,9 +1,9 @@
-"""Tokens to samples, block by block, equal to decoding the whole clip at once.
+"""Decodes tokens to samples in chunks; the result equals decoding the whole clip at once.
 
 EnCodec's decoder (SEANet: Défossez et al., "High Fidelity Neural Audio Compression", 2022, arXiv:2210.13438) is a
-chain of convolutions around a causal LSTM. The convolutions look both ways, but only a little: three frames for the
-first, 482 samples for the upsampling ones. So the first sound is there a few frames after the first tokens, every
-value is computed once, a block costs its share of the whole, and nothing is heard at the seams.
+chain of convolutions around a causal LSTM. The convolutions look both ways, but not far: three frames for the first,
+482 samples for the upsampling ones. So the first samples are available a few frames after the first tokens, each value
+is computed once, the cost of a chunk is proportional to its length, and there are no audible seams.
 """
 
 from __future__ import annotations
@@ -14,109 +14,114 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from musicgen_bento.codec.layers import (
-    StreamingLSTM,
-    StreamingSequential,
-    batch_states,
-    state_signature,
-    unbatch_states,
-)
+from musicgen_bento.codec.composite_layers import StreamingSequential, push_through
+from musicgen_bento.codec.layer_state import LayerState, SequentialState
+from musicgen_bento.codec.layers import StreamingLSTM
 from musicgen_bento.codec.torch_ops import CodecOps, TorchOps
 
 
 class CodecDecoder:
-    """A codec, ready to decode many clips side by side.
+    """A codec that decodes many streams, alone or in batches.
 
     Args:
         codec: AudioCraft's compression model in eval mode, on its device.
-        operations: that run it; by default torch's.
+        ops: the operations of the layers; torch's by default.
+
+    Attributes:
+        stereo: whether the codec decodes left and right as two batch rows.
+        decoder: the streaming layers.
 
     Raises:
-        TypeError: it is built in a way that cannot be decoded in blocks.
+        TypeError: the codec has a part that cannot decode in chunks.
     """
 
-    def __init__(self, codec: Any, operations: CodecOps | None = None) -> None:
+    def __init__(self, codec: Any, ops: CodecOps | None = None) -> None:
         self.stereo = hasattr(codec, "get_left_right_codes")
         if self.stereo and codec.per_timestep:
-            raise TypeError("no streaming form of codebooks interleaved in time")
-        self.mono = codec.model if self.stereo else codec
-        seanet = self.mono.model if hasattr(self.mono, "model") else self.mono
+            raise TypeError("Codebooks interleaved in time have no streaming form.")
+        self._mono_codec = codec.model if self.stereo else codec
+        seanet = self._mono_codec.model if hasattr(self._mono_codec, "model") else self._mono_codec
         if getattr(seanet, "renormalize", False) or getattr(getattr(seanet, "config", None), "chunk_length_s", None):
-            raise TypeError("no streaming form of a codec that scales or cuts the whole clip")
-        decoder = seanet.decoder
-        layers = decoder.model if hasattr(decoder, "model") else decoder.layers
-        operations = operations or TorchOps()
-        self.chain = StreamingSequential(layers, operations)
-        recurrent = [index for index, layer in enumerate(self.chain.layers) if isinstance(layer, StreamingLSTM)]
-        # how many of the layers several clips go through together
-        self._shared = len(self.chain.layers) if operations.batch_all_layers else max(recurrent, default=-1) + 1
+            raise TypeError("A codec that scales or splits the whole clip has no streaming form.")
+        modules = seanet.decoder.model if hasattr(seanet.decoder, "model") else seanet.decoder.layers
+        ops = ops or TorchOps()
+        self.decoder = StreamingSequential(modules, ops)
+        lstm_indices = [i for i, layer in enumerate(self.decoder.layers) if isinstance(layer, StreamingLSTM)]
+        # Layers that run for a batch of streams; the layers behind them run stream by stream (see CodecOps).
+        self._num_batched = len(self.decoder.layers) if ops.batch_all_layers else max(lstm_indices, default=-1) + 1
 
     def open_stream(self) -> CodecStream:
-        """Begin a clip."""
+        """Return a new stream."""
         return CodecStream(self)
 
     @torch.inference_mode()
     def push(self, streams: Sequence[CodecStream], codes: Sequence[Tensor]) -> list[Tensor | None]:
-        """The next frames of several clips in the same state (see `CodecStream.state`), decoded together.
+        """Decode the next frames of several streams with equal `CodecStream.state_signature`.
 
         Args:
-            streams: B of them.
-            codes: of each [K, t], as many frames of all.
+            streams: B streams. If a batch of two or more fails, they stay as they were.
+            codes: tokens of each stream [K, t], of the same number of frames.
 
         Returns:
-            The samples of each [C, n]; None while the look-ahead fills.
+            Samples of each stream [C, n]; None while the look-ahead is not filled.
         """
         batch, count = torch.stack(list(codes)), len(streams)
-        if self.stereo:  # even codebooks are left, odd ones right: two items of a batch
+        if self.stereo:  # even codebooks are left, odd ones right: two batch rows
             batch = batch.view(count, -1, 2, batch.shape[2]).transpose(1, 2).flatten(0, 1)
-        x = self.mono.decode_latent(batch).transpose(1, 2)
-        wavs = [streams[0].chain.push(x)] if count == 1 else self._together(streams, x)
-        # copies: whoever keeps one clip's samples shall not keep those of all
-        return [None if wav is None else _channels(wav).clone() for wav in wavs]
+        x = self._mono_codec.decode_latent(batch).transpose(1, 2)
+        wavs = [self.decoder.push(x, streams[0].state)] if count == 1 else self._push_batch(streams, x)
+        # copies: a view of one stream's samples would keep those of the whole batch in memory
+        return [None if wav is None else _by_channel(wav).clone() for wav in wavs]
 
-    def _together(self, streams: Sequence[CodecStream], x: Tensor) -> list[Tensor | None]:
-        """What each clip's part of x [B, n, C] adds, [C, n, 1]."""
-        heads = [stream.chain.of(stream.chain.layers[: self._shared]) for stream in streams]
-        tails = [stream.chain.of(stream.chain.layers[self._shared :]) for stream in streams]
-        head = batch_states(heads)
-        y = head.push(x)
-        parts = [None] * len(streams) if y is None else y.chunk(len(streams))
-        made = []
-        for own, tail, part in zip(unbatch_states(head, len(streams)), tails, parts, strict=True):
-            tail = batch_states([tail])  # a copy: whoever fails leaves the streams as they were
-            made.append((own.layers + tail.layers, tail.push(part) if tail.layers and part is not None else part))
-        for stream, (layers, _) in zip(streams, made, strict=True):
-            stream.chain = stream.chain.of(layers)
-        return [wav for _, wav in made]
+    def _push_batch(self, streams: Sequence[CodecStream], x: Tensor) -> list[Tensor | None]:
+        """Decode latents x [B, n, C] of two or more streams; return the samples of each, [1 or 2, n, 1]."""
+        count, split = len(streams), self._num_batched
+        batch_state = SequentialState.batch([SequentialState(stream.state.layers[:split]) for stream in streams])
+        y = push_through(self.decoder.layers[:split], x, batch_state.layers)
+        parts = [None] * count if y is None else y.chunk(count)
+        new_states: list[list[LayerState]] = []
+        wavs = []
+        for stream, state, part in zip(streams, batch_state.unbatch(count), parts, strict=True):
+            # a copy: a failure must leave the streams as they were
+            own_state = SequentialState.batch([SequentialState(stream.state.layers[split:])])
+            wavs.append(push_through(self.decoder.layers[split:], part, own_state.layers))
+            new_states.append(state.layers + own_state.layers)
+        for stream, layers in zip(streams, new_states, strict=True):
+            stream.state = SequentialState(layers)
+        return wavs
+
+    @torch.inference_mode()
+    def finish(self, stream: CodecStream) -> Tensor | None:
+        """Return a stream's last samples [C, n], which were waiting for later frames; None if there are none."""
+        wav = self.decoder.finish(stream.state)
+        return None if wav is None else _by_channel(wav)
 
 
 class CodecStream:
-    """One clip's way through the codec.
+    """The codec's side of one request: the frames so far, as the state of the streaming layers.
 
     Attributes:
-        chain: the layers, with what they keep of this clip.
+        state: what the layers keep between chunks.
     """
 
     def __init__(self, decoder: CodecDecoder) -> None:
         self._decoder = decoder
-        self.chain = decoder.chain.fork()
+        self.state = decoder.decoder.initial_state()
 
     @property
-    def state_signature(self) -> Any:
-        """Clips of one codec can be decoded together while theirs are equal: a few frames after their beginnings."""
-        return state_signature(self.chain)
+    def state_signature(self) -> tuple[Any, ...]:
+        """Equal for streams that can be decoded in one batch: those of one codec, a few frames after they begin."""
+        return self.state.signature
 
     def push(self, codes: Tensor) -> Tensor | None:
-        """The next frames, [K, t] → samples [C, n]; None while the look-ahead fills."""
+        """Decode the next frames: tokens [K, t] → samples [C, n]; None while the look-ahead is not filled."""
         return self._decoder.push([self], [codes])[0]
 
-    @torch.inference_mode()
     def finish(self) -> Tensor | None:
-        """The samples that waited for frames to come, [C, n]."""
-        wav = self.chain.finish()
-        return None if wav is None else _channels(wav)
+        """Return the last samples [C, n], which were waiting for later frames; None if there are none."""
+        return self._decoder.finish(self)
 
 
-def _channels(wav: Tensor) -> Tensor:
+def _by_channel(wav: Tensor) -> Tensor:
     """[C, n, 1] → [C, n]."""
     return wav.reshape(-1, wav.shape[1])

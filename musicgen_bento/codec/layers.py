@@ -1,357 +1,200 @@
-"""The layers of EnCodec's decoder, each able to go on where the last block ended.
+"""Streaming layers of EnCodec's decoder: outputs for the inputs so far, in chunks of any length.
 
-A layer keeps what it still needs of its past, gives what it can for the input so far, and gives the rest when the
-clip ends. Weights are shared by all clips; `fork` makes the state of one, and `joined` one layer of several clips in
-the same state but for its numbers. The layers of AudioCraft's EnCodec and of Hugging Face's are read alike. Time comes
-before channels; what is done with the numbers is `codec_operations.py`'s.
+`push` returns the outputs that the inputs so far determine, `finish` the rest at the end of the stream. A layer holds
+weights, which all streams share; what it keeps of one stream is a state (layer_state.py). The modules of AudioCraft's
+EnCodec and of Hugging Face's have the same attributes, so one class serves both. Tensors are [batch, time, channels].
+
+A convolution looks both ways: here one of kernel size 5 (span 4, so 2 positions before and 2 after), in chunks of 4.
+`p` is padding.
+
+    push 1   p  p |x0 x1 x2 x3                     → y0 y1
+                   └─ past ──┘
+    push 2        |x0 x1 x2 x3|x4 x5 x6 x7         → y2 y3 y4 y5
+                               └─ past ──┘
+    finish                    |x4 x5 x6 x7| p  p   → y6 y7
 """
 
 from __future__ import annotations
 
-import copy
 import math
-from collections.abc import Sequence
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from musicgen_bento.codec.layer_state import (
+    Conv1dState,
+    ConvTranspose1dState,
+    LayerState,
+    StackedLSTMState,
+)
+from musicgen_bento.codec.seanet_modules import unwrap_convolution, weight_and_bias
 from musicgen_bento.codec.torch_ops import CodecOps
 
 
 class StreamingLayer:
-    """A layer's weights, shared, and one clip's state.
+    """A layer that keeps nothing between chunks, and the interface of all layers."""
 
-    Attributes:
-        states: names of the attributes that are the clip's. Their tensors have the batch first.
-    """
+    def initial_state(self) -> Any:
+        """Return the state of a new stream."""
+        return LayerState()
 
-    states: tuple[str, ...] = ()
+    def push(self, x: Tensor, state: Any) -> Tensor | None:
+        """Compute the outputs that the inputs so far determine.
 
-    def reset(self) -> None:
-        """Forget the clip."""
+        Args:
+            x: the next inputs [B, n, C].
+            state: of the B streams; updated in place, but its tensors are replaced and not written to.
 
-    def fork(self) -> Self:
-        """The same layer for another clip."""
-        twin = copy.copy(self)
-        twin.reset()
-        return twin
-
-    def push(self, x: Tensor) -> Tensor | None:
-        """The outputs that the inputs so far determine, [B, n, C]; None if there is none yet."""
+        Returns:
+            [B, m, C']; None if there are no outputs yet.
+        """
         raise NotImplementedError
 
-    def finish(self) -> Tensor | None:
-        """The outputs that were held back for inputs that will not come."""
+    def finish(self, state: Any) -> Tensor | None:
+        """Compute the outputs that were waiting for later inputs; None if there are none."""
         return None
 
 
 class StreamingActivation(StreamingLayer):
-    """An activation."""
+    """An elementwise activation."""
 
-    def __init__(self, module: nn.Module, operations: CodecOps) -> None:
-        self.activate = operations.activation(module)
+    def __init__(self, module: nn.Module, ops: CodecOps) -> None:
+        self.activate = ops.activation(module)
 
-    def push(self, x: Tensor) -> Tensor:
-        """One output for each input."""
+    def push(self, x: Tensor, state: LayerState) -> Tensor:
+        """Compute one output for each input."""
         return self.activate(x, None)
 
 
 class StreamingConv1d(StreamingLayer):
-    """A convolution of stride 1, any dilation, causal or not.
+    """A convolution of stride 1, with any dilation, causal or not.
 
     Attributes:
-        activate: what is done with its inputs first, so that they are written where they are wanted.
+        activate: the activation of its inputs. It writes them behind the past, which saves a copy.
+        span: number of inputs that an output depends on, less one.
+        left_padding: positions of padding before the first input.
+        look_ahead: positions of padding after the last input; so many outputs wait for later inputs.
+        min_inputs: number of inputs before the first output. Reflection needs one more than it reflects.
     """
 
-    states = ("past", "started")
-
-    def __init__(self, module: Any, operations: CodecOps) -> None:
-        convolution = _inner(module)
-        self.module, self.mode = module, module.pad_mode
-        if self.mode not in ("constant", "reflect", "replicate") or convolution.stride[0] != 1:
-            raise TypeError(f"no streaming form of {type(module).__name__} with padding {self.mode!r}")
+    def __init__(self, module: Any, ops: CodecOps) -> None:
+        convolution = unwrap_convolution(module)
+        self.module, self.pad_mode = module, module.pad_mode
+        if self.pad_mode not in ("constant", "reflect", "replicate") or convolution.stride[0] != 1:
+            raise TypeError(f"{type(module).__name__} with padding {self.pad_mode!r} has no streaming form.")
         dilation = convolution.dilation[0]
         self.span = (convolution.kernel_size[0] - 1) * dilation
-        self.right = 0 if module.causal else self.span // 2
-        self.left = self.span - self.right
-        # inputs wanted before the first output; reflection needs one more than it reflects
-        self.need = max(self.span + 1 - self.left, self.left + 1 if self.mode == "reflect" else 0)
-        weight, bias = _plain(convolution)
-        self._convolve = operations.conv1d(weight, bias, dilation, convolution.groups)
-        self.activate = operations.activation(nn.Identity())
-        self.reset()
+        self.look_ahead = 0 if module.causal else self.span // 2
+        self.left_padding = self.span - self.look_ahead
+        self.min_inputs = max(
+            self.span + 1 - self.left_padding, self.left_padding + 1 if self.pad_mode == "reflect" else 0
+        )
+        weight, bias = weight_and_bias(convolution)
+        self._conv1d = ops.conv1d(weight, bias, dilation, convolution.groups)
+        self.activate = ops.activation(nn.Identity())
 
-    def reset(self) -> None:
-        """Forget the clip."""
-        self.past: Tensor | None = None
-        self.started = False
+    def initial_state(self) -> Conv1dState:
+        """Return the state of a new stream."""
+        return Conv1dState()
 
-    def push(self, x: Tensor) -> Tensor | None:
-        """As many outputs as inputs, but `right` fewer at first."""
-        x = self.activate(x, self.past)
+    def push(self, x: Tensor, state: Conv1dState) -> Tensor | None:
+        """Compute as many outputs as there are inputs, but `look_ahead` fewer at the beginning."""
+        x = self.activate(x, state.past)
         if not self.span:
-            return self._convolve(x)
-        if not self.started:
-            if x.shape[1] < self.need:
-                self.past = x
+            return self._conv1d(x)
+        if not state.started:
+            if x.shape[1] < self.min_inputs:
+                state.past = x
                 return None
-            x = _padded(x, self.left, 0, self.mode)
-            self.started = True
-        self.past = x[:, x.shape[1] - self.span :].clone()  # a view would keep the whole block alive
-        return self._convolve(x) if x.shape[1] > self.span else None
+            x = _pad(x, self.left_padding, 0, self.pad_mode)
+            state.started = True
+        state.past = x[:, x.shape[1] - self.span :].clone()  # a view would keep the whole chunk in memory
+        return self._conv1d(x) if x.shape[1] > self.span else None
 
-    def finish(self) -> Tensor | None:
-        """The last `right` outputs."""
-        if self.past is None:
+    def finish(self, state: Conv1dState) -> Tensor | None:
+        """Compute the last `look_ahead` outputs."""
+        if state.past is None:
             return None
-        if not self.started:  # a clip shorter than the padding: the module knows its own corner cases
-            whole: Tensor = self.module(self.past.transpose(1, 2))
-            return whole.transpose(1, 2)
-        return self._convolve(_padded(self.past, 0, self.right, self.mode)) if self.right else None
+        if not state.started:  # a clip shorter than the padding: the module handles these corner cases itself
+            y: Tensor = self.module(state.past.transpose(1, 2))
+            return y.transpose(1, 2)
+        return self._conv1d(_pad(state.past, 0, self.look_ahead, self.pad_mode)) if self.look_ahead else None
 
 
 class StreamingConvTranspose1d(StreamingLayer):
-    """A transposed convolution whose kernel is two strides: a matrix product, then overlap-add.
+    """A transposed convolution with a kernel of two strides: a matrix product, then overlap-add.
 
-    The product is spelled out, because torch's conv_transpose1d is very slow on a CPU for a few wide inputs. The bias
-    stays out of the part carried over, or it would count twice.
+    The product is explicit, because torch's conv_transpose1d is very slow on a CPU for a few wide inputs. The overlap
+    tail does not include the bias, or the bias would be added twice.
     """
 
-    states = ("tail", "skip")
-
-    def __init__(self, module: Any, operations: CodecOps) -> None:
-        convolution = _inner(module)
+    def __init__(self, module: Any, ops: CodecOps) -> None:
+        convolution = unwrap_convolution(module)
         self.stride = convolution.stride[0]
         overlap = convolution.kernel_size[0] - self.stride
         if convolution.groups != 1 or overlap != self.stride:
-            raise TypeError(f"no streaming form of {type(module).__name__} with this kernel")
-        self.right = math.ceil(overlap * module.trim_right_ratio) if module.causal else overlap // 2
-        self.left = overlap - self.right
-        weight, self.bias = _plain(convolution)  # [in, out, 2 * stride]
-        rows = weight.permute(2, 1, 0).reshape(-1, weight.shape[0], 1).contiguous()
-        self._multiply = operations.conv1d(rows, None, 1, 1)
-        self._overlap = operations.overlap_add(self.bias)
-        self.reset()
+            raise TypeError(f"{type(module).__name__} with this kernel has no streaming form.")
+        self.right_trim = math.ceil(overlap * module.trim_right_ratio) if module.causal else overlap // 2
+        self.left_trim = overlap - self.right_trim
+        weight, self.bias = weight_and_bias(convolution)  # [in, out, 2 * stride]
+        matrix = weight.permute(2, 1, 0).reshape(-1, weight.shape[0], 1).contiguous()
+        self._matmul = ops.conv1d(matrix, None, 1, 1)
+        self._overlap_add = ops.overlap_add(self.bias)
 
-    def reset(self) -> None:
-        """Forget the clip."""
-        self.tail: Tensor | None = None
-        self.skip = self.left
+    def initial_state(self) -> ConvTranspose1dState:
+        """Return the state of a new stream."""
+        return ConvTranspose1dState(samples_to_skip=self.left_trim)
 
-    def push(self, x: Tensor) -> Tensor:
-        """`stride` outputs for each input, but `left` fewer at first."""
-        products = self._multiply(x).view(*x.shape[:2], 2, self.stride, -1)
-        tail = torch.zeros_like(products[:, 0, 0]) if self.tail is None else self.tail
-        y, self.tail = self._overlap(products, tail)
-        return self._trim(y)
+    def push(self, x: Tensor, state: ConvTranspose1dState) -> Tensor:
+        """Compute `stride` outputs for each input, but `left_trim` fewer at the beginning."""
+        products = self._matmul(x).view(*x.shape[:2], 2, self.stride, -1)
+        tail = torch.zeros_like(products[:, 0, 0]) if state.overlap_tail is None else state.overlap_tail
+        y, state.overlap_tail = self._overlap_add(products, tail)
+        return _trim_left(y, state)
 
-    def finish(self) -> Tensor | None:
-        """What the last input adds past its own stride."""
-        if self.tail is None:
+    def finish(self, state: ConvTranspose1dState) -> Tensor | None:
+        """Compute what the last input adds past its own stride."""
+        if state.overlap_tail is None:
             return None
-        rest = self.tail[:, : self.stride - self.right]
-        return self._trim(rest if self.bias is None else rest + self.bias)
-
-    def _trim(self, y: Tensor) -> Tensor:
-        drop = min(self.skip, y.shape[1])
-        self.skip -= drop
-        return y[:, drop:]
+        y = state.overlap_tail[:, : self.stride - self.right_trim]
+        return _trim_left(y if self.bias is None else y + self.bias, state)
 
 
 class StreamingLSTM(StreamingLayer):
-    """The LSTM with its shortcut."""
+    """A causal LSTM of several layers, with a shortcut around it."""
 
-    states = ("state",)
-
-    def __init__(self, module: Any, operations: CodecOps) -> None:
+    def __init__(self, module: Any, ops: CodecOps) -> None:
         self.lstm, self.shortcut = module.lstm, getattr(module, "skip", True)
         if self.lstm.bidirectional or self.lstm.batch_first or self.lstm.proj_size or not self.lstm.bias:
-            raise TypeError("no streaming form of this LSTM")
+            raise TypeError("This kind of LSTM has no streaming form.")
         names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
         layers = range(self.lstm.num_layers)
-        self._layers = [operations.lstm(*(getattr(self.lstm, f"{n}_l{i}") for n in names)) for i in layers]
-        self.reset()
+        self._layers = [ops.lstm(*(getattr(self.lstm, f"{name}_l{i}") for name in names)) for i in layers]
 
-    def reset(self) -> None:
-        """Forget the clip."""
-        self.state: list[tuple[Tensor, Tensor]] | None = None
+    def initial_state(self) -> StackedLSTMState:
+        """Return the state of a new stream."""
+        return StackedLSTMState()
 
-    def push(self, x: Tensor) -> Tensor:
-        """One output for each input."""
+    def push(self, x: Tensor, state: StackedLSTMState) -> Tensor:
+        """Compute one output for each input."""
+        if not state.layers:
+            zeros = x.new_zeros(x.shape[0], self.lstm.hidden_size)
+            state.layers = [(zeros, zeros)] * self.lstm.num_layers
         y = x
-        if self.state is None:
-            zero = x.new_zeros(x.shape[0], self.lstm.hidden_size)
-            self.state = [(zero, zero)] * self.lstm.num_layers
         for index, layer in enumerate(self._layers):
-            y, self.state[index] = layer(y, self.state[index])
+            y, state.layers[index] = layer(y, state.layers[index])
         return y + x if self.shortcut else y
 
 
-class StreamingSequential(StreamingLayer):
-    """Layers one after the other."""
-
-    states = ("layers",)
-
-    def __init__(self, modules: Any, operations: CodecOps) -> None:
-        self.layers: list[StreamingLayer] = []
-        for module in modules:
-            layer = make_streaming(module, operations)
-            before = self.layers[-1] if self.layers else None
-            if isinstance(layer, StreamingConv1d) and isinstance(before, StreamingActivation):
-                layer.activate = before.activate
-                self.layers.pop()
-            self.layers.append(layer)
-
-    def fork(self) -> Self:
-        """The same layers for another clip."""
-        return self.of([layer.fork() for layer in self.layers])
-
-    def of(self, layers: list[StreamingLayer]) -> Self:
-        """A chain of these."""
-        twin = copy.copy(self)
-        twin.layers = layers
-        return twin
-
-    def push(self, x: Tensor) -> Tensor | None:
-        """As far as the layers get."""
-        return _through(self.layers, x)
-
-    def finish(self) -> Tensor | None:
-        """End each layer in turn, and push what it held back through the ones behind it."""
-        rest: Tensor | None = None
-        for layer in self.layers:
-            parts = [part for part in (_through([layer], rest), layer.finish()) if part is not None]
-            rest = torch.cat(parts, dim=1) if parts else None
-        return rest
-
-
-class StreamingResidual(StreamingLayer):
-    """shortcut(x) + block(x). The shortcut waits for the block, which looks ahead."""
-
-    states = ("block", "shortcut", "early")
-
-    def __init__(self, module: Any, operations: CodecOps) -> None:
-        self.block = StreamingSequential(module.block, operations)
-        self.shortcut = StreamingSequential(
-            [] if isinstance(module.shortcut, nn.Identity) else [module.shortcut], operations
-        )
-        self.early: Tensor | None = None
-
-    def fork(self) -> Self:
-        """The same layers for another clip."""
-        twin = copy.copy(self)
-        twin.block, twin.shortcut, twin.early = self.block.fork(), self.shortcut.fork(), None
-        return twin
-
-    def push(self, x: Tensor) -> Tensor | None:
-        """As far as the block gets."""
-        return self._add(self.shortcut.push(x), self.block.push(x))
-
-    def finish(self) -> Tensor | None:
-        """The rest of both."""
-        return self._add(self.shortcut.finish(), self.block.finish())
-
-    def _add(self, short: Tensor | None, y: Tensor | None) -> Tensor | None:
-        """To y, which is nobody else's, what waited for it; and have wait what comes too early."""
-        early = [part for part in (self.early, short) if part is not None]
-        wanted = 0 if y is None else y.shape[1]
-        begin, left = 0, []
-        for part in early:
-            some = min(wanted - begin, part.shape[1])
-            if y is not None:
-                y[:, begin : begin + some] += part[:, :some]
-            left.append(part[:, some:])
-            begin += some
-        self.early = torch.cat(left, dim=1) if left else None
-        return y
-
-
-def state_signature(state: Any) -> Any:
-    """What two layers, or states of theirs, must have in common to be joined."""
-    if isinstance(state, StreamingLayer):
-        return tuple(state_signature(getattr(state, name)) for name in state.states)
-    if isinstance(state, list | tuple):
-        return tuple(state_signature(part) for part in state)
-    return state.shape if isinstance(state, Tensor) else state
-
-
-def batch_states(states: Sequence[Any]) -> Any:
-    """One layer, or state, of all the clips that these are of, one behind the other in its batch."""
-    first = states[0]
-    if isinstance(first, StreamingLayer):
-        twin = copy.copy(first)
-        for name in first.states:
-            setattr(twin, name, batch_states([getattr(state, name) for state in states]))
-        return twin
-    if isinstance(first, list | tuple):
-        return type(first)(batch_states(parts) for parts in zip(*states, strict=True))
-    return torch.cat(list(states)) if isinstance(first, Tensor) else first
-
-
-def unbatch_states(whole: Any, clips: int) -> list[Any]:
-    """Of each clip what `joined` made one of so many."""
-    if isinstance(whole, StreamingLayer):
-        twins = [copy.copy(whole) for _ in range(clips)]
-        for name in whole.states:
-            for twin, state in zip(twins, unbatch_states(getattr(whole, name), clips), strict=True):
-                setattr(twin, name, state)
-        return twins
-    if isinstance(whole, list | tuple):
-        each = [unbatch_states(one, clips) for one in whole]
-        return [type(whole)(one[clip] for one in each) for clip in range(clips)]
-    return [one.clone() for one in whole.chunk(clips)] if isinstance(whole, Tensor) else [whole] * clips
-
-
-def _through(layers: list[StreamingLayer], x: Tensor | None) -> Tensor | None:
-    for layer in layers:
-        if x is None or x.shape[1] == 0:
-            return None
-        x = layer.push(x)
-    return x
-
-
-def make_streaming(module: Any, operations: CodecOps) -> StreamingLayer:
-    """The streaming form of a module of SEANet, by what it has: both libraries name these alike."""
-    if hasattr(module, "block") and hasattr(module, "shortcut"):
-        return StreamingResidual(module, operations)
-    if hasattr(module, "lstm"):
-        return StreamingLSTM(module, operations)
-    if hasattr(module, "trim_right_ratio"):
-        return StreamingConvTranspose1d(module, operations)
-    if hasattr(module, "pad_mode"):
-        return StreamingConv1d(module, operations)
-    if isinstance(module, nn.ELU | nn.Identity | nn.Tanh | nn.ReLU | nn.LeakyReLU):
-        return StreamingActivation(module, operations)
-    raise TypeError(f"no streaming form of {type(module).__name__}")
-
-
-def _padded(x: Tensor, left: int, right: int, mode: str) -> Tensor:
-    """[B, n, C] with positions before and after it."""
+def _pad(x: Tensor, left: int, right: int, mode: str) -> Tensor:
+    """Pad [B, n, C] along time."""
     return F.pad(x.transpose(1, 2), (left, right), mode).transpose(1, 2)
 
 
-def _inner(module: Any) -> Any:
-    """The torch convolution inside either library's wrapper."""
-    if hasattr(module, "convtr"):
-        inner, norm = module.convtr.convtr, module.convtr.norm
-    elif isinstance(module.conv, nn.Conv1d | nn.ConvTranspose1d):
-        inner, norm = module.conv, getattr(module, "norm", None)
-    else:
-        inner, norm = module.conv.conv, module.conv.norm
-    if norm is not None and not isinstance(norm, nn.Identity):
-        raise TypeError("no streaming form of a norm over time")
-    return inner
-
-
-@torch.no_grad()
-def _plain(convolution: Any) -> tuple[Tensor, Tensor | None]:
-    """Weight and bias with the weight norm worked out once; both libraries rebuild the weight in each call."""
-    weight: Tensor
-    if hasattr(convolution, "weight_g"):
-        hooks = convolution._forward_pre_hooks.values()
-        weight = torch._weight_norm(convolution.weight_v, convolution.weight_g, next(h.dim for h in hooks))
-    else:
-        weight = convolution.weight
-    return weight.detach(), None if convolution.bias is None else convolution.bias.detach()
+def _trim_left(y: Tensor, state: ConvTranspose1dState) -> Tensor:
+    """Drop the outputs that the state says are still to be skipped."""
+    count = min(state.samples_to_skip, y.shape[1])
+    state.samples_to_skip -= count
+    return y[:, count:]

@@ -12,9 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from musicgen_bento.codec.torch_ops import ActivationFn, CodecOps, Conv1dFn, LSTMFn, LSTMState, OverlapAddFn, TorchOps
-from musicgen_bento.lm.seats import round_up
 from musicgen_bento.native import bindings
-from musicgen_bento.native.bindings import LANES
+from musicgen_bento.native.bindings import LANES, round_up
 from musicgen_bento.native.mmap_tensor import MmapTensor
 
 _INT16_MAX_LEVEL = 2**15 - 1  # quantized weights lie in [-level, level]
@@ -51,7 +50,7 @@ class NativeOps(TorchOps):
             x = x.contiguous()
             batch, positions = x.shape[:2]
             y = torch.empty(batch, positions - span, outputs)
-            self._library.codec_convolve(
+            self._library.codec_conv1d(
                 threads.handle, ctypes.byref(packed.convolution), x.data_ptr(), batch, positions, y.data_ptr()
             )
             return y
@@ -86,7 +85,7 @@ class NativeOps(TorchOps):
             batch, positions, _, stride, channels = products.shape
             added = torch.zeros(channels) if kernel_bias is None else kernel_bias
             next_tail, y = tail.clone(), torch.empty(batch, positions * stride, channels)
-            self._library.codec_overlap(
+            self._library.codec_overlap_add(
                 threads.handle,
                 products.data_ptr(),
                 added.data_ptr(),
@@ -113,7 +112,7 @@ class NativeOps(TorchOps):
             y, gates = torch.empty_like(x), torch.empty(batch, positions, 4 * units)
             # The kernel alternates between two hidden states; the result is in the first.
             hidden, cell = torch.stack([state[0], state[0]]), state[1].clone()
-            self._library.codec_recur(
+            self._library.codec_lstm(
                 threads.handle,
                 ctypes.byref(packed.recurrence),
                 x.data_ptr(),
@@ -141,8 +140,8 @@ class _PackedConv1d:
         self.weight, self._bias = self._mapping.tensor, torch.zeros(round_up(outputs, LANES))
         if bias is not None:
             self._bias[:outputs] = bias
-        bindings.library().codec_pack(weight.data_ptr(), outputs, inputs, taps, self.weight.data_ptr())
-        self.convolution = bindings.Convolution(
+        bindings.library().codec_pack_conv1d(weight.data_ptr(), outputs, inputs, taps, self.weight.data_ptr())
+        self.convolution = bindings.PackedConv1d(
             self.weight.data_ptr(), self._bias.data_ptr(), inputs, outputs, taps, dilation
         )
 
@@ -171,6 +170,6 @@ class _PackedLSTM:
         self._weight = MmapTensor(*levels.shape, dtype=torch.int16, huge=True)
         self._weight.tensor.copy_(levels)
         self._scales = scales[order]
-        self.recurrence = bindings.Recurrence(
+        self.recurrence = bindings.PackedLstm(
             self._weight.tensor.data_ptr(), self._scales.data_ptr(), self._input.convolution
         )

@@ -1,4 +1,4 @@
-"""Writes random checkpoints in AudioCraft's released format, tiny by default, for the real loader to load."""
+"""Writes random checkpoints in AudioCraft's released format, tiny by default; the production loader reads them."""
 
 from __future__ import annotations
 
@@ -25,8 +25,15 @@ PROMPTS = [
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """What kind of MusicGen to write. The defaults make one of a few hundred kilobytes."""
+class RandomModelConfig:
+    """Sizes and kind of a random MusicGen. The defaults give files of a few hundred kilobytes.
+
+    Attributes:
+        window: seconds that the model reads in one sequence.
+        prepend: whether the text goes before the audio tokens instead of through cross-attention.
+        half: whether the language model's file is in float16.
+        half_codec: whether the codec's file is in float16.
+    """
 
     dim: int = 64
     heads: int = 4
@@ -46,8 +53,8 @@ class Recipe:
     seed: int = 0
 
 
-# As large as facebook/musicgen-small, with EnCodec and T5 at their released sizes: 2 GB.
-SMALL = Recipe(
+# The sizes of facebook/musicgen-small, with EnCodec and T5 at their released sizes: 2 GB.
+SMALL = RandomModelConfig(
     dim=1024,
     heads=16,
     layers=24,
@@ -61,22 +68,22 @@ SMALL = Recipe(
 )
 
 
-def write(folder: Path, recipe: Recipe = Recipe()) -> Path:
+def write_checkpoint(folder: Path, model: RandomModelConfig = RandomModelConfig()) -> Path:
     """Write `state_dict.bin`, `compression_state_dict.bin` and `t5/` into a folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    torch.manual_seed(recipe.seed)
-    write_t5(folder / "t5", recipe)
+    torch.manual_seed(model.seed)
+    write_t5(folder / "t5", model)
     T5Conditioner.MODELS.append(str(folder / "t5"))
-    T5Conditioner.MODELS_DIMS[str(folder / "t5")] = recipe.text_dim
-    config = configuration(recipe, str(folder / "t5"))
+    T5Conditioner.MODELS_DIMS[str(folder / "t5")] = model.text_dim
+    config = audiocraft_config(model, str(folder / "t5"))
     lm, codec = builders.get_lm_model(config), build_codec(config)
-    released.pack(lm.state_dict(), config, folder / "state_dict.bin", half=recipe.half)
-    released.pack(codec.state_dict(), config, folder / "compression_state_dict.bin", half=recipe.half_codec)
+    released.pack(lm.state_dict(), config, folder / "state_dict.bin", half=model.half)
+    released.pack(codec.state_dict(), config, folder / "compression_state_dict.bin", half=model.half_codec)
     return folder
 
 
 def build_codec(config: Any) -> Any:
-    """A random codec, as if k-means had run: codebooks start at zero unless it has."""
+    """Build a random codec with random codebooks; AudioCraft's are zeros until k-means initializes them."""
     codec = builders.get_compression_model(config)
     for module in codec.modules():
         if hasattr(module, "embed") and hasattr(module, "inited"):
@@ -85,48 +92,53 @@ def build_codec(config: Any) -> Any:
     return codec
 
 
-def write_hub_cache(cache: Path, repo: str, recipe: Recipe) -> None:
-    """Write a model into a hub cache under its name there, and T5 as t5-base."""
-    folder = write(snapshot(cache, repo), recipe)
-    shutil.move(folder / "t5", snapshot(cache, "t5-base"))
+def write_hub_cache(cache: Path, repo: str, model: RandomModelConfig) -> None:
+    """Write a model into a hub cache under the name of a repository, and its T5 as t5-base."""
+    folder = write_checkpoint(snapshot_folder(cache, repo), model)
+    move_t5_to_hub(folder, snapshot_folder(cache, "t5-base"))
+
+
+def move_t5_to_hub(folder: Path, t5_folder: Path) -> None:
+    """Move a checkpoint's `t5` folder to where the hub's t5-base lies, and name t5-base in the checkpoint."""
+    shutil.move(folder / "t5", t5_folder)
     package = torch.load(folder / "state_dict.bin", weights_only=True)
     package["xp.cfg"] = package["xp.cfg"].replace(str(folder / "t5"), "t5-base")
     torch.save(package, folder / "state_dict.bin")
 
 
-def snapshot(cache: Path, repo: str) -> Path:
-    """Where the hub's client looks for a repository's files."""
-    home = cache / f"models--{repo.replace('/', '--')}"
-    (home / "refs").mkdir(parents=True)
-    (home / "refs" / "main").write_text("0123456789abcdef")
-    (home / "snapshots").mkdir()
-    return home / "snapshots" / "0123456789abcdef"
+def snapshot_folder(cache: Path, repo: str) -> Path:
+    """Create a repository in a hub cache; return the folder in which the hub's client looks for its files."""
+    repo_folder = cache / f"models--{repo.replace('/', '--')}"
+    (repo_folder / "refs").mkdir(parents=True)
+    (repo_folder / "refs" / "main").write_text("0123456789abcdef")
+    (repo_folder / "snapshots").mkdir()
+    return repo_folder / "snapshots" / "0123456789abcdef"
 
 
-def write_t5(folder: Path, recipe: Recipe) -> None:
-    """A small T5 encoder with a tokenizer trained on a few lines."""
+def write_t5(folder: Path, model: RandomModelConfig) -> None:
+    """Write a small T5 encoder with a tokenizer trained on a few lines."""
     folder.mkdir(parents=True, exist_ok=True)
     text.unigram(PROMPTS * 20, 100).save_pretrained(folder)
     config = T5Config(
-        vocab_size=recipe.text_vocab,
-        d_model=recipe.text_dim,
-        d_kv=recipe.text_dim // recipe.text_heads,
-        d_ff=recipe.text_hidden,
-        num_layers=recipe.text_layers,
-        num_heads=recipe.text_heads,
+        vocab_size=model.text_vocab,
+        d_model=model.text_dim,
+        d_kv=model.text_dim // model.text_heads,
+        d_ff=model.text_hidden,
+        num_layers=model.text_layers,
+        num_heads=model.text_heads,
     )
     T5EncoderModel(config).save_pretrained(folder)
 
 
-def configuration(recipe: Recipe, t5: str) -> Any:
-    """The released text-to-music values: training's, where it has no others of its own."""
+def audiocraft_config(model: RandomModelConfig, t5: str) -> Any:
+    """Return AudioCraft's configuration of the released text-to-music models; other values come from training's."""
     plan = Plan(
-        dim=recipe.dim,
-        heads=recipe.heads,
-        layers=recipe.layers,
-        filters=recipe.filters,
-        latent=recipe.latent,
-        lm_seconds=recipe.window,
+        dim=model.dim,
+        heads=model.heads,
+        layers=model.layers,
+        filters=model.filters,
+        latent=model.latent,
+        lm_seconds=model.window,
     )
     stereo = {
         "channels": 2,
@@ -143,11 +155,11 @@ def configuration(recipe: Recipe, t5: str) -> Any:
             "seanet": {"encoder": {"lstm": 2}},
             "rvq": {"bins": 2048, "decay": 0.99, "threshold_ema_dead_code": 2},
         },
-        stereo if recipe.stereo else {},
-        {"fuser": {"prepend": ["description"], "cross": []}} if recipe.prepend else {},
+        stereo if model.stereo else {},
+        {"fuser": {"prepend": ["description"], "cross": []}} if model.prepend else {},
     )
 
 
 if __name__ == "__main__":
-    # the built-in model, until one is trained
-    write(Path(sys.argv[1]), Recipe(latent=32, half=True, half_codec=True, seed=1))
+    # writes a random model with the file format of the built-in one
+    write_checkpoint(Path(sys.argv[1]), RandomModelConfig(latent=32, half=True, half_codec=True, seed=1))
