@@ -1,1 +1,1 @@
-"""Measurements. Each is a command; none is a test."""
+"""Benchmarks: commands that measure this service and its baselines. None of them is a test."""

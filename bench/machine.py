@@ -1,4 +1,4 @@
-"""The machine that a run was on, and the code that ran; nothing that tells whose it is."""
+"""Description of the machine and of the code version of a run, without anything that identifies the owner."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ import psutil
 import torch
 
 ROOT = Path(__file__).parent.parent
-# What decides how fast small whole numbers and bfloat16 are multiplied.
+# CPU features that decide the speed of int8 and bfloat16 products.
 FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "amx_bf16", "asimddp", "i8mm", "bf16")
 PACKAGES = ("torch", "transformers", "audiocraft", "bentoml")
-BUSY = 0.3  # of a core
+BUSY_LOAD_PER_CORE = 0.3  # load average above which a machine counts as busy
 
 
 def device() -> torch.device:
-    """Where everything runs."""
+    """Return the device that all backends use."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def describe() -> dict[str, Any]:
-    """What a result has to be read with."""
-    about = _cpuinfo()
-    flags = set((about.get("flags") or about.get("Features") or "").split())
+    """Return the facts about machine and code that a reader of the results needs."""
+    cpu = _cpuinfo()
+    flags = set((cpu.get("flags") or cpu.get("Features") or "").split())
     return {
-        "processor": about.get("model name") or platform.processor() or platform.machine(),
+        "processor": cpu.get("model name") or platform.processor() or platform.machine(),
         "cores": len(os.sched_getaffinity(0)),
         "threads": torch.get_num_threads(),
         "flags": [flag for flag in FLAGS if flag in flags],
@@ -43,19 +43,19 @@ def describe() -> dict[str, Any]:
 
 
 def commit() -> str | None:
-    """What is checked out, with `+` where files differ from it."""
+    """Return the checked-out commit, with `+` if tracked files differ from it."""
     head = _git("rev-parse", "--short=12", "HEAD")
     return head and head + ("+" if _git("status", "--porcelain", "--untracked-files=no") else "")
 
 
 def peak_gb(process: int | str = "self") -> float:
-    """Most memory that a process has had, what it maps of files included."""
+    """Return the peak resident memory of a process in GB, mapped files included."""
     status = Path(f"/proc/{process}/status").read_text(encoding="utf-8")
     return int(status.split("VmHWM:")[1].split()[0]) * 1024 / 1e9
 
 
-def _git(*words: str) -> str | None:
-    command = ["git", *words]
+def _git(*arguments: str) -> str | None:
+    command = ["git", *arguments]
     try:
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=60)
     except (OSError, subprocess.TimeoutExpired):
@@ -64,7 +64,7 @@ def _git(*words: str) -> str | None:
 
 
 def _cpuinfo() -> dict[str, str]:
-    """The first processor's, where the system tells."""
+    """Return the fields of the first processor in /proc/cpuinfo, or nothing if there is no such file."""
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8").split("\n\n")[0]
     except OSError:

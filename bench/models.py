@@ -1,10 +1,10 @@
-"""What is measured: a model of a released size with random weights, made on the spot, or one of the catalogue.
+"""Models to measure: random weights in a released size, or a model of the catalog.
 
-Its files are the released format's, in a hub cache of its own, so that service and peers read them as they would read
-Meta's: `state_dict.bin` in float16, `compression_state_dict.bin`, and a T5 of t5-base's size (110 M numbers, float32)
-whose tokenizer is trained on three lines. Speed and memory depend on none of the values.
+A random model has AudioCraft's file format in a hub cache of its own, so the service and the baselines read it like
+Meta's: `state_dict.bin` in float16, `compression_state_dict.bin`, and a T5 of t5-base's size (110 M parameters,
+float32) whose tokenizer is trained on three lines. Speed and memory do not depend on the values of the weights.
 
-`python -m bench.models SIZE FOLDER` writes one; in a process of its own, which takes its memory along when it ends.
+`python -m bench.models SIZE FOLDER` writes a random model. It runs as a process, so that its memory is freed.
 """
 
 from __future__ import annotations
@@ -27,32 +27,32 @@ from musicgen_bento.checkpoint.source import Source
 from musicgen_bento.lm.weights import LMShape
 
 if TYPE_CHECKING:
-    from tests.support.tiny_checkpoints import Recipe
+    from tests.support.tiny_checkpoints import RandomModelConfig
 
-SIZES = ("tiny", "small", "medium", "large")  # tiny is for trying the bench
-WRITING = 1800  # seconds, at most
+SIZES = ("tiny", "small", "medium", "large")  # tiny is for tests of the benchmark
+WRITE_TIMEOUT_SECONDS = 1800
 
 
-def recipe(size: str) -> Recipe:
-    """What a model of a size is made of."""
-    from tests.support.tiny_checkpoints import SMALL, Recipe
+def recipe(size: str) -> RandomModelConfig:
+    """Return the sizes of a random model."""
+    from tests.support.tiny_checkpoints import SMALL, RandomModelConfig
 
     released = {
         "small": SMALL,
         "medium": replace(SMALL, dim=1536, heads=24, layers=48),
         "large": replace(SMALL, dim=2048, heads=32, layers=48),
     }
-    return released.get(size) or Recipe(half=True)
+    return released.get(size) or RandomModelConfig(half=True)
 
 
 @dataclass(frozen=True)
 class Model:
-    """One that all contestants can load.
+    """A model that all backends can load.
 
     Attributes:
         id: its name in a request.
-        size: what it is called in the tables.
-        environment: what a process needs to find its files.
+        size: its name in the tables.
+        environment: variables with which a process finds its files.
     """
 
     id: str
@@ -61,52 +61,52 @@ class Model:
 
     @cached_property
     def source(self) -> Source:
-        """Where its files are, for a process that has `environment`."""
+        """The model's files, for a process with `environment`."""
         return resolve_model(self.id, any_model=True)
 
     @cached_property
     def shape(self) -> LMShape:
-        """Of its language model."""
+        """Sizes of the language model."""
         return read_shape(self.source, released_config(self.source)[0])
 
     @cached_property
-    def numbers(self) -> int:
-        """Of its language model."""
+    def num_params(self) -> int:
+        """Number of parameters of the language model."""
         return sum(tensor.numel() for tensor in released_config(self.source)[1].values())
 
 
 def released_config(source: Source) -> tuple[Any, dict[str, torch.Tensor]]:
-    """What `state_dict.bin` holds: the configuration, and the tensors, mapped and not read."""
+    """Open `state_dict.bin`: the configuration, and the tensors, memory-mapped."""
     from omegaconf import OmegaConf
 
-    package = torch.load(source.file("state_dict.bin"), map_location="cpu", weights_only=True, mmap=True)
+    package = torch.load(source.fetch_file("state_dict.bin"), map_location="cpu", weights_only=True, mmap=True)
     return OmegaConf.create(package["xp.cfg"]), package["best_state"]
 
 
 def random_model(size: str, folder: Path) -> Model:
-    """Write a model of a size, and lead this process and those that it starts to its files.
+    """Write a random model and set the environment variables with which this process and its children find it.
 
     Raises:
-        OSError: it cannot be made.
+        OSError: the model cannot be written.
     """
     command = [sys.executable, "-W", "ignore", "-m", "bench.models", size, str(folder)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=WRITING)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=WRITE_TIMEOUT_SECONDS)
     if done.returncode:
-        raise OSError(f"the model could not be made:\n{done.stderr}")
+        raise OSError(f"the model could not be written:\n{done.stderr}")
     environment = {"AUDIOCRAFT_CACHE_DIR": str(folder), "HF_HUB_OFFLINE": "1"}
     os.environ.update(environment)
     return Model(f"random/musicgen-{size}", size, environment)
 
 
 def known_model(name: str) -> Model:
-    """A model of the catalogue, whose files are in the package or in the hub's cache."""
+    """Return a model of the catalog whose files are in the package or in the hub cache."""
     os.environ["HF_HUB_OFFLINE"] = "1"
     source = resolve_model(name)
     return Model(source.name, source.name, {"HF_HUB_OFFLINE": "1"})
 
 
 def empty_lm(config: Any) -> Any:
-    """AudioCraft's language model without its text encoder, built by AudioCraft, on the meta device."""
+    """Build AudioCraft's language model on the meta device, without its text encoder."""
     from audiocraft.models import builders
     from omegaconf import OmegaConf
 
@@ -118,31 +118,31 @@ def empty_lm(config: Any) -> Any:
 
 def write(size: str, cache: Path) -> None:
     """Write a random model of a size into a hub cache."""
-    from tests.support.tiny_checkpoints import build_codec, configuration, snapshot, write_t5
+    from tests.support.tiny_checkpoints import build_codec, audiocraft_config, snapshot_folder, write_t5
     from training.released import pack
 
-    made = recipe(size)
-    torch.manual_seed(made.seed)
-    write_t5(snapshot(cache, "t5-base"), made)
-    folder = snapshot(cache, f"random/musicgen-{size}")
+    sizes = recipe(size)
+    torch.manual_seed(sizes.seed)
+    write_t5(snapshot_folder(cache, "t5-base"), sizes)
+    folder = snapshot_folder(cache, f"random/musicgen-{size}")
     folder.mkdir()
-    config = configuration(made, "t5-base")
+    config = audiocraft_config(sizes, "t5-base")
     pack(build_codec(config).state_dict(), config, folder / "compression_state_dict.bin", half=False)
-    pack(_random_lm(config, made), config, folder / "state_dict.bin")
+    pack(_random_lm(config, sizes), config, folder / "state_dict.bin")
 
 
-def _random_lm(config: Any, made: Recipe) -> dict[str, torch.Tensor]:
-    """The language model's tensors by name, such that activations stay near 1."""
-    sizes = {name: tensor.shape for name, tensor in empty_lm(config).state_dict().items()}
+def _random_lm(config: Any, recipe: RandomModelConfig) -> dict[str, torch.Tensor]:
+    """Return random tensors of the language model by name, scaled so that activations stay near 1."""
+    shapes = {name: tensor.shape for name, tensor in empty_lm(config).state_dict().items()}
     projection = "condition_provider.conditioners.description.output_proj"
-    sizes[f"{projection}.weight"] = torch.Size((made.dim, made.text_dim))
-    sizes[f"{projection}.bias"] = torch.Size((made.dim,))
+    shapes[f"{projection}.weight"] = torch.Size((recipe.dim, recipe.text_dim))
+    shapes[f"{projection}.bias"] = torch.Size((recipe.dim,))
     state = {}
-    for name, size in sizes.items():
-        if len(size) == 1:
-            state[name] = torch.full(size, float("norm" in name and name.endswith("weight")), dtype=torch.float16)
+    for name, shape in shapes.items():
+        if len(shape) == 1:
+            state[name] = torch.full(shape, float("norm" in name and name.endswith("weight")), dtype=torch.float16)
         else:
-            state[name] = torch.empty(size).normal_(std=size[-1] ** -0.5).half()
+            state[name] = torch.empty(shape).normal_(std=shape[-1] ** -0.5).half()
     return state
 
 

@@ -1,4 +1,4 @@
-"""A run in words: tables in Markdown, JSON, plots, and the results in docs/performance.md."""
+"""Reports of a run: Markdown tables, JSON, plots, and the published results in docs/performance/results.md."""
 
 from __future__ import annotations
 
@@ -9,155 +9,150 @@ from typing import Any
 
 import torch
 
-from bench import bars, plots
-from bench.limit import markdown, milliseconds
+from bench import plots
+from bench.backends import engine_precision
 from bench.machine import ROOT
+from bench.measurements import POSITIONS, Case, clip_seconds_by_round, median_or_none, step_ms
 from bench.models import SIZES, Model
-from bench.results import Result, Served, figure
-from bench.rounds import POSITIONS, Cell, clips, middle, step_ms
+from bench.results import Result, ServiceResult
+from bench.roofline import roofline_ms
+from bench.tables import format_figure, markdown_table
+from bench.targets import targets_table
 from musicgen_bento.precision import supported_precisions
 
-PAGE = ROOT / "docs" / "performance.md"
-PICTURES = ROOT / "docs" / "performance"
+PAGE = ROOT / "docs" / "performance" / "results.md"
 MARKS = {kind: (f"<!-- results: {kind} -->", f"<!-- end of results: {kind} -->") for kind in ("cpu", "gpu")}
 
 
-def told(result: Result, model: Model) -> str:
-    """All of a run."""
-    parts = [f"### {result.size}", _machine(result), _bars(result), *_steps(result, model)]
-    parts += [*_served(result), _demo(result), *_crowds(result), *_profile(result)]
+def full_report(result: Result, model: Model) -> str:
+    """Return all tables of a run as Markdown."""
+    targets = targets_table(result.machine["gpu"] is not None, result.size, result.figures())
+    parts = [f"### {result.size}", _machine(result), targets, *_steps(result, model)]
+    parts += [*_services(result), _demo(result), *_load_tests(result), *_profile(result)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def _machine(result: Result) -> str:
-    about = result.machine
-    versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
+    machine = result.machine
+    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
     lines = [
-        f"{about['gpu'] or about['processor']}, {about['cores']} cores, {about['threads']} threads, "
-        f"{about['memory_gb']:g} GB of memory; {', '.join(about['flags']) or 'no flags known'}.",
-        f"{versions}; commit {about['commit'] or 'unknown'}.",
-        f"Load before: {about['load_before']:g}. {'The short form' if result.quick else 'The whole'} "
-        f"{f'took {result.took_s / 60:.1f} minutes' if result.took_s else 'was ended early'}; "
-        f"default precision {result.default}; the long clip is {result.seconds:g} s.",
+        f"{machine['gpu'] or machine['processor']}, {machine['cores']} cores, {machine['threads']} threads, "
+        f"{machine['memory_gb']:g} GB of memory; {', '.join(machine['flags']) or 'CPU flags unknown'}.",
+        f"{versions}; commit {machine['commit'] or 'unknown'}.",
+        f"Load before the run: {machine['load_before']:g}. {'The quick run' if result.quick else 'The full run'} "
+        f"{f'took {result.run_seconds / 60:.1f} minutes' if result.run_seconds else 'was interrupted'}; "
+        f"default precision {result.default_precision}; length of the long clip {result.seconds:g} s.",
     ]
-    if result.bandwidth:
-        lines.append(f"Memory gives {result.bandwidth / 1e9:.1f} GB/s.")
+    if result.memory_bandwidth:
+        lines.append(f"Memory bandwidth: {result.memory_bandwidth / 1e9:.1f} GB/s.")
     return "\n".join(lines)
 
 
-def _bars(result: Result) -> str:
-    return bars.table(result.machine["gpu"] is not None, result.size, result.figures())
-
-
 def _steps(result: Result, model: Model) -> list[str]:
-    """Milliseconds a step, and what follows from them."""
-    names = list(dict.fromkeys(visit.contestant for visit in result.visits))
-    if not names:
+    """Return the step times, their failures, and the share of the roofline."""
+    measurements = result.measurements
+    backends = list(dict.fromkeys(each.backend for each in measurements))
+    if not backends:
         return []
-    batches = sorted({visit.cell.batch for visit in result.visits})
-    cells = [Cell(batch, position) for batch in batches for position in POSITIONS]
+    batches = sorted({each.case.batch for each in measurements})
+    cases = [Case(batch, position) for batch in batches for position in POSITIONS]
+    case_headings = [f"{case.batch}@{case.position}" for case in cases]
     rows = []
-    for name in names:
-        long = middle(list(clips(result.visits, name, result.seconds).values()))
-        rows.append(
-            [
-                name,
-                *(figure(step_ms(result.visits, name, cell)) for cell in cells),
-                figure(long),
-                figure(result.peak_gb.get(name)),
-                figure(result.load_s.get(name)),
-            ]
-        )
-    ours = [name for name in names if name.startswith("ours ")]
-    heads = ["ms a step", *(f"{cell.batch}@{cell.position}" for cell in cells)]
-    heads += [f"{result.seconds:g} s of steps, s", "peak, GB", "load, s"]
-    missing = {(visit.contestant, visit.cell): visit.note for visit in result.visits if visit.note}
-    notes = [f"- {name}, {cell.batch}@{cell.position}: {note}" for (name, cell), note in missing.items()]
-    said = (
-        "Batch@position; two rows a clip, medians of the rounds. The steps of a clip are the forward pass alone, "
-        "positions in between by straight lines. Peak and load are of the language model alone with its libraries, the "
-        "peak at one clip."
+    for backend in backends:
+        clip = median_or_none(list(clip_seconds_by_round(measurements, backend, result.seconds).values()))
+        figures = [step_ms(measurements, backend, case) for case in cases]
+        figures += [clip, result.peak_gb.get(backend), result.load_seconds.get(backend)]
+        rows.append([backend, *map(format_figure, figures)])
+    headings = ["ms per step", *case_headings, f"steps of {result.seconds:g} s, s", "peak, GB", "load, s"]
+    failures = {(each.backend, each.case): each.note for each in measurements if each.note}
+    notes = [f"- {backend}, {case.batch}@{case.position}: {note}" for (backend, case), note in failures.items()]
+    explanation = (
+        "Columns are batch@position, with two rows for each clip; figures are medians over the rounds. The steps of a "
+        "clip are forward passes alone, interpolated between the positions. Load and peak memory are of the language "
+        "model with its libraries, the peak at batch 1."
     )
-    return [said, markdown(heads, rows), "\n".join(notes), _shares(result, model, ours, cells)]
+    own = [backend for backend in backends if engine_precision(backend) is not None]
+    shares = _roofline_shares(result, model, own, cases, case_headings)
+    return [explanation, markdown_table(headings, rows), "\n".join(notes), shares]
 
 
-def _shares(result: Result, model: Model, names: Sequence[str], cells: Sequence[Cell]) -> str:
-    """How near ours are to the limit."""
-    if not result.bandwidth:
+def _roofline_shares(
+    result: Result, model: Model, backends: Sequence[str], cases: Sequence[Case], case_headings: Sequence[str]
+) -> str:
+    """Return the least time of a step over the measured one, for this project's backends."""
+    if not result.memory_bandwidth:
         return ""
+    precisions = supported_precisions(torch.device("cuda" if result.machine["gpu"] else "cpu"))
     rows = []
-    for name in names:
-        precision = supported_precisions(_device(result))[name.removeprefix("ours ")]
-        row = [name]
-        for cell in cells:
-            ms = step_ms(result.visits, name, cell)
-            least = milliseconds(model.shape, precision, cell.position, cell.batch, result.bandwidth)
-            row.append(f"{least / ms:.0%}" if ms else "")
+    for backend in backends:
+        precision = precisions[engine_precision(backend) or ""]
+        row = [backend]
+        for case in cases:
+            measured = step_ms(result.measurements, backend, case)
+            least = roofline_ms(model.shape, precision, case.position, case.batch, result.memory_bandwidth)
+            row.append(f"{least / measured:.0%}" if measured else "")
         rows.append(row)
-    heads = ["of the limit of memory", *(f"{cell.batch}@{cell.position}" for cell in cells)]
-    return markdown(heads, rows)
+    return markdown_table(["share of the memory roofline", *case_headings], rows)
 
 
-def _device(result: Result) -> torch.device:
-    return torch.device("cuda" if result.machine["gpu"] else "cpu")
+def _services(result: Result) -> list[str]:
+    seconds = f"{result.seconds:g} s, s"
+    headings = ["service", seconds, "real-time factor", "first audio, s", "load, s", "peak, GB", "note"]
+    rows = [_service_row(service, result) for service in result.services]
+    return ["Over HTTP, one client; peak memory is the runner's.", markdown_table(headings, rows)]
 
 
-def _served(result: Result) -> list[str]:
-    heads = ["service", f"{result.seconds:g} s, s", "x real time", "first audio, s", "load, s", "peak, GB", "note"]
-    rows = [_row(served, result) for served in result.served]
-    return ["Over HTTP, one clip at a time; the peak is the runner's.", markdown(heads, rows)]
-
-
-def _row(served: Served, result: Result) -> list[str]:
-    alone = middle(list(served.clips.values()))
+def _service_row(service: ServiceResult, result: Result) -> list[str]:
+    latency = median_or_none(list(service.clip_latency.values()))
     return [
-        served.precision + (" (default)" if served.precision == result.default else ""),
-        figure(alone),
-        figure(result.seconds / alone if alone else None),
-        figure(middle(list(served.first_audio))),
-        figure(served.load_s),
-        figure(served.peak_gb),
-        served.note or served.runner,
+        service.precision + (" (default)" if service.precision == result.default_precision else ""),
+        format_figure(latency),
+        format_figure(result.seconds / latency if latency else None),
+        format_figure(median_or_none(list(service.first_audio))),
+        format_figure(service.load_seconds),
+        format_figure(service.peak_gb),
+        service.note or service.runner_log,
     ]
 
 
 def _demo(result: Result) -> str:
-    took, seconds = middle(list(result.demo.values())), result.demo_seconds
-    return f"`demo`: {seconds:g} s in {took:.2f} s, {seconds / took:.1f} times real time." if took else ""
+    latency, seconds = median_or_none(list(result.demo_latency.values())), result.demo_seconds
+    return f"`demo`: {seconds:g} s in {latency:.2f} s, real-time factor {seconds / latency:.1f}." if latency else ""
 
 
-def _crowds(result: Result) -> list[str]:
-    served = result.of(result.default)
-    if not served.crowds:
+def _load_tests(result: Result) -> list[str]:
+    service = result.service(result.default_precision)
+    if not service.load_tests:
         return []
-    heads = ["clients", "audio s/s", "slowest over mean", "mean first audio, s", "clips", "audio, s"]
+    headings = ["clients", "audio s/s", "slowest over mean", "mean first audio, s", "clips", "audio, s"]
     rows = [
         [
-            str(crowd.clients),
-            figure(crowd.audio_s_per_s),
-            figure(crowd.slowest_over_mean),
-            figure(crowd.first_audio_s),
-            str(len(crowd.clips)),
-            f"{sum(clip.duration for clip in crowd.clips):g}",
+            str(test.clients),
+            format_figure(test.audio_seconds_per_second),
+            format_figure(test.slowest_over_mean),
+            format_figure(test.mean_first_audio),
+            str(len(test.clips)),
+            f"{sum(clip.duration for clip in test.clips):g}",
         ]
-        for crowd in served.crowds
+        for test in service.load_tests
     ]
-    peak = f"Peak of the runner after them: {figure(served.peak_gb_clients)} GB."
-    return [f"Clients of mixed durations by `/stream`, {result.default}.", markdown(heads, rows), peak]
+    peak = f"Peak memory of the runner after the load tests: {format_figure(service.peak_gb_after_load_tests)} GB."
+    title = f"Load tests with clips of mixed durations by `/stream`, {result.default_precision}."
+    return [title, markdown_table(headings, rows), peak]
 
 
 def _profile(result: Result) -> list[str]:
-    found = result.profile
-    if not found:
+    profile = result.profile
+    if not profile:
         return []
-    rows = [[name, f"{ms:.3f}"] for name, ms in found["parts"].items()]
-    inside = [[f"`{each['name']}`", f"{each['calls']:g}", f"{each['ms']:.3f}"] for each in found["operators"]]
+    parts = [[name, f"{ms:.3f}"] for name, ms in profile["parts"].items()]
+    operators = [[f"`{each['name']}`", f"{each['calls']:g}", f"{each['ms']:.3f}"] for each in profile["operators"]]
     return [
-        f"One step of one clip at position {found['position']}, {found['precision']}: 20 ms of music.",
-        markdown(["part", "ms"], rows),
-        f"Inside the language model, {found['calls']:.0f} calls a step: as the kernel counts, or by torch's profiler, "
-        "which makes each a little longer.",
-        markdown(["operator", "calls a step", "own ms a step"], inside),
+        f"One step of one clip at position {profile['position']}, {profile['precision']}: 20 ms of audio.",
+        markdown_table(["part", "ms"], parts),
+        f"Inside the language model, {profile['calls']:.0f} calls a step, timed by the kernel's counters or by torch's "
+        "profiler. The profiler makes each call a little longer.",
+        markdown_table(["operator", "calls per step", "own ms per step"], operators),
     ]
 
 
@@ -165,54 +160,53 @@ def _profile(result: Result) -> list[str]:
 
 
 def write(results: Sequence[tuple[Result, Model]], folder: Path) -> None:
-    """The results as JSON, the report and the plots, into a folder."""
+    """Write the results as JSON, the report and the plots into a folder."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "results.json").write_text(_json([result.as_json() for result, _ in results]), encoding="utf-8")
-    report = "\n".join(told(result, model) for result, model in results)
+    report = "\n".join(full_report(result, model) for result, model in results)
     (folder / "report.md").write_text(report, encoding="utf-8")
     for result, _ in results:
-        for file, picture in _drawn(result).items():
-            (folder / file).write_text(picture, encoding="utf-8")
+        for file, plot in _plots(result).items():
+            (folder / file).write_text(plot, encoding="utf-8")
 
 
-def publish(results: Sequence[tuple[Result, Model]], page: Path = PAGE, pictures: Path = PICTURES) -> list[Result]:
-    """Put each model's report in the place of its last one in docs/performance.md, and its JSON and plots beside it.
+def publish(results: Sequence[tuple[Result, Model]], page: Path = PAGE) -> list[Result]:
+    """Replace each model's report in docs/performance/results.md, and write its JSON and plots into the same folder.
 
     Returns:
-        those that were ended early: they do not take the place of whole ones.
+        results of interrupted runs; they replace nothing.
     """
     kind = "gpu" if results[0][0].machine["gpu"] else "cpu"
     begin, end = MARKS[kind]
     before, _, rest = page.read_text(encoding="utf-8").partition(begin)
-    kept, _, after = rest.partition(end)
-    sections = {text.partition("\n")[0]: f"### {text.rstrip()}\n" for text in kept.split("\n### ")[1:]}
-    pictures.mkdir(exist_ok=True)
-    whole = [(result, model) for result, model in results if result.took_s]
-    for result, model in whole:
-        drawn = {f"{kind}-{file}": picture for file, picture in _drawn(result).items()}
-        for file, text in (drawn | {f"{kind}-{_short(result)}.json": _json(result.as_json())}).items():
-            (pictures / file).write_text(text, encoding="utf-8")
-        shown = [f"![{Path(file).stem}]({pictures.name}/{file})\n" for file in drawn]
-        sections[result.size] = "\n".join([told(result, model), *shown])
+    published, _, after = rest.partition(end)
+    sections = {text.partition("\n")[0]: f"### {text.rstrip()}\n" for text in published.split("\n### ")[1:]}
+    complete = [(result, model) for result, model in results if result.run_seconds]
+    for result, model in complete:
+        drawn = {f"{kind}-{file}": plot for file, plot in _plots(result).items()}
+        for file, text in (drawn | {f"{kind}-{_short_name(result)}.json": _json(result.as_json())}).items():
+            (page.parent / file).write_text(text, encoding="utf-8")
+        images = [f"![{Path(file).stem}]({file})\n" for file in drawn]
+        sections[result.size] = "\n".join([full_report(result, model), *images])
     order = sorted(sections, key=lambda size: SIZES.index(size) if size in SIZES else len(SIZES))
     text = "\n".join(sections[size] for size in order)
     page.write_text(f"{before}{begin}\n\n{text}\n{end}{after}", encoding="utf-8")
-    return [result for result, _ in results if not result.took_s]
+    return [result for result, _ in results if not result.run_seconds]
 
 
-def _drawn(result: Result) -> dict[str, str]:
-    """The plots, by file."""
-    found = {}
-    if result.visits:
-        found[f"{_short(result)}-steps.svg"] = plots.steps(result)
-    if crowd := result.crowd(16):
-        found[f"{_short(result)}-clients.svg"] = plots.timeline(crowd, result.size)
-    return found
+def _plots(result: Result) -> dict[str, str]:
+    """Return the plots as SVG by file name."""
+    drawn = {}
+    if result.measurements:
+        drawn[f"{_short_name(result)}-steps.svg"] = plots.step_times(result)
+    if test := result.load_test(16):
+        drawn[f"{_short_name(result)}-clients.svg"] = plots.load_test_timeline(test, result.size)
+    return drawn
 
 
-def _short(result: Result) -> str:
+def _short_name(result: Result) -> str:
     return result.size.rpartition("/")[2]
 
 
-def _json(found: Any) -> str:
-    return json.dumps(found, indent=1) + "\n"
+def _json(data: Any) -> str:
+    return json.dumps(data, indent=1) + "\n"

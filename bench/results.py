@@ -1,65 +1,74 @@
-"""What a run has found, and the figures that are told of it."""
+"""The result of a run, and the figures that are reported from it."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from bench.rounds import POSITIONS, Cell, Visit, clips, middle, ratio, step_ms
-from bench.service import Crowd
+from bench.backends import engine_backend_name
+from bench.load_test import LoadTest
+from bench.measurements import (
+    POSITIONS,
+    Case,
+    Measurement,
+    clip_seconds_by_round,
+    median_or_none,
+    median_ratio,
+    step_ms,
+)
 
-# The last line of a run: the names and their order are a promise to whoever reads it.
+# Keys of the last line of a run. Other programs read it: keep names and order.
 SUMMARY = ("x_realtime", "x_audiocraft", "x_transformers_bf16", "first_audio_s", "clients16_audio_s_per_s")
 
 
 @dataclass
-class Served:
-    """The service in one precision.
+class ServiceResult:
+    """Measurements of the service in one precision.
 
     Attributes:
         precision: of the model.
-        runner: its own line about device and threads.
-        load_s: of the model; None where it was in memory from the start.
-        clips: seconds for the long clip alone, by round.
-        first_audio: seconds to the first samples alone, warm.
-        peak_gb: of the runner, the load and one clip at a time.
-        peak_gb_clients: the same, after the mixed clients.
-        crowds: the mixed clients.
-        note: what went wrong.
+        runner_log: the runner's log line with device and threads.
+        load_seconds: of the model; None if it was in memory from the start.
+        clip_latency: seconds for the long clip, one client, by round.
+        first_audio: seconds to the first samples, one client, warm.
+        peak_gb: peak memory of the runner after loading and one clip at a time.
+        peak_gb_after_load_tests: the same after the load tests.
+        load_tests: several clients with clips of mixed durations.
+        note: why a measurement failed.
     """
 
     precision: str
-    runner: str = ""
-    load_s: float | None = None
-    clips: dict[int, float] = field(default_factory=dict)
+    runner_log: str = ""
+    load_seconds: float | None = None
+    clip_latency: dict[int, float] = field(default_factory=dict)
     first_audio: list[float] = field(default_factory=list)
     peak_gb: float | None = None
-    peak_gb_clients: float | None = None
-    crowds: list[Crowd] = field(default_factory=list)
+    peak_gb_after_load_tests: float | None = None
+    load_tests: list[LoadTest] = field(default_factory=list)
     note: str = ""
 
 
 @dataclass
 class Result:
-    """One model on one machine.
+    """Measurements of one model on one machine.
 
     Attributes:
         size: of the model.
         model: its id.
-        machine: as `machine.describe` has it.
-        quick: whether it was the short form.
-        seconds: of the long clip.
-        default: the precision that the service takes by itself.
-        bandwidth: of the memory, bytes a second.
-        least_ms: of a step of one clip at the default precision, by that bandwidth; by position.
-        visits: all step times.
-        load_s: of the contestants, language model alone, the shortest.
-        peak_gb: of the contestants at one clip.
-        served: the service.
-        demo: seconds for `demo_seconds` of the built-in model, by round.
-        demo_seconds: of its clip.
-        profile: of one step.
-        took_s: the whole run.
+        machine: see `machine.describe`.
+        quick: whether this is the quick run.
+        seconds: length of the long clip.
+        default_precision: the precision that the service chooses.
+        memory_bandwidth: bytes a second.
+        roofline_ms: least milliseconds of a step at batch 1 and the default precision, by position.
+        measurements: all step times.
+        load_seconds: least load time of a backend, language model alone.
+        peak_gb: peak memory of a backend at batch 1.
+        services: the service in each precision.
+        demo_latency: seconds for a clip of the built-in model, by round.
+        demo_seconds: length of that clip.
+        profile: of one step; see `profile.profile`.
+        run_seconds: duration of the run; 0 if it was interrupted.
     """
 
     size: str
@@ -67,67 +76,66 @@ class Result:
     machine: dict[str, Any]
     quick: bool
     seconds: float
-    default: str
-    bandwidth: float | None = None
-    least_ms: dict[int, float] = field(default_factory=dict)
-    visits: list[Visit] = field(default_factory=list)
-    load_s: dict[str, float] = field(default_factory=dict)
+    default_precision: str
+    memory_bandwidth: float | None = None
+    roofline_ms: dict[int, float] = field(default_factory=dict)
+    measurements: list[Measurement] = field(default_factory=list)
+    load_seconds: dict[str, float] = field(default_factory=dict)
     peak_gb: dict[str, float] = field(default_factory=dict)
-    served: list[Served] = field(default_factory=list)
-    demo: dict[int, float] = field(default_factory=dict)
+    services: list[ServiceResult] = field(default_factory=list)
+    demo_latency: dict[int, float] = field(default_factory=dict)
     demo_seconds: float = 10.0
     profile: dict[str, Any] | None = None
-    took_s: float = 0.0
+    run_seconds: float = 0.0
 
-    def of(self, precision: str) -> Served:
-        """The service in a precision; an empty one where it was not measured."""
-        return next((served for served in self.served if served.precision == precision), Served(precision))
+    def service(self, precision: str) -> ServiceResult:
+        """Return the service's result in a precision, an empty one if it was not measured."""
+        return next((each for each in self.services if each.precision == precision), ServiceResult(precision))
 
-    def crowd(self, clients: int) -> Crowd | None:
-        """So many mixed clients, at the default precision."""
-        return next((crowd for crowd in self.of(self.default).crowds if crowd.clients == clients), None)
+    def load_test(self, clients: int) -> LoadTest | None:
+        """Return the load test with that many clients at the default precision."""
+        tests = self.service(self.default_precision).load_tests
+        return next((test for test in tests if test.clients == clients), None)
 
     def figures(self) -> dict[str, float | None]:
-        """Those of the bars, by key; None where something is missing."""
-        ours, int8 = self.of(self.default), self.of("int8")
-        crowd, larger = self.crowd(16), self.crowd(64)
-        alone = middle(list(ours.clips.values()))
-        demo = middle(list(self.demo.values()))
-        peers = {
-            name: clips(self.visits, name, self.seconds)
-            for name in ("audiocraft", "transformers bfloat16", "transformers float32", "ours float32")
-        }
+        """Return the figures that targets refer to, by key; None where a measurement is missing."""
+        default, int8 = self.service(self.default_precision), self.service("int8")
+        clients16, clients64 = self.load_test(16), self.load_test(64)
+        latency = median_or_none(list(default.clip_latency.values()))
+        demo = median_or_none(list(self.demo_latency.values()))
+        float32 = self._clip_seconds(engine_backend_name("float32"))
         return {
-            "x_realtime": self.seconds / alone if alone else None,
-            "x_audiocraft": ratio(peers["audiocraft"], ours.clips),
-            "x_transformers_bf16": ratio(peers["transformers bfloat16"], ours.clips),
-            "first_audio_s": middle(list(ours.first_audio)),
-            "clients16_audio_s_per_s": crowd.audio_s_per_s if crowd else None,
-            "clients16_slowest_over_mean": crowd.slowest_over_mean if crowd else None,
-            "clients64_audio_s_per_s": larger.audio_s_per_s if larger else None,
+            "x_realtime": self.seconds / latency if latency else None,
+            "x_audiocraft": median_ratio(self._clip_seconds("audiocraft"), default.clip_latency),
+            "x_transformers_bf16": median_ratio(self._clip_seconds("transformers bfloat16"), default.clip_latency),
+            "first_audio_s": median_or_none(list(default.first_audio)),
+            "clients16_audio_s_per_s": clients16.audio_seconds_per_second if clients16 else None,
+            "clients16_slowest_over_mean": clients16.slowest_over_mean if clients16 else None,
+            "clients64_audio_s_per_s": clients64.audio_seconds_per_second if clients64 else None,
             "demo_x_realtime": self.demo_seconds / demo if demo else None,
             "int8_peak_gb": int8.peak_gb,
-            "int8_load_s": int8.load_s,
-            "x_transformers_float32": ratio(peers["transformers float32"], peers["ours float32"]),
-            "of_limit": self._of_limit(),
+            "int8_load_s": int8.load_seconds,
+            "x_transformers_float32": median_ratio(self._clip_seconds("transformers float32"), float32),
+            "roofline_share": self._roofline_share(),
         }
 
-    def _of_limit(self) -> float | None:
-        """The least time of a step of one clip over the measured one, on average over the positions."""
-        ms = [step_ms(self.visits, f"ours {self.default}", Cell(1, position)) for position in POSITIONS]
-        found = [each for each in ms if each is not None]
-        return sum(self.least_ms.values()) / sum(found) if self.least_ms and len(found) == len(ms) else None
+    def _clip_seconds(self, backend: str) -> dict[int, float]:
+        return clip_seconds_by_round(self.measurements, backend, self.seconds)
+
+    def _roofline_share(self) -> float | None:
+        """Return the least time of a step at batch 1 over the measured one, on average over the positions."""
+        backend = engine_backend_name(self.default_precision)
+        times = [step_ms(self.measurements, backend, Case(1, position)) for position in POSITIONS]
+        measured = [ms for ms in times if ms is not None]
+        if not self.roofline_ms or len(measured) < len(times):
+            return None
+        return sum(self.roofline_ms.values()) / sum(measured)
 
     def summary(self) -> dict[str, float | None]:
-        """The last line of a run."""
+        """Return the last line of a run."""
         figures = self.figures()
         return {key: None if (value := figures[key]) is None else float(f"{value:.4g}") for key in SUMMARY}
 
     def as_json(self) -> dict[str, Any]:
-        """Everything."""
+        """Return all measurements and figures."""
         return {**asdict(self), "figures": self.figures()}
-
-
-def figure(value: float | None) -> str:
-    """As tables and plots show it."""
-    return "" if value is None else f"{value:.3g}" if value < 100 else f"{value:.0f}"

@@ -1,4 +1,4 @@
-"""The order of a run: what is measured after what."""
+"""The order of the measurements of one model."""
 
 from __future__ import annotations
 
@@ -9,180 +9,187 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench import limit, machine
-from bench.contestant import BANDWIDTH, names
+from bench import machine, roofline
+from bench.backends import BANDWIDTH, backend_names, engine_backend_name, engine_precision
+from bench.load_test import DURATIONS, ServiceUnderTest
 from bench.machine import device
+from bench.measurements import POSITIONS
 from bench.models import Model
-from bench.results import Result, Served
-from bench.rounds import POSITIONS
-from bench.service import DURATIONS, Service
-from bench.turn import turn
+from bench.results import Result, ServiceResult
+from bench.run_case import run_cases
 from bench.worker import Worker
 from musicgen_bento.config import Settings
 from musicgen_bento.device import select_precision
 from musicgen_bento.precision import supported_precisions
 
 BATCHES = {"cpu": (1, 4, 16), "cuda": (1, 4, 16, 64)}
-QUICK_SECONDS, QUICK_CROWD = 270.0, 40.0  # of the short form, and of its mixed clients
-FIRST_AUDIOS = 3  # a round
-LONG = 300.0  # seconds, past which a precision beside the default gets no further round
+QUICK_SECONDS = 270.0  # time limit of the quick run
+QUICK_LOAD_TEST_SECONDS = 40.0  # reserved for its load test
+FIRST_AUDIO_REPEATS = 3  # per round
+MAX_PRECISION_SECONDS = 300.0  # after which a precision other than the default gets no further round
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is asked for.
+    """Parameters of a run.
 
     Attributes:
-        quick: the short form.
-        seconds: of the long clip.
-        rounds: how many, where there is time.
-        began: when the run did, on `time.monotonic`'s clock.
+        quick: whether to measure only the default precision and the baselines' steps.
+        seconds: length of the long clip.
+        rounds: number of rounds, if time allows.
+        started: time of the start, on the clock of `time.monotonic`.
     """
 
     quick: bool
     seconds: float
     rounds: int
-    began: float
+    started: float
 
     @property
-    def left(self) -> float:
-        """Seconds until the short form should be over."""
-        return QUICK_SECONDS - (time.monotonic() - self.began)
+    def remaining_seconds(self) -> float:
+        """Seconds until the quick run should end."""
+        return QUICK_SECONDS - (time.monotonic() - self.started)
 
 
 class Run:
-    """One model.
+    """The measurements of one model.
 
     Args:
         model: to measure.
-        plan: how.
+        plan: parameters.
         folder: for logs and the servers' files.
-        say: told what happens.
+        log: called with each line of progress.
 
     Attributes:
-        result: what is known by now, whole or not.
+        result: the measurements so far.
     """
 
-    def __init__(self, model: Model, plan: Plan, folder: Path, say: Callable[[str], None]) -> None:
-        self._model, self._plan, self._folder, self._say = model, plan, folder, say
+    def __init__(self, model: Model, plan: Plan, folder: Path, log: Callable[[str], None]) -> None:
+        self._model, self._plan, self._folder, self._log = model, plan, folder, log
         automatic = Settings(precision=Settings.model_fields["precision"].default)
         default = select_precision(device(), automatic).name
         self.result = Result(model.size, model.id, machine.describe(), plan.quick, plan.seconds, default)
 
     def __call__(self) -> None:
-        """All of it. What goes wrong is noted, and the rest goes on."""
+        """Run all measurements. A failure is noted, and the other measurements continue."""
         result, plan = self.result, self._plan
-        if result.machine["load_before"] > machine.BUSY * result.machine["cores"]:
-            self._say(f"The machine is busy (load {result.machine['load_before']:g}): figures will be worse than true.")
+        load, cores = result.machine["load_before"], result.machine["cores"]
+        if load > machine.BUSY_LOAD_PER_CORE * cores:
+            self._log(f"The machine is busy (load {load:g}); the figures will be lower than on an idle machine.")
         with self._noted("bandwidth"):
-            self._bandwidth()
-        self._default()
+            self._measure_bandwidth()
+        self._measure_default_precision()
         if not plan.quick:
             for number in range(plan.rounds):
                 for batch in BATCHES[device().type][1:]:
-                    for name in names():
-                        self._turn(name, batch, number)
-            for name in names():
-                how = name.removeprefix("ours ")
-                if how not in (name, result.default):
-                    self._other(how)
-            with self._noted("profile"), self._worker(f"ours {result.default}") as worker:
-                result.profile = worker.ask("profile", position=POSITIONS[1])
-        result.took_s = time.monotonic() - plan.began
+                    for name in backend_names():
+                        self._run_cases(name, batch, number)
+            for name in backend_names():
+                precision = engine_precision(name)
+                if precision not in (None, result.default_precision):
+                    self._measure_other_precision(precision)
+            with self._noted("profile"), self._worker(engine_backend_name(result.default_precision)) as worker:
+                result.profile = worker.call("profile", position=POSITIONS[1])
+        result.run_seconds = time.monotonic() - plan.started
 
-    def _bandwidth(self) -> None:
+    def _measure_bandwidth(self) -> None:
+        result = self.result
         with self._worker(BANDWIDTH) as worker:
-            self.result.bandwidth = rate = float(worker.ask("bandwidth"))
-        how = supported_precisions(device())[self.result.default]
-        least = {at: limit.milliseconds(self._model.shape, how, at, 1, rate) for at in POSITIONS}
-        self.result.least_ms = least
-        self._say(f"memory: {rate / 1e9:.1f} GB/s; default precision: {how.name}")
+            result.memory_bandwidth = bandwidth = float(worker.call("bandwidth"))
+        precision = supported_precisions(device())[result.default_precision]
+        shape = self._model.shape
+        result.roofline_ms = {at: roofline.roofline_ms(shape, precision, at, 1, bandwidth) for at in POSITIONS}
+        self._log(f"memory bandwidth: {bandwidth / 1e9:.1f} GB/s; default precision: {precision.name}")
 
-    def _default(self) -> None:
-        """The service at the default precision, and everybody's steps for one clip."""
+    def _measure_default_precision(self) -> None:
+        """Measure the service at the default precision, and every backend's steps at batch 1."""
         result, plan = self.result, self._plan
-        contestants = (f"ours {result.default}", "audiocraft", "transformers bfloat16") if plan.quick else names()
-        with self._served(result.default) as (served, service):
+        backends = backend_names()
+        if plan.quick:
+            backends = (engine_backend_name(result.default_precision), "audiocraft", "transformers bfloat16")
+        with self._served(result.default_precision) as (measured, service):
             longest = 0.0
             for number in range(plan.rounds):
-                if plan.quick and number and plan.left < longest + QUICK_CROWD:
-                    self._say(f"no time for round {number + 1}")
+                if plan.quick and number and plan.remaining_seconds < longest + QUICK_LOAD_TEST_SECONDS:
+                    self._log(f"no time for round {number + 1}")
                     break
-                began = time.monotonic()
-                self._say(f"round {number + 1}")
+                started = time.monotonic()
+                self._log(f"round {number + 1}")
                 if service is not None:
-                    with self._noted("service", served):
-                        self._clip(served, service, number)
-                        served.first_audio += [service.first_audio(plan.seconds) for _ in range(FIRST_AUDIOS)]
+                    with self._noted("service", measured):
+                        self._measure_clip(measured, service, number)
+                        for _ in range(FIRST_AUDIO_REPEATS):
+                            measured.first_audio.append(service.first_audio(plan.seconds))
                     with self._noted("demo"):
-                        self._demo(service, number)
-                for name in contestants:
-                    self._turn(name, 1, number)
-                longest = max(longest, time.monotonic() - began)
-            if service is not None and served.clips:
-                with self._noted("clients", served):
-                    self._crowds(served, service)
+                        self._measure_demo(service, number)
+                for name in backends:
+                    self._run_cases(name, 1, number)
+                longest = max(longest, time.monotonic() - started)
+            if service is not None and measured.clip_latency:
+                with self._noted("load test", measured):
+                    self._run_load_tests(measured, service)
 
-    def _other(self, how: str) -> None:
-        """The service in another precision."""
-        began = time.monotonic()
-        with self._served(how) as (served, service), self._noted("service", served):
+    def _measure_other_precision(self, precision: str) -> None:
+        """Measure the service in a precision that is not the default."""
+        started = time.monotonic()
+        with self._served(precision) as (measured, service), self._noted("service", measured):
             for number in range(self._plan.rounds):
-                if service is not None and time.monotonic() - began < LONG:
-                    self._clip(served, service, number)
-                    served.first_audio.append(service.first_audio(self._plan.seconds))
+                if service is not None and time.monotonic() - started < MAX_PRECISION_SECONDS:
+                    self._measure_clip(measured, service, number)
+                    measured.first_audio.append(service.first_audio(self._plan.seconds))
 
     @contextmanager
-    def _served(self, how: str) -> Iterator[tuple[Served, Service | None]]:
-        """A server with the model in memory; None, and a note, where that cannot be."""
-        self.result.served.append(served := Served(how))
+    def _served(self, precision: str) -> Iterator[tuple[ServiceResult, ServiceUnderTest | None]]:
+        """Run a server with the model in memory; yield None instead, and note the reason, if it cannot start."""
+        self.result.services.append(measured := ServiceResult(precision))
+        folder = self._folder / f"{self._model.size}-{precision}"
         with ExitStack() as stack:
             service = None
-            with self._noted("service", served):
-                started = stack.enter_context(Service(self._model, how, self._folder / f"{self._model.size}-{how}"))
-                served.runner = started.describe()
-                took = started.load()
-                served.load_s = None if self._model.id == "demo" else took
-                self._say(f"service, {served.runner or how}: loaded in {took:.1f} s")
+            with self._noted("service", measured):
+                started = stack.enter_context(ServiceUnderTest(self._model, precision, folder))
+                measured.runner_log = started.describe()
+                load_seconds = started.load()
+                measured.load_seconds = None if self._model.id == "demo" else load_seconds
+                self._log(f"service, {measured.runner_log or precision}: loaded in {load_seconds:.1f} s")
                 service = started
-            yield served, service
+            yield measured, service
 
-    def _clip(self, served: Served, service: Service, number: int) -> None:
-        served.clips[number] = took = service.clip(self._plan.seconds)
-        served.peak_gb = service.peak_gb()
-        self._say(f"  service {served.precision}: {self._plan.seconds:g} s in {took:.1f} s")
+    def _measure_clip(self, measured: ServiceResult, service: ServiceUnderTest, number: int) -> None:
+        measured.clip_latency[number] = latency = service.clip(self._plan.seconds)
+        measured.peak_gb = service.peak_gb()
+        self._log(f"  service {measured.precision}: {self._plan.seconds:g} s in {latency:.1f} s")
 
-    def _demo(self, service: Service, number: int) -> None:
+    def _measure_demo(self, service: ServiceUnderTest, number: int) -> None:
         seconds = self.result.demo_seconds
-        self.result.demo[number] = took = service.clip(seconds, "demo")
-        self._say(f"  demo: {seconds:g} s in {took:.2f} s")
+        self.result.demo_latency[number] = latency = service.clip(seconds, "demo")
+        self._log(f"  demo: {seconds:g} s in {latency:.2f} s")
 
-    def _crowds(self, served: Served, service: Service) -> None:
-        """Mixed clients. In the short form 16 of them, with clips as short as the time that is left."""
+    def _run_load_tests(self, measured: ServiceResult, service: ServiceUnderTest) -> None:
+        """Run load tests; the quick run has only 16 clients, with clips short enough for the remaining time."""
         plan, scale = self._plan, min(1.0, self._plan.seconds / 30)
         if plan.quick:
-            rate = plan.seconds / min(served.clips.values())
-            scale *= min(0.5, max(0.1, plan.left * rate / sum(DURATIONS)))
+            realtime_factor = plan.seconds / min(measured.clip_latency.values())
+            scale *= min(0.5, max(0.1, plan.remaining_seconds * realtime_factor / sum(DURATIONS)))
         durations = [max(0.1, round(duration * scale, 1)) for duration in DURATIONS]
         for clients in (16,) if plan.quick else BATCHES[device().type]:
             clips = durations * max(1, clients // len(durations))
-            served.crowds.append(crowd := service.crowd(clients, clips))
-            self._say(f"{clients} clients: {crowd.audio_s_per_s:.2f} audio seconds a second")
-        served.peak_gb_clients = service.peak_gb()
+            measured.load_tests.append(test := service.load_test(clients, clips))
+            self._log(f"{clients} clients: {test.audio_seconds_per_second:.2f} seconds of audio per second")
+        measured.peak_gb_after_load_tests = service.peak_gb()
 
-    def _turn(self, name: str, batch: int, number: int) -> None:
+    def _run_cases(self, name: str, batch: int, number: int) -> None:
         with self._noted(name):
-            turn(name, self._model, batch, number, self.result, self._folder, self._say)
+            run_cases(name, self._model, batch, number, self.result, self._folder, self._log)
 
     def _worker(self, name: str) -> Worker:
         return Worker(name, self._model, self._folder)
 
     @contextmanager
-    def _noted(self, what: str, served: Served | None = None) -> Iterator[None]:
-        """What goes wrong is in a note, whatever it is: there is more to measure, and hours have been put into it."""
+    def _noted(self, what: str, measured: ServiceResult | None = None) -> Iterator[None]:
+        """Log and note any exception, so that the other measurements of a run of hours are not lost."""
         try:
             yield
         except Exception as error:
-            self._say(f"{what} failed:\n{''.join(traceback.format_exception(error))}")
-            if served is not None:
-                served.note = f"{what} failed: {type(error).__name__}"
+            self._log(f"{what} failed:\n{''.join(traceback.format_exception(error))}")
+            if measured is not None:
+                measured.note = f"{what} failed: {type(error).__name__}"

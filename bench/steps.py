@@ -1,7 +1,7 @@
-"""A step of the language model: how any contestant is timed, and ours.
+"""Steps of the language model: the interface of a backend, how a step is timed, and this project's backend.
 
 A step is the forward pass of guided clips, two rows each, from tokens to guided logits. Sampling, the codec and the
-prompt are in nobody's step; but on a GPU our sampling is a part of our graph.
+prompt are not part of it, except that this project's CUDA graph includes sampling.
 """
 
 from __future__ import annotations
@@ -23,141 +23,148 @@ from musicgen_bento.lm.sampling import SamplingParams
 from musicgen_bento.lm.weights import LMShape, LMWeights
 from musicgen_bento.precision import Precision
 
-PROMPT = 16  # T5 tokens
+PROMPT_TOKENS = 16
 CFG_COEF = 3.0
-MOST_CLIPS = 64  # on a GPU; on a CPU 16
-WARM, MOST, SECONDS = 3, 30, 3.0  # steps before the clock runs; steps a cell; seconds a cell, once three are done
+MAX_CLIPS = 64  # the largest batch on a GPU; 16 on a CPU
+WARMUP_STEPS = 3
+MAX_STEPS = 30  # of one case
+MAX_SECONDS = 3.0  # of one case, once three steps are timed
 
 
-class Contestant(Protocol):
-    """A language model that makes steps.
+class Backend(Protocol):
+    """A language model that runs steps.
 
     Attributes:
-        shape: its sizes.
-        device: where it is.
+        shape: sizes of the model.
+        device: of the weights.
     """
 
     shape: LMShape
     device: torch.device
 
-    def begin(self, batch: int, position: int, text: Tensor) -> None:
-        """Have a cache of `position` positions for each of `batch` clips, with values made up.
+    def begin(self, batch: int, position: int, prompt: Tensor) -> None:
+        """Fill the cache of each clip with `position` synthetic positions.
 
         Args:
-            batch: clips, two rows each.
-            position: positions before the first step.
-            text: the projected prompt [L, dim], float32, the same for all.
+            batch: number of clips, two rows each.
+            position: number of positions before the first step.
+            prompt: the projected prompt [L, dim], float32, the same for all clips.
         """
 
     def step(self, tokens: Tensor) -> Tensor:
-        """Tokens [B, K] at the next position → guided logits [B, K, card]."""
+        """Run one step: tokens [B, K] → guided logits [B, K, card]."""
 
     def end(self) -> None:
-        """Give the cache back."""
+        """Free the cache."""
 
 
-def prompt(shape: LMShape) -> Tensor:
-    """A projected prompt [L, dim]."""
-    return torch.randn(PROMPT, shape.dim, generator=torch.Generator().manual_seed(0))
+def random_prompt(shape: LMShape) -> Tensor:
+    """Return a projected prompt [L, dim] of random numbers."""
+    return torch.randn(PROMPT_TOKENS, shape.dim, generator=torch.Generator().manual_seed(0))
 
 
-def measure(contestant: Contestant, batch: int, position: int) -> list[float]:
-    """Milliseconds of a few steps."""
-    shape, device = contestant.shape, contestant.device
+def measure_steps(backend: Backend, batch: int, position: int) -> list[float]:
+    """Return the milliseconds of a few steps after the warm-up."""
+    shape, device = backend.shape, backend.device
     tokens = torch.randint(
         shape.codebook_size, (batch, shape.codebooks), generator=torch.Generator().manual_seed(1)
     ).to(device)
-    found: list[float] = []
+    times: list[float] = []
     try:
-        contestant.begin(batch, position, prompt(shape).to(device))
-        for _ in range(WARM):
-            contestant.step(tokens)
-        while len(found) < MOST and (len(found) < 3 or sum(found) < 1000 * SECONDS):
+        backend.begin(batch, position, random_prompt(shape).to(device))
+        for _ in range(WARMUP_STEPS):
+            backend.step(tokens)
+        while len(times) < MAX_STEPS and (len(times) < 3 or sum(times) < 1000 * MAX_SECONDS):
             synchronize(device)
-            began = time.perf_counter()
-            contestant.step(tokens)
+            started = time.perf_counter()
+            backend.step(tokens)
             synchronize(device)
-            found.append(1000 * (time.perf_counter() - began))
+            times.append(1000 * (time.perf_counter() - started))
     finally:
-        contestant.end()
-    return found
+        backend.end()
+    return times
 
 
 def synchronize(device: torch.device) -> None:
+    """Wait for the kernels of a GPU; do nothing on a CPU."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
-class Ours:
-    """This project's engine, its language model alone.
+class EngineBackend:
+    """The decoder of this project's engine, without the engine.
 
     Attributes:
-        decoder: its own.
+        decoder: the decoder under test.
     """
 
     def __init__(self, weights: Weights) -> None:
-        self._rest = weights.precision.compute_dtype
-        self.decoder = self._make(weights)
+        self._dtype = weights.precision.compute_dtype
+        self.decoder = self._create_decoder(weights)
         self._sequences: list[SequenceState] = []
         self.shape, self.device = weights.shape, weights.device
         torch.set_num_threads(weights.shape.num_threads())  # as the engine does
 
-    def _make(self, weights: Weights) -> Decoder:
-        return create_decoder(weights, MOST_CLIPS, deterministic=True)
+    def _create_decoder(self, weights: Weights) -> Decoder:
+        return create_decoder(weights, MAX_CLIPS, deterministic=True)
 
     @torch.inference_mode()
-    def begin(self, batch: int, position: int, text: Tensor) -> None:
-        """See `Contestant`."""
-        shape, room = self.shape, position + WARM + MOST
-        self._guidance = torch.full((batch,), CFG_COEF, device=self.device)
+    def begin(self, batch: int, position: int, prompt: Tensor) -> None:
+        """Open a sequence for each clip and fill its cache; see `Backend.begin`."""
+        shape, capacity = self.shape, position + WARMUP_STEPS + MAX_STEPS
+        self._cfg_coef = torch.full((batch,), CFG_COEF, device=self.device)
         for _ in range(batch):
-            self._sequences.append(self.decoder.open(text.to(self._rest), guided=True, positions=room))
+            self._sequences.append(self.decoder.open(prompt.to(self._dtype), guided=True, positions=capacity))
         if isinstance(self.decoder, CpuDecoder):
             for sequence in self._sequences:
                 assert isinstance(sequence.cache, PagedKVCache)
                 sequence.cache.fill_with_zeros_for_benchmark(position)
             return
-        past = torch.randn(2, 2, shape.heads, 1, shape.head_dim, device=self.device, dtype=self._rest)
+        past = torch.randn(2, 2, shape.heads, 1, shape.head_dim, device=self.device, dtype=self._dtype)
         for sequence in self._sequences if position else ():
             for layer in range(shape.layers):
                 sequence.cache.append(layer, past.expand(-1, -1, -1, position, -1))
             sequence.cache.advance(position)
 
     def step(self, tokens: Tensor) -> Tensor:
-        """See `Contestant`."""
-        return self.decoder.step(self._sequences, tokens, self._guidance)
+        """Run one step: tokens [B, K] → guided logits [B, K, card]."""
+        return self.decoder.step(self._sequences, tokens, self._cfg_coef)
 
     def end(self) -> None:
-        """See `Contestant`."""
+        """Close all sequences."""
         while self._sequences:
             self.decoder.close(self._sequences.pop())
 
 
-class OursGraphed(Ours):
-    """The same as it runs on a GPU. Its step draws too, and gives tokens [B, K]."""
+class CudaGraphBackend(EngineBackend):
+    """The decoder that the engine uses on a GPU. Its step samples too and returns tokens [B, K]."""
 
-    def _make(self, weights: Weights) -> Decoder:
+    def _create_decoder(self, weights: Weights) -> Decoder:
         assert isinstance(weights, LMWeights)
         return CudaGraphDecoder(weights)
 
-    def begin(self, batch: int, position: int, text: Tensor) -> None:
-        """See `Contestant`."""
-        super().begin(batch, position, text)
-        self._rows = SamplingParams.from_lists([0] * batch, [1.0] * batch, [250] * batch, [0.0] * batch, self.device)
-        self._keys = list(range(batch))
+    def begin(self, batch: int, position: int, prompt: Tensor) -> None:
+        """Open the sequences and set their sampling parameters; see `Backend.begin`."""
+        super().begin(batch, position, prompt)
+        self._sampling = SamplingParams.from_lists(
+            [0] * batch, [1.0] * batch, [250] * batch, [0.0] * batch, self.device
+        )
+        self._noise_steps = list(range(batch))
 
     def step(self, tokens: Tensor) -> Tensor:
-        """See `Contestant`."""
-        read = tokens.tolist()
-        return torch.tensor(self.decoder.step_and_sample(self._sequences, read, self._guidance, self._rows, self._keys))
+        """Run one step and sample: tokens [B, K] → next tokens [B, K]."""
+        next_tokens = self.decoder.step_and_sample(
+            self._sequences, tokens.tolist(), self._cfg_coef, self._sampling, self._noise_steps
+        )
+        return torch.tensor(next_tokens)
 
 
-def load_ours(source: Source, precision: Precision, device: torch.device) -> Ours:
-    """From files, without T5 and the codec."""
+def load_engine_backend(source: Source, precision: Precision, device: torch.device) -> EngineBackend:
+    """Load a model's language model, without T5 and the codec."""
     files = loading.open_files(source)
-    return ours(loading.load_weights(files, device, precision))
+    return create_engine_backend(loading.load_weights(files, device, precision))
 
 
-def ours(weights: Weights) -> Ours:
-    """As the engine runs them on their device."""
-    return (OursGraphed if weights.device.type == "cuda" else Ours)(weights)
+def create_engine_backend(weights: Weights) -> EngineBackend:
+    """Return the backend with the decoder that the engine uses on the weights' device."""
+    return (CudaGraphBackend if weights.device.type == "cuda" else EngineBackend)(weights)

@@ -1,7 +1,7 @@
-"""A contestant in a process of its own: its memory and its threads are its own, and so is its end.
+"""The parent's side of a backend process (`bench/backends.py`).
 
-The other side of the pipe is `contestant.py`. Between two questions it is blocked on the pipe, so it takes nothing from
-whoever is measured.
+A process of its own isolates a backend's memory, threads and crashes. Between two commands the process blocks on its
+pipe, so it takes no CPU time from the backend that is measured.
 """
 
 from __future__ import annotations
@@ -18,39 +18,44 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from bench.backends import engine_precision
 from bench.machine import ROOT
 from bench.models import Model
 
-ANSWER_SECONDS = 900.0
+REPLY_TIMEOUT_SECONDS = 900.0
 
 
 class WorkerError(Exception):
-    """There is no answer; the text says why."""
+    """A worker sent no result; the text says why."""
 
 
 def _environment(name: str, model: Model) -> dict[str, str]:
-    """The peers' threads are as torch has them; what musicgen_bento has set for its own is not for them."""
-    inherited = {key: value for key, value in os.environ.items() if name.startswith("ours") or key != "GOMP_SPINCOUNT"}
+    """Return a worker's environment. Baselines do not get the GOMP_SPINCOUNT that musicgen_bento sets for itself."""
+    is_engine = engine_precision(name) is not None
+    inherited = {key: value for key, value in os.environ.items() if is_engine or key != "GOMP_SPINCOUNT"}
     return inherited | dict(model.environment)
 
 
 class Worker:
-    """The parent's side of one process.
+    """A worker process with one backend.
 
     Args:
-        name: of the contestant.
+        name: of the backend.
         model: to load.
         folder: for its log.
 
+    Attributes:
+        load_seconds: time that loading the model took.
+
     Raises:
-        WorkerError: it cannot be loaded.
+        WorkerError: the backend cannot be loaded.
     """
 
     def __init__(self, name: str, model: Model, folder: Path) -> None:
         self.name = name
         with (folder / f"{name.replace(' ', '-')}.log").open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "bench.contestant", name, model.id],
+                [sys.executable, "-m", "bench.backends", name, model.id],
                 cwd=ROOT,
                 env=_environment(name, model),
                 stdin=subprocess.PIPE,
@@ -58,51 +63,46 @@ class Worker:
                 stderr=log,
                 bufsize=0,
             )
-        self._rest = b""
+        self._buffer = b""
         try:
-            self.load_s = float(self._answer())
+            self.load_seconds = float(self._read_reply())
         except BaseException:
             self.stop()
             raise
 
-    def ask(self, what: str, **about: Any) -> Any:
-        """An answer.
+    def call(self, command: str, **arguments: Any) -> Any:
+        """Execute a command of `BackendWorker` and return its result.
 
         Raises:
-            WorkerError: it failed, died or took too long.
+            WorkerError: the command failed, or the process died or took too long.
         """
         assert self._process.stdin is not None
         with suppress(BrokenPipeError):
-            self._process.stdin.write(json.dumps({"do": what, **about}).encode() + b"\n")
-        return self._answer()
+            self._process.stdin.write(json.dumps({"command": command, **arguments}).encode() + b"\n")
+        return self._read_reply()
 
-    def _answer(self) -> Any:
-        reply: Mapping[str, Any] = json.loads(self._line(time.monotonic() + ANSWER_SECONDS))
+    def _read_reply(self) -> Any:
+        reply: Mapping[str, Any] = json.loads(self._read_line(time.monotonic() + REPLY_TIMEOUT_SECONDS))
         if "error" in reply:
             raise WorkerError(reply["error"])
-        return reply["is"]
+        return reply["result"]
 
-    def _line(self, deadline: float) -> bytes:
+    def _read_line(self, deadline: float) -> bytes:
         assert self._process.stdout is not None
-        while b"\n" not in self._rest:
+        while b"\n" not in self._buffer:
             if not select.select([self._process.stdout], [], [], max(0.0, deadline - time.monotonic()))[0]:
                 self._process.kill()
-                raise WorkerError(f"no answer in {ANSWER_SECONDS:.0f} s")
-            piece = self._process.stdout.read(65536)
-            if not piece:
+                raise WorkerError(f"no reply in {REPLY_TIMEOUT_SECONDS:.0f} s")
+            chunk = self._process.stdout.read(65536)
+            if not chunk:
                 code = self._process.wait()
                 raise WorkerError("killed: out of memory?" if code == -9 else f"ended with status {code}")
-            self._rest += piece
-        line, _, self._rest = self._rest.partition(b"\n")
+            self._buffer += chunk
+        line, _, self._buffer = self._buffer.partition(b"\n")
         return line
 
-    @property
-    def alive(self) -> bool:
-        """Whether it can be asked."""
-        return self._process.poll() is None
-
     def stop(self) -> None:
-        """End it."""
+        """Kill the process."""
         self._process.kill()
         self._process.wait()
         for pipe in (self._process.stdin, self._process.stdout):
