@@ -1,4 +1,4 @@
-"""A model in this process, used the way the hub's libraries are. The command line makes its clips with it too."""
+"""Generation in this process: a loaded model as a callable. The command line uses it too."""
 
 from __future__ import annotations
 
@@ -11,31 +11,40 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias, Unpack
 
-import numpy as np
-
 from musicgen_bento import audio, clip, config, validation
-from musicgen_bento.clip import Clip, Progress, ProgressCallback
-from musicgen_bento.engine.types import AudioChunk, Event, Failed, Finished, GenerationParams, LoadProgress, Started
+from musicgen_bento.clip import Clip, Progress, ProgressCallback, ignore_progress
+from musicgen_bento.engine.audio_assembler import AudioAssembler
+from musicgen_bento.engine.types import (
+    AudioChunk,
+    Event,
+    EventCallback,
+    Failed,
+    Finished,
+    GenerationParams,
+    LoadProgress,
+    Started,
+)
 from musicgen_bento.model_pool.pool import ModelPool
 from musicgen_bento.schemas import GenerationOptions, GenerationRequest, StreamRequest
 
-LOOK_SECONDS = 0.02  # how often it looks whether the model is there
-WAKE_SECONDS = 0.2  # how often a wait for the engine looks for Ctrl-C
+LOAD_POLL_SECONDS = 0.02
+INTERRUPT_POLL_SECONDS = 0.2  # a wait for an event ends this often, so that Ctrl-C is handled
+MAX_QUEUE = 10_000  # requests; a call queues all its prompts
 
-Arriving: TypeAlias = Callable[[LoadProgress], object]
-"""Told how far a model is on its way into memory."""
+LoadProgressCallback: TypeAlias = Callable[[LoadProgress], object]
+"""A function that receives the progress of a model that is loaded. Its result is ignored."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class GeneratedClip:
-    """One clip of a call.
+    """One clip of a call, as samples.
 
     Attributes:
-        index: of its prompt.
-        samples: [C, T], float32 within ±1, at the level that was asked for.
+        index: of its prompt in the call.
+        samples: [C, T], float32 within ±1, normalized as requested.
         sample_rate: Hz.
-        seed: with the same prompt and options it makes this clip again.
-        model: the id of the model that made it.
+        seed: the same prompt and options with this seed give the same clip.
+        model: id of the model that generated the clip.
     """
 
     index: int
@@ -45,7 +54,7 @@ class GeneratedClip:
     model: str
 
     def clip(self) -> Clip:
-        """The same as a WAV."""
+        """Return the clip with its samples encoded as a WAV file."""
         channels, length = self.samples.shape
         wav = audio.encode_wav(self.samples, self.sample_rate)
         return Clip(wav, self.seed, self.model, self.sample_rate, channels, length / self.sample_rate)
@@ -53,13 +62,13 @@ class GeneratedClip:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PipelineOutput:
-    """What a pipeline made.
+    """The clips of one call of a pipeline, in the order of the prompts.
 
     Attributes:
-        audios: a waveform [C, T] for each prompt: float32 within ±1, at the level that was asked for.
+        audios: one waveform [C, T] per prompt: float32 within ±1, normalized as requested.
         sample_rate: Hz.
-        seeds: one for each prompt.
-        model: the id of the model that made them.
+        seeds: one seed per prompt.
+        model: id of the model that generated the clips.
     """
 
     audios: list[audio.Waveform]
@@ -69,40 +78,40 @@ class PipelineOutput:
 
     @property
     def seed(self) -> int:
-        """The first clip's."""
+        """The seed of the first clip."""
         return self.seeds[0]
 
     def save(self, path: str | os.PathLike[str]) -> list[Path]:
-        """Write a WAV for each prompt: to the path, or, for several, beside it, numbered: `lofi-1.wav`, `lofi-2.wav`.
+        """Write one WAV file per prompt. The files of several prompts are numbered: `lofi-1.wav`, `lofi-2.wav`.
 
         Returns:
-            The files.
+            The paths of the files.
 
         Raises:
-            InvalidRequest: there can be no such file.
-            MusicGenError: one cannot be written.
+            InvalidRequest: a path cannot be written to.
+            MusicGenError: writing failed.
         """
-        paths = [clip.check_output_path(each) for each in clip.numbered_paths(Path(path), len(self.audios))]
-        for target, samples in zip(paths, self.audios, strict=True):
+        targets = [clip.check_output_path(numbered) for numbered in clip.numbered_paths(Path(path), len(self.audios))]
+        for target, samples in zip(targets, self.audios, strict=True):
             clip.write_atomically(target, audio.encode_wav(samples, self.sample_rate))
-        return paths
+        return targets
 
 
 class Pipeline:
-    """A loaded model. May be called by several threads at once: their clips are made together.
+    """A loaded model that generates clips. Threads may share it: their clips are generated in one batch.
 
-    Loads when it is made, and downloads the model's files first where this machine has none. MUSICGEN_* variables hold
-    as for the server. Use it in a `with` block, or `close` it, where the process goes on without it.
+    The constructor downloads missing model files and loads the model. The `MUSICGEN_*` variables apply as for the
+    server. A `with` block or `close` frees the memory.
 
     Args:
-        model: an id or alias of the catalogue, another MusicGen of the hub, or a folder with its files; None is
-            MUSICGEN_DEFAULT_MODEL, else demo.
+        model: an id or alias of the catalogue, another MusicGen repository of the Hugging Face Hub, or a folder with
+            its files; None means MUSICGEN_DEFAULT_MODEL, else demo.
         device: auto, cpu, cuda or cuda:N.
-        precision: auto, float32, bfloat16, float16 or int8, as far as the device has it.
-        arriving: told how far the model is, now and then, until it is loaded.
+        precision: auto, float32, bfloat16, float16 or int8, if the device supports it.
+        on_load_progress: receives the load progress repeatedly until the model is loaded.
 
     Raises:
-        MusicGenError: it cannot be loaded; `code` and `hint` say why and what to do.
+        MusicGenError: the model could not be loaded; `code` and `hint` give the reason and a remedy.
     """
 
     def __init__(
@@ -111,26 +120,25 @@ class Pipeline:
         *,
         device: str | None = None,
         precision: str | None = None,
-        arriving: Arriving | None = None,
+        on_load_progress: LoadProgressCallback | None = None,
     ) -> None:
         self._settings = config.load_settings(default_model=model, device=device, precision=precision)
         self._model = self._settings.default_model
-        # Nothing is preloaded but this; nobody is to be told that the queue is full.
-        mine = {"preload": (self._model,), "max_queue": 10_000}
-        self._pool = ModelPool(self._settings.model_copy(update=mine), allow_any_model=True, allow_folders=True)
+        pool_settings = self._settings.model_copy(update={"preload": (self._model,), "max_queue": MAX_QUEUE})
+        self._pool = ModelPool(pool_settings, allow_any_model=True, allow_folders=True)
         try:
             while not self._pool.ready():
-                if arriving:
-                    self._tell(arriving)
-                time.sleep(LOOK_SECONDS)
+                if on_load_progress:
+                    self._report_load_progress(on_load_progress)
+                time.sleep(LOAD_POLL_SECONDS)
         except BaseException:
             self.close()
             raise
 
-    def _tell(self, arriving: Arriving) -> None:
+    def _report_load_progress(self, on_load_progress: LoadProgressCallback) -> None:
         for status in self._pool.statuses():
             if status.progress:
-                arriving(status.progress)
+                on_load_progress(status.progress)
 
     def __enter__(self) -> Pipeline:
         return self
@@ -139,7 +147,7 @@ class Pipeline:
         self.close()
 
     def close(self) -> None:
-        """Stop what runs, and give the memory back."""
+        """Abort running requests and free the memory."""
         self._pool.close()
 
     def __call__(
@@ -149,72 +157,91 @@ class Pipeline:
         progress: ProgressCallback | None = None,
         **options: Unpack[GenerationOptions],
     ) -> PipelineOutput:
-        """Make a clip of each prompt, all together.
+        """Generate one clip per prompt, all in one batch.
 
         Args:
-            prompt: what it should sound like; several make several clips.
-            progress: told how many of the seconds of audio are made, of all clips together.
-            options: duration, seed and the rest of a request's fields. The seed is the first clip's; the others count
-                up from it.
+            prompt: what the music should sound like; several prompts give several clips.
+            progress: receives the progress of all clips together.
+            options: duration, seed and the other fields of a request. The seed is that of the first clip; the seeds of
+                the others count up from it.
 
         Raises:
-            InvalidRequest: a prompt or an option is wrong; `field` says which.
-            MusicGenError: a clip could not be made; none is given then.
+            InvalidRequest: a prompt or an option is invalid; `field` names it.
+            MusicGenError: a clip failed; the others are aborted.
         """
         prompts = [prompt] if isinstance(prompt, str) else prompt
-        asked = validation.build_requests(prompts, max_duration=self._settings.max_duration, **options)
-        made = sorted(self.make(asked, progress), key=lambda one: one.index)
-        first = made[0]
-        return PipelineOutput([one.samples for one in made], first.sample_rate, [one.seed for one in made], first.model)
+        requests = validation.build_requests(prompts, max_duration=self._settings.max_duration, **options)
+        clips = sorted(self.generate(requests, progress), key=lambda generated: generated.index)
+        return PipelineOutput(
+            audios=[generated.samples for generated in clips],
+            sample_rate=clips[0].sample_rate,
+            seeds=[generated.seed for generated in clips],
+            model=clips[0].model,
+        )
 
-    def make(
+    def generate(
         self, requests: Sequence[GenerationRequest], progress: ProgressCallback | None = None
     ) -> Iterator[GeneratedClip]:
-        """The same from requests with their seeds, each clip as soon as it is done. Their model is this one.
+        """Generate the clips of requests in one batch and yield each when it is finished.
 
-        Whoever stops reading cancels the rest.
+        Closing the iterator early aborts the remaining requests.
+
+        Args:
+            requests: validated, with seeds; their model is ignored.
+            progress: receives the progress of all clips together.
 
         Raises:
-            InvalidRequest, MusicGenError: as a call does.
+            InvalidRequest, MusicGenError: as a call of the pipeline.
         """
-        call = _Call(requests, progress or (lambda *_: None))
+        call = _PipelineCall(requests, progress or ignore_progress)
         request_ids = []
         try:
-            for index, params in enumerate(call.params):
-                request_id = uuid.uuid4().hex
-                self._pool.add_request(request_id, self._model, params, call.listener(index))
-                request_ids.append(request_id)
-            for index, started, samples in call.done():
-                level = audio.normalize(samples, started.sample_rate, requests[index].normalize)
-                yield GeneratedClip(index, level, started.sample_rate, call.params[index].seed, started.model)
+            for index in range(len(requests)):
+                request_ids.append(self._add_request(call, index))  # noqa: PERF401  an error keeps those before it
+            for index, started, samples in call.finished_clips():
+                normalized = audio.normalize(samples, started.sample_rate, requests[index].normalize)
+                yield GeneratedClip(index, normalized, started.sample_rate, call.params[index].seed, started.model)
         finally:
             for request_id in request_ids:
                 self._pool.abort(request_id)
 
     def stream(self, request: StreamRequest, progress: ProgressCallback | None = None) -> Iterator[bytes]:
-        """One clip from a request with its seed, while it is made: a WAV, or its samples alone. Its model is this one.
+        """Generate one clip and yield its bytes meanwhile: a WAV, or the samples alone with format pcm.
 
-        Whoever stops reading cancels it.
+        Closing the iterator early aborts the request.
+
+        Args:
+            request: validated, with a seed; its model is ignored.
+            progress: receives the progress of the clip.
 
         Raises:
-            InvalidRequest, MusicGenError: as a call does, at any point.
+            InvalidRequest, MusicGenError: as a call of the pipeline, at any point.
         """
-        call = _Call([request], progress or (lambda *_: None))
-        request_id = uuid.uuid4().hex
-        self._pool.add_request(request_id, self._model, call.params[0], call.listener(0))
+        call = _PipelineCall([request], progress or ignore_progress)
+        request_id = self._add_request(call, 0)
         try:
             for event in call.events():
                 match event:
                     case Started(_, rate, channels, samples) if request.format == "wav":
                         yield audio.wav_header(channels, rate, samples)
-                    case AudioChunk(piece):
-                        yield audio.pcm(audio.cut(piece, request.normalize))
+                    case AudioChunk(samples):
+                        yield audio.encode_pcm(audio.clip_peaks(samples, request.normalize))
         finally:
             self._pool.abort(request_id)
 
+    def _add_request(self, call: _PipelineCall, index: int) -> str:
+        """Add a request of a call to the pool and return its id."""
+        request_id = uuid.uuid4().hex
+        self._pool.add_request(request_id, self._model, call.params[index], call.event_callback(index))
+        return request_id
 
-class _Call:
-    """The clips of one call, and what is heard of them."""
+
+class _PipelineCall:
+    """The requests of one call of the pipeline, and the queue of their events.
+
+    Attributes:
+        params: the parameters of each request.
+    """
 
     def __init__(self, requests: Sequence[GenerationRequest], progress: ProgressCallback) -> None:
         self.params = [
@@ -223,60 +250,62 @@ class _Call:
         self._progress = progress
         self._events: queue.SimpleQueue[tuple[int, Event]] = queue.SimpleQueue()
 
-    def listener(self, index: int) -> Callable[[Event], None]:
+    def event_callback(self, index: int) -> EventCallback:
+        """Return the event callback of one request; engine threads call it."""
         return lambda event: self._events.put((index, event))
 
-    def done(self) -> Iterator[tuple[int, Started, audio.Waveform]]:
-        """Each clip as it ends, not normalised.
+    def finished_clips(self) -> Iterator[tuple[int, Started, audio.Waveform]]:
+        """Yield the index, format and samples, not normalized, of each request when it is finished.
 
         Raises:
-            MusicGenError: one failed.
+            MusicGenError: a request failed.
         """
-        begun: dict[int, tuple[Started, audio.Waveform]] = {}
-        left, made, total = len(self.params), 0.0, sum(params.duration for params in self.params)
-        self._progress(Progress("queued", None, made, total))
-        while left:
-            match self._next():
-                case index, Started() as started:
-                    begun[index] = started, np.zeros((started.channels, started.samples), np.float32)
-                case index, AudioChunk(piece, position):
-                    started, samples = begun[index]
-                    samples[:, position : position + piece.shape[1]] = piece
-                    made += piece.shape[1] / started.sample_rate
-                    self._progress(Progress("running", None, min(made, total), total))
-                case index, Finished():
-                    left -= 1
-                    if not left:
-                        self._progress(Progress("done", None, total, total))
-                    yield (index, *begun.pop(index))
-                case _, Failed(error):
+        assemblers = {index: AudioAssembler() for index in range(len(self.params))}  # of unfinished requests
+        audio_seconds = 0.0
+        duration = sum(params.duration for params in self.params)
+        self._progress(Progress("queued", None, 0.0, duration))
+        while assemblers:
+            index, event = self._next_event()
+            assembler = assemblers[index]
+            assembler.on_event(event)
+            match event:
+                case AudioChunk(samples) if assembler.started:
+                    audio_seconds += samples.shape[1] / assembler.started.sample_rate
+                    self._progress(Progress("running", None, min(audio_seconds, duration), duration))
+                case Finished() if assembler.started and assembler.samples is not None:
+                    del assemblers[index]
+                    if not assemblers:
+                        self._progress(Progress("done", None, duration, duration))
+                    yield index, assembler.started, assembler.samples
+                case Failed(error):
                     raise error
 
     def events(self) -> Iterator[Event]:
-        """What is heard of the one clip, up to its end.
+        """Yield the events of the only request, including the last.
 
         Raises:
-            MusicGenError: it failed.
+            MusicGenError: the request failed.
         """
-        rate, total = 0, self.params[0].duration
-        self._progress(Progress("queued", None, 0.0, total))
+        sample_rate, duration = 0, self.params[0].duration
+        self._progress(Progress("queued", None, 0.0, duration))
         while True:
-            _, event = self._next()
+            _, event = self._next_event()
             yield event
             match event:
                 case Started():
-                    rate, total = event.sample_rate, event.samples / event.sample_rate
-                case AudioChunk(piece, position):
-                    self._progress(Progress("running", None, (position + piece.shape[1]) / rate, total))
+                    sample_rate, duration = event.sample_rate, event.samples / event.sample_rate
+                case AudioChunk(samples, start):
+                    audio_seconds = (start + samples.shape[1]) / sample_rate
+                    self._progress(Progress("running", None, audio_seconds, duration))
                 case Finished():
-                    self._progress(Progress("done", None, total, total))
+                    self._progress(Progress("done", None, duration, duration))
                     return
                 case Failed(error):
                     raise error
 
-    def _next(self) -> tuple[int, Event]:
+    def _next_event(self) -> tuple[int, Event]:
         while True:
             try:
-                return self._events.get(timeout=WAKE_SECONDS)
+                return self._events.get(timeout=INTERRUPT_POLL_SECONDS)
             except queue.Empty:
                 continue

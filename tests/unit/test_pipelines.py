@@ -121,7 +121,7 @@ def test_one_that_fails_leaves_none_at_work(pipe: Pipeline) -> None:
 
 def test_whoever_stops_reading_cancels_the_rest(pipe: Pipeline) -> None:
     asked = validation.build_requests(["x", "x"], duration=0.2) + validation.build_requests(["x"], duration=200)
-    clips = pipe.make(asked)
+    clips = pipe.generate(asked)
     next(clips)
     clips.close()  # type: ignore[attr-defined]
     assert pipe._pool.request_counts() == {"demo": (0, 0)}
