@@ -1,4 +1,4 @@
-"""A recording: readers at their own pace, whole or an error."""
+"""The PCM buffer: each reader gets the whole clip at its own pace, or an error."""
 
 from __future__ import annotations
 
@@ -16,49 +16,50 @@ from hypothesis import strategies as st
 from musicgen_bento import audio
 from musicgen_bento.engine.types import AudioChunk, Event, Finished, Started
 from musicgen_bento.errors import GenerationFailed, UnknownJob
-from musicgen_bento.server.audio_buffer import PIECE, PcmBuffer
+from musicgen_bento.schemas import StreamNormalize
+from musicgen_bento.server.audio_buffer import CHUNK_BYTES, PcmBuffer
 
 STARTED = Started("demo", 32_000, 2, 100_000)
-SOUND = np.random.default_rng(0).normal(0, 0.6, (2, STARTED.samples)).astype(np.float32)
+WAVEFORM = np.random.default_rng(0).normal(0, 0.6, (2, STARTED.samples)).astype(np.float32)
 
 
 def chunk(start: int, end: int) -> AudioChunk:
-    return AudioChunk(SOUND[:, start:end], start)
+    return AudioChunk(WAVEFORM[:, start:end], start)
 
 
-async def joined(pieces: AsyncIterator[bytes]) -> bytes:
-    return b"".join([piece async for piece in pieces])
+async def join(chunks: AsyncIterator[bytes]) -> bytes:
+    return b"".join([chunk async for chunk in chunks])
 
 
 @given(st.lists(st.integers(0, STARTED.samples), max_size=8), st.sampled_from(["clip", "none"]))
-def test_it_is_the_clip_however_it_comes_and_is_read(cuts: list[int], how: audio.StreamNormalize) -> None:
+def test_pcm_does_not_depend_on_chunk_sizes_or_reader_timing(cuts: list[int], strategy: StreamNormalize) -> None:
     async def test() -> None:
-        recording = PcmBuffer(how)
-        early = asyncio.create_task(joined(recording.pieces()))
+        buffer = PcmBuffer(strategy)
+        early_reader = asyncio.create_task(join(buffer.iter_chunks()))
         edges = [0, *sorted(cuts), STARTED.samples]
         for event in (STARTED, *(chunk(a, b) for a, b in pairwise(edges)), Finished()):
-            recording.listen(event)
+            buffer.on_event(event)
             await asyncio.sleep(0)
-        sound = await early
-        assert sound == await joined(recording.pieces()) == audio.pcm(audio.cut(SOUND, how))
-        if how == "clip":
-            whole = audio.encode_wav(audio.normalize(SOUND, 32_000, "clip"), 32_000)
-            assert audio.wav_header(2, 32_000, STARTED.samples) + sound == whole
+        pcm = await early_reader
+        assert pcm == await join(buffer.iter_chunks()) == audio.encode_pcm(audio.clip_peaks(WAVEFORM, strategy))
+        if strategy == "clip":
+            whole = audio.encode_wav(audio.normalize(WAVEFORM, 32_000, "clip"), 32_000)
+            assert audio.wav_header(2, 32_000, STARTED.samples) + pcm == whole
 
     asyncio.run(test())
 
 
-def test_a_reader_gets_what_there_is_and_then_the_error() -> None:
+def test_reader_gets_the_available_audio_and_then_the_first_error() -> None:
     async def test() -> None:
-        recording = PcmBuffer("clip")
-        recording.listen(STARTED)
-        recording.listen(chunk(0, 20_000))
-        pieces = recording.pieces()
-        assert [len(await anext(pieces)) for _ in range(2)] == [PIECE, 80_000 - PIECE]
-        waiting = asyncio.ensure_future(anext(pieces))
+        buffer = PcmBuffer("clip")
+        buffer.on_event(STARTED)
+        buffer.on_event(chunk(0, 20_000))
+        chunks = buffer.iter_chunks()
+        assert [len(await anext(chunks)) for _ in range(2)] == [CHUNK_BYTES, 80_000 - CHUNK_BYTES]
+        waiting = asyncio.ensure_future(anext(chunks))
         await asyncio.sleep(0)
-        recording.fail(UnknownJob("gone"))
-        recording.fail(GenerationFailed("later"))
+        buffer.fail(UnknownJob("first"))
+        buffer.fail(GenerationFailed("second"))
         with pytest.raises(UnknownJob):
             await waiting
 
@@ -66,34 +67,34 @@ def test_a_reader_gets_what_there_is_and_then_the_error() -> None:
 
 
 @pytest.mark.parametrize(
-    "story",
+    "events",
     [
         [STARTED, chunk(0, 5), Finished()],
         [STARTED, chunk(5, 10)],
         [STARTED, chunk(0, 5), chunk(4, 10)],
-        [STARTED, AudioChunk(SOUND[:1, :5], 0)],
+        [STARTED, AudioChunk(WAVEFORM[:1, :5], 0)],
         [STARTED, AudioChunk(np.zeros((2, STARTED.samples + 1), np.float32), 0)],
         [chunk(0, 5)],
     ],
-    ids=["ends early", "gap", "overlap", "channels", "too long", "not begun"],
+    ids=["ends early", "gap", "overlap", "channels", "too long", "not started"],
 )
-def test_what_is_not_the_whole_clip_is_an_error(story: list[Event]) -> None:
+def test_incomplete_or_inconsistent_events_are_an_error(events: list[Event]) -> None:
     async def test() -> None:
-        recording = PcmBuffer("clip")
-        for event in story:
-            recording.listen(event)
+        buffer = PcmBuffer("clip")
+        for event in events:
+            buffer.on_event(event)
         with pytest.raises(GenerationFailed):
-            await joined(recording.pieces())
+            await join(buffer.iter_chunks())
 
     asyncio.run(test())
 
 
-def test_without_a_beginning_there_is_only_the_error() -> None:
+def test_failure_before_the_start_raises_in_wait_started() -> None:
     async def test() -> None:
-        recording = PcmBuffer("clip")
-        waiting = asyncio.create_task(recording.begun())
+        buffer = PcmBuffer("clip")
+        waiting = asyncio.create_task(buffer.wait_started())
         await asyncio.sleep(0)
-        recording.fail(UnknownJob("gone"))
+        buffer.fail(UnknownJob("cancelled"))
         with pytest.raises(UnknownJob):
             await waiting
 
@@ -101,12 +102,12 @@ def test_without_a_beginning_there_is_only_the_error() -> None:
 
 
 @pytest.mark.parametrize("channels", [1, 2])
-def test_the_header_is_what_libsndfile_writes_and_the_samples_to_a_bit(channels: int) -> None:
-    wav = audio.cut(SOUND[:channels], "none")
+def test_header_equals_that_of_libsndfile_and_samples_differ_by_at_most_one(channels: int) -> None:
+    wav = audio.clip_peaks(WAVEFORM[:channels], "none")
     file = io.BytesIO()
     soundfile.write(file, wav.T, 32_000, format="WAV", subtype="PCM_16")
-    ours, theirs = audio.wav_header(channels, 32_000, wav.shape[1]) + audio.pcm(wav), file.getvalue()
-    assert ours[:44] == theirs[:44]
-    read = np.frombuffer(ours[44:], "<i2").astype(float)
-    assert np.abs(read - np.frombuffer(theirs[44:], "<i2")).max() <= 1  # which rounds down
-    assert np.abs(read / 32_768 - wav.T.ravel()).max() <= 1 / 32_768
+    actual, expected = audio.wav_header(channels, 32_000, wav.shape[1]) + audio.encode_pcm(wav), file.getvalue()
+    assert actual[:44] == expected[:44]
+    samples = np.frombuffer(actual[44:], "<i2").astype(float)
+    assert np.abs(samples - np.frombuffer(expected[44:], "<i2")).max() <= 1  # libsndfile rounds down
+    assert np.abs(samples / 32_768 - wav.T.ravel()).max() <= 1 / 32_768

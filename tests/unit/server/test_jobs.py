@@ -1,4 +1,4 @@
-"""Jobs: their life, their bounds, and how they are fetched. Around a maker whose every step a test decides."""
+"""Jobs: states, limits and downloads, with a generator whose every step a test decides."""
 
 from __future__ import annotations
 
@@ -20,12 +20,16 @@ from musicgen_bento.engine.types import AudioChunk, Event, EventCallback, Queued
 from musicgen_bento.errors import GenerationFailed, MusicGenError, QueueFull
 from musicgen_bento.schemas import ErrorBody, GenerationRequest, JobState, ModelList
 from musicgen_bento.schemas import Job as JobView
-from musicgen_bento.server import jobs, responses, routes
-from musicgen_bento.server.jobs import PROGRESS_SECONDS, SMALLEST, Jobs
+from musicgen_bento.server import job, responses
+from musicgen_bento.server.error_responses import ResponseAborted
+from musicgen_bento.server.generation import AdmittedRequest
+from musicgen_bento.server.job import PROGRESS_SECONDS
+from musicgen_bento.server.jobs import MIN_JOB_BYTES, Jobs
 from musicgen_bento.server.middleware import Middleware, PathNormalizer
-from musicgen_bento.server.request_context import RequestContext, ResponseAborted
+from musicgen_bento.server.request_context import RequestContext
+from musicgen_bento.server.responses import EncodedAudio
+from musicgen_bento.server.routes import build_app
 from musicgen_bento.server.shutdown import Drain, InFlight
-from musicgen_bento.server.studio import AdmittedRequest, EncodedAudio
 
 RATE = 32_000
 SECRET = "xylophone-of-the-hidden-garden"
@@ -33,50 +37,50 @@ PATHS = frozenset(("/jobs", "/jobs/{id}", "/jobs/{id}/audio"))
 
 
 @dataclass
-class Maker:
-    """Makes what it is told to, when it is told to."""
+class FakeGenerator:
+    """Sends the events and the results that a test gives it."""
 
-    refuse: MusicGenError | None = None
-    listeners: list[EventCallback] = field(default_factory=list)
-    ends: list[asyncio.Future[EncodedAudio]] = field(default_factory=list)
+    admit_error: MusicGenError | None = None
+    callbacks: list[EventCallback] = field(default_factory=list)
+    results: list[asyncio.Future[EncodedAudio]] = field(default_factory=list)
     cancelled: int = 0
 
-    async def take(self, request: GenerationRequest, current: RequestContext) -> AdmittedRequest:
+    async def admit(self, request: GenerationRequest, context: RequestContext) -> AdmittedRequest:
         await asyncio.sleep(0)
-        if self.refuse:
-            raise self.refuse
+        if self.admit_error:
+            raise self.admit_error
         return AdmittedRequest(
-            current.id, "ticket", request.model or "demo", request.seed or 0, request.duration, "none"
+            context.id, "request", request.model or "demo", request.seed or 0, request.duration, "none"
         )
 
-    async def make(self, order: AdmittedRequest, listen: EventCallback) -> EncodedAudio:
-        end = asyncio.get_running_loop().create_future()
-        self.listeners.append(listen)
-        self.ends.append(end)
+    async def generate_audio(self, admitted: AdmittedRequest, on_event: EventCallback) -> EncodedAudio:
+        result = asyncio.get_running_loop().create_future()
+        self.callbacks.append(on_event)
+        self.results.append(result)
         try:
-            return await end
+            return await result
         except asyncio.CancelledError:
             self.cancelled += 1
             raise
 
-    def tell(self, *events: Event) -> None:
+    def send(self, *events: Event) -> None:
         for event in events:
-            self.listeners[-1](event)
+            self.callbacks[-1](event)
 
     def finish(self, size: int = 1000) -> bytes:
         wav = bytes(range(256)) * (size // 256 + 1)
-        self.ends[-1].set_result(EncodedAudio(wav[:size], {"X-Seed": "7"}))
+        self.results[-1].set_result(EncodedAudio(wav[:size], {"X-Seed": "7"}))
         return wav[:size]
 
 
 @dataclass
-class Bench:
-    """The jobs with everything around them."""
+class Harness:
+    """The jobs with their routes and the middleware."""
 
-    maker: Maker
+    generator: FakeGenerator
     jobs: Jobs
     drain: Drain
-    work: InFlight
+    in_flight: InFlight
     http: httpx.AsyncClient
     asgi: Any
 
@@ -84,21 +88,21 @@ class Bench:
         return await self.http.post("/jobs", json={"prompt": SECRET, **body})
 
     async def submit(self, **body: Any) -> str:
-        answer = await self.post(**body)
-        assert answer.status_code == 202, answer.text
-        view = JobView.model_validate(answer.json())
-        assert answer.headers["location"] == f"/jobs/{view.id}"
-        await settle()
+        response = await self.post(**body)
+        assert response.status_code == 202, response.text
+        view = JobView.model_validate(response.json())
+        assert response.headers["location"] == f"/jobs/{view.id}"
+        await run_ready_tasks()
         return view.id
 
-    async def ask(self, name: str, query: str = "") -> JobView:
-        answer = await self.http.get(f"/jobs/{name}{query}")
-        assert answer.status_code == 200, answer.text
-        assert answer.headers["cache-control"] == "no-store"
-        return JobView.model_validate(answer.json())
+    async def poll(self, job_id: str, query: str = "") -> JobView:
+        response = await self.http.get(f"/jobs/{job_id}{query}")
+        assert response.status_code == 200, response.text
+        assert response.headers["cache-control"] == "no-store"
+        return JobView.model_validate(response.json())
 
 
-async def settle() -> None:
+async def run_ready_tasks() -> None:
     for _ in range(20):
         await asyncio.sleep(0)
 
@@ -111,16 +115,16 @@ def chunk(position: float, seconds: float) -> AudioChunk:
     return AudioChunk(np.zeros((1, int(seconds * RATE)), np.float32), int(position * RATE))
 
 
-def run(test: Callable[[Bench], Awaitable[None]], *, abandoned: float = 300, **settings: Any) -> None:
+def run(test: Callable[[Harness], Awaitable[None]], *, abandoned: float = 300, **settings: Any) -> None:
     async def main() -> None:
-        maker, work = Maker(), InFlight()
-        drain = Drain(60, work.__bool__)
-        jobs = Jobs(maker, Settings(**settings), drain, work, abandoned)
-        built = routes.build(no_models, lambda: jobs, GenerationRequest)
+        generator, in_flight = FakeGenerator(), InFlight()
+        drain = Drain(60, in_flight.__bool__)
+        jobs = Jobs(generator, Settings(**settings), drain, in_flight, abandoned)
+        app = build_app(no_models, lambda: jobs, GenerationRequest)
         bodies = {"/jobs": GenerationRequest}
-        asgi = PathNormalizer(Middleware(built, bodies, drain, work), PATHS)
+        asgi = PathNormalizer(Middleware(app, bodies, drain, in_flight), PATHS)
         async with httpx.AsyncClient(transport=httpx.ASGITransport(asgi), base_url="http://test") as http:
-            await test(Bench(maker, jobs, drain, work, http, asgi))
+            await test(Harness(generator, jobs, drain, in_flight, http, asgi))
 
     asyncio.run(main())
 
@@ -129,26 +133,26 @@ async def no_models() -> ModelList:
     return ModelList(models=[])
 
 
-def error(answer: httpx.Response, status: int, code: str) -> dict[str, Any]:
-    assert answer.status_code == status, answer.text
-    found = ErrorBody.model_validate(answer.json()).error
-    assert found.code == code
-    assert found.message
-    assert SECRET not in answer.text
-    return found.model_dump()
+def error(response: httpx.Response, status: int, code: str) -> dict[str, Any]:
+    assert response.status_code == status, response.text
+    detail = ErrorBody.model_validate(response.json()).error
+    assert detail.code == code
+    assert detail.message
+    assert SECRET not in response.text
+    return detail.model_dump()
 
 
-def test_a_job_from_the_queue_to_its_music() -> None:
-    async def test(bench: Bench) -> None:
-        name = await bench.submit(duration=10.005, seed=5)
-        seen = [await bench.ask(name)]
+def test_job_goes_from_the_queue_to_its_audio() -> None:
+    async def test(harness: Harness) -> None:
+        job_id = await harness.submit(duration=10.005, seed=5)
+        views = [await harness.poll(job_id)]
         for events in ([Queued(2)], [Queued(0, True)], [Queued(0)], [started(10)], [chunk(0, 2.5)]):
-            bench.maker.tell(*events)
-            seen.append(await bench.ask(name))
-        wav = bench.maker.finish()
-        seen.append(await bench.ask(name, "?wait=5"))
-        told = [(view.state, view.position, view.audio_seconds) for view in seen]
-        assert told == [
+            harness.generator.send(*events)
+            views.append(await harness.poll(job_id))
+        wav = harness.generator.finish()
+        views.append(await harness.poll(job_id, "?wait=5"))
+        states = [(view.state, view.position, view.audio_seconds) for view in views]
+        assert states == [
             ("queued", None, 0),
             ("queued", 3, 0),
             ("loading", None, 0),
@@ -157,362 +161,366 @@ def test_a_job_from_the_queue_to_its_music() -> None:
             ("running", None, 2.5),
             ("done", None, 10),
         ]
-        assert (seen[0].duration, seen[-1].duration, seen[-1].seed, seen[-1].model) == (10.005, 10, 5, "demo")
-        versions = [view.version for view in seen]
+        assert (views[0].duration, views[-1].duration, views[-1].seed, views[-1].model) == (10.005, 10, 5, "demo")
+        versions = [view.version for view in views]
         assert versions == sorted(versions)
         assert versions[0] == 1
-        assert [view.expires_in is None for view in seen] == [True] * 6 + [False]
-        assert 590 < (seen[-1].expires_in or 0) <= 600
-        answer = await bench.http.get(f"/jobs/{name}/audio")
-        assert (answer.content, answer.headers["content-type"], answer.headers["x-seed"]) == (wav, "audio/wav", "7")
-        assert answer.headers["cache-control"] == "no-store"
+        assert [view.expires_in is None for view in views] == [True] * 6 + [False]
+        assert 590 < (views[-1].expires_in or 0) <= 600
+        response = await harness.http.get(f"/jobs/{job_id}/audio")
+        assert (response.content, response.headers["content-type"], response.headers["x-seed"]) == (
+            wav,
+            "audio/wav",
+            "7",
+        )
+        assert response.headers["cache-control"] == "no-store"
 
     run(test)
 
 
-def test_a_wait_ends_with_the_next_change_and_not_before() -> None:
-    async def test(bench: Bench) -> None:
-        name = await bench.submit()
-        waiting = [asyncio.ensure_future(bench.ask(name, f"?wait=30{more}")) for more in ("", "&version=1")]
-        await settle()
+def test_wait_ends_with_the_next_change() -> None:
+    async def test(harness: Harness) -> None:
+        job_id = await harness.submit()
+        waiting = [asyncio.ensure_future(harness.poll(job_id, f"?wait=30{more}")) for more in ("", "&version=1")]
+        await run_ready_tasks()
         assert not any(each.done() for each in waiting)
-        bench.maker.tell(Queued(0))
+        harness.generator.send(Queued(0))
         assert [(await each).position for each in waiting] == [1, 1]
-        assert (await bench.ask(name, "?wait=30&version=1")).version == 2
+        assert (await harness.poll(job_id, "?wait=30&version=1")).version == 2
         loop = asyncio.get_running_loop()
-        began = loop.time()
-        assert (await bench.ask(name, "?wait=0.1&version=2")).version == 2
-        assert 0.09 < loop.time() - began < 5
+        started_at = loop.time()
+        assert (await harness.poll(job_id, "?wait=0.1&version=2")).version == 2
+        assert 0.09 < loop.time() - started_at < 5
 
     run(test)
 
 
-def test_progress_is_told_a_few_times_a_second_and_the_last_word_at_once() -> None:
-    async def test(bench: Bench) -> None:
-        name = await bench.submit()
-        bench.maker.tell(started(100))
-        version = (await bench.ask(name)).version
-        bench.maker.tell(*(chunk(at, 1) for at in range(50)))
-        view = await bench.ask(name)
-        assert view.version == version  # the start has just been told
+def test_progress_updates_are_rate_limited_but_the_end_is_not() -> None:
+    async def test(harness: Harness) -> None:
+        job_id = await harness.submit()
+        harness.generator.send(started(100))
+        version = (await harness.poll(job_id)).version
+        harness.generator.send(*(chunk(at, 1) for at in range(50)))
+        view = await harness.poll(job_id)
+        assert view.version == version  # the start was less than PROGRESS_SECONDS ago
         assert view.audio_seconds == 50
         await asyncio.sleep(PROGRESS_SECONDS * 1.5)
-        waiting = asyncio.ensure_future(bench.ask(name, f"?wait=5&version={version}"))
-        await settle()
-        bench.maker.tell(*(chunk(at, 1) for at in range(50, 99)))
+        waiting = asyncio.ensure_future(harness.poll(job_id, f"?wait=5&version={version}"))
+        await run_ready_tasks()
+        harness.generator.send(*(chunk(at, 1) for at in range(50, 99)))
         assert (await waiting).version == version + 1
-        bench.maker.finish()
-        assert (await bench.ask(name, f"?wait=5&version={version + 1}")).state == "done"
+        harness.generator.finish()
+        assert (await harness.poll(job_id, f"?wait=5&version={version + 1}")).state == "done"
 
     run(test)
 
 
-def test_the_music_is_fetched_once() -> None:
-    async def test(bench: Bench) -> None:
-        name = await bench.submit()
-        error(await bench.http.get(f"/jobs/{name}/audio"), 409, "not_ready")
-        wav = bench.maker.finish()
-        await settle()
-        head = await bench.http.head(f"/jobs/{name}/audio")
+def test_audio_is_downloaded_once() -> None:
+    async def test(harness: Harness) -> None:
+        job_id = await harness.submit()
+        error(await harness.http.get(f"/jobs/{job_id}/audio"), 409, "not_ready")
+        wav = harness.generator.finish()
+        await run_ready_tasks()
+        head = await harness.http.head(f"/jobs/{job_id}/audio")
         assert (head.status_code, head.headers["content-length"], head.content) == (200, str(len(wav)), b"")
-        assert (await bench.http.get(f"/jobs/{name}/audio?keep=true")).content == wav
-        assert (await bench.http.get(f"/jobs/{name}/audio")).content == wav
-        for answer in (
-            await bench.http.get(f"/jobs/{name}/audio"),
-            await bench.http.get(f"/jobs/{name}"),
-            await bench.http.delete(f"/jobs/{name}"),
-            await bench.http.get("/jobs/{id}"),
+        assert (await harness.http.get(f"/jobs/{job_id}/audio?keep=true")).content == wav
+        assert (await harness.http.get(f"/jobs/{job_id}/audio")).content == wav
+        for response in (
+            await harness.http.get(f"/jobs/{job_id}/audio"),
+            await harness.http.get(f"/jobs/{job_id}"),
+            await harness.http.delete(f"/jobs/{job_id}"),
+            await harness.http.get("/jobs/{id}"),
         ):
-            assert error(answer, 404, "unknown_job")["hint"]
-        assert (bench.jobs.reserved, len(bench.jobs)) == (0, 0)
+            assert error(response, 404, "unknown_job")["hint"]
+        assert (harness.jobs.reserved, len(harness.jobs)) == (0, 0)
 
     run(test)
 
 
-async def fetch(bench: Bench, name: str, *, leave_after: int, stall: bool = False) -> int:
-    """Take so many bytes of the music, then leave, or stay and take nothing. How many came."""
-    got, gone = 0, asyncio.Event()
-    asked = False
+async def download(harness: Harness, job_id: str, *, stop_after: int, stall: bool = False) -> int:
+    """Read at least `stop_after` bytes of the audio, then disconnect or stall. Return the bytes that arrived."""
+    received, disconnected = 0, asyncio.Event()
+    requested = False
 
     async def receive() -> Any:
-        nonlocal asked
-        if not asked:
-            asked = True
+        nonlocal requested
+        if not requested:
+            requested = True
             return {"type": "http.request", "body": b"", "more_body": False}
-        await gone.wait()
+        await disconnected.wait()
         return {"type": "http.disconnect"}
 
     async def send(message: Any) -> None:
-        nonlocal got
-        got += len(message.get("body", b""))
-        if got >= leave_after and stall:
+        nonlocal received
+        received += len(message.get("body", b""))
+        if received >= stop_after and stall:
             await asyncio.Event().wait()
-        if got > leave_after or message.get("more_body") is False:  # at the end, while the last bytes are on their way
-            gone.set()
-            await settle()
+        if received > stop_after or message.get("more_body") is False:  # at the end: while the last bytes are sent
+            disconnected.set()
+            await run_ready_tasks()
 
     scope = {
         "type": "http",
         "method": "GET",
-        "path": f"/jobs/{name}/audio",
+        "path": f"/jobs/{job_id}/audio",
         "raw_path": b"",
         "query_string": b"",
         "headers": [],
     }
     with suppress(ResponseAborted):
-        await bench.asgi(scope, receive, send)
-    return got
+        await harness.asgi(scope, receive, send)
+    return received
 
 
-def test_a_fetch_that_breaks_may_be_repeated() -> None:
-    async def test(bench: Bench) -> None:
-        name = await bench.submit()
-        wav = bench.maker.finish(1_000_000)
-        await settle()
-        assert 100_000 <= await fetch(bench, name, leave_after=100_000) < len(wav)
-        assert (await bench.http.get(f"/jobs/{name}/audio")).content == wav
-        error(await bench.http.get(f"/jobs/{name}/audio"), 404, "unknown_job")
-
-    run(test)
-
-
-def test_a_fetch_that_breaks_behind_its_last_byte_may_be_repeated() -> None:
-    async def test(bench: Bench) -> None:
-        name = await bench.submit()
-        wav = bench.maker.finish(1_000_000)
-        await settle()
-        assert await fetch(bench, name, leave_after=1_000_000) == len(wav)
-        assert (await bench.http.get(f"/jobs/{name}/audio")).content == wav
+def test_interrupted_download_can_be_repeated() -> None:
+    async def test(harness: Harness) -> None:
+        job_id = await harness.submit()
+        wav = harness.generator.finish(1_000_000)
+        await run_ready_tasks()
+        assert 100_000 <= await download(harness, job_id, stop_after=100_000) < len(wav)
+        assert (await harness.http.get(f"/jobs/{job_id}/audio")).content == wav
+        error(await harness.http.get(f"/jobs/{job_id}/audio"), 404, "unknown_job")
 
     run(test)
 
 
-def test_a_reader_who_takes_nothing_is_left_in_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_download_interrupted_after_its_last_byte_can_be_repeated() -> None:
+    async def test(harness: Harness) -> None:
+        job_id = await harness.submit()
+        wav = harness.generator.finish(1_000_000)
+        await run_ready_tasks()
+        assert await download(harness, job_id, stop_after=1_000_000) == len(wav)
+        assert (await harness.http.get(f"/jobs/{job_id}/audio")).content == wav
+
+    run(test)
+
+
+def test_download_of_a_stalled_client_is_aborted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(responses, "STALLED_SECONDS", 0.05)
 
-    async def test(bench: Bench) -> None:
-        name = await bench.submit()
-        wav = bench.maker.finish(1_000_000)
-        await settle()
-        assert await fetch(bench, name, leave_after=100_000, stall=True) < len(wav)
-        job = bench.jobs.find(name)
+    async def test(harness: Harness) -> None:
+        job_id = await harness.submit()
+        wav = harness.generator.finish(1_000_000)
+        await run_ready_tasks()
+        assert await download(harness, job_id, stop_after=100_000, stall=True) < len(wav)
+        job = harness.jobs.get(job_id)
         assert job.readers == 0
-        assert (await bench.http.delete(f"/jobs/{name}")).status_code == 204
-        assert bench.jobs.reserved == 0
+        assert (await harness.http.delete(f"/jobs/{job_id}")).status_code == 204
+        assert harness.jobs.reserved == 0
 
     run(test)
 
 
-def test_what_a_listener_holds_counts_until_it_leaves() -> None:
-    async def test(bench: Bench) -> None:
-        name = await bench.submit(duration=10)
-        bench.maker.tell(started(), chunk(0, 5))
-        whole = bench.jobs.reserved
-        with bench.jobs.listening(bench.jobs.find(name)):
-            await bench.http.delete(f"/jobs/{name}")
-            assert bench.jobs.reserved == whole
-        assert bench.jobs.reserved == SMALLEST
+def test_streamed_audio_stays_reserved_until_the_client_disconnects() -> None:
+    async def test(harness: Harness) -> None:
+        job_id = await harness.submit(duration=10)
+        harness.generator.send(started(), chunk(0, 5))
+        reserved = harness.jobs.reserved
+        with harness.jobs.hold_stream(harness.jobs.get(job_id)):
+            await harness.http.delete(f"/jobs/{job_id}")
+            assert harness.jobs.reserved == reserved
+        assert harness.jobs.reserved == MIN_JOB_BYTES
 
     run(test)
 
 
-def test_what_a_runner_still_says_of_a_cancelled_job_changes_nothing() -> None:
-    async def test(bench: Bench) -> None:
-        name = await bench.submit(duration=10)
-        await bench.http.delete(f"/jobs/{name}")
-        bench.maker.tell(Queued(0), started())
-        assert (await bench.ask(name)).state == "cancelled"
+def test_late_events_do_not_change_a_cancelled_job() -> None:
+    async def test(harness: Harness) -> None:
+        job_id = await harness.submit(duration=10)
+        await harness.http.delete(f"/jobs/{job_id}")
+        harness.generator.send(Queued(0), started())
+        assert (await harness.poll(job_id)).state == "cancelled"
 
     run(test)
 
 
-def test_two_who_fetch_at_once_both_get_it_and_its_memory_counts_until_then() -> None:
-    async def test(bench: Bench) -> None:
-        name = await bench.submit()
-        wav = bench.maker.finish(1_000_000)
-        await settle()
-        job = bench.jobs.find(name)
-        with bench.jobs.reading(job) as slow:
-            assert (await bench.http.get(f"/jobs/{name}/audio")).content == wav
-            assert bench.jobs.reserved == len(wav)
-            assert slow.wav == wav
-        assert bench.jobs.reserved == 0
+def test_concurrent_downloads_both_get_the_audio_which_stays_reserved() -> None:
+    async def test(harness: Harness) -> None:
+        job_id = await harness.submit()
+        wav = harness.generator.finish(1_000_000)
+        await run_ready_tasks()
+        job = harness.jobs.get(job_id)
+        with harness.jobs.hold_audio(job) as encoded:
+            assert (await harness.http.get(f"/jobs/{job_id}/audio")).content == wav
+            assert harness.jobs.reserved == len(wav)
+            assert encoded.wav == wav
+        assert harness.jobs.reserved == 0
 
     run(test)
 
 
-def begin(bench: Bench, state: str) -> None:
+def advance(harness: Harness, state: str) -> None:
     events: dict[str, list[Event]] = {
         "queued": [Queued(1)],
         "loading": [Queued(0, True)],
         "running": [started(), chunk(0, 1)],
     }
-    bench.maker.tell(*events[state])
+    harness.generator.send(*events[state])
 
 
 @pytest.mark.parametrize("state", ["queued", "loading", "running"])
-def test_cancelled_in_any_state_it_ends_and_says_so(state: str) -> None:
-    async def test(bench: Bench) -> None:
-        name = await bench.submit(duration=60)
-        begin(bench, state)
-        watching = asyncio.ensure_future(bench.ask(name, "?wait=30"))
-        await settle()
-        assert (await bench.http.delete(f"/jobs/{name}")).status_code == 204
-        assert (await watching).state == "cancelled"
-        await settle()
-        assert (bench.maker.cancelled, bool(bench.work)) == (1, False)
-        assert bench.jobs.reserved == SMALLEST
-        error(await bench.http.get(f"/jobs/{name}/audio"), 409, "not_ready")
-        assert (await bench.http.delete(f"/jobs/{name}")).status_code == 204
-        error(await bench.http.get(f"/jobs/{name}"), 404, "unknown_job")
-        assert bench.jobs.reserved == 0
+def test_job_can_be_cancelled_in_every_state(state: str) -> None:
+    async def test(harness: Harness) -> None:
+        job_id = await harness.submit(duration=60)
+        advance(harness, state)
+        waiting = asyncio.ensure_future(harness.poll(job_id, "?wait=30"))
+        await run_ready_tasks()
+        assert (await harness.http.delete(f"/jobs/{job_id}")).status_code == 204
+        assert (await waiting).state == "cancelled"
+        await run_ready_tasks()
+        assert (harness.generator.cancelled, bool(harness.in_flight)) == (1, False)
+        assert harness.jobs.reserved == MIN_JOB_BYTES
+        error(await harness.http.get(f"/jobs/{job_id}/audio"), 409, "not_ready")
+        assert (await harness.http.delete(f"/jobs/{job_id}")).status_code == 204
+        error(await harness.http.get(f"/jobs/{job_id}"), 404, "unknown_job")
+        assert harness.jobs.reserved == 0
 
     run(test)
 
 
-def test_a_job_that_is_done_is_forgotten_by_delete() -> None:
-    async def test(bench: Bench) -> None:
-        name = await bench.submit()
-        bench.maker.finish()
-        await settle()
-        assert (await bench.http.delete(f"/jobs/{name}")).status_code == 204
-        error(await bench.http.get(f"/jobs/{name}/audio"), 404, "unknown_job")
-        await settle()
-        assert (bench.jobs.reserved, bool(bench.work)) == (0, False)
+def test_delete_removes_a_finished_job() -> None:
+    async def test(harness: Harness) -> None:
+        job_id = await harness.submit()
+        harness.generator.finish()
+        await run_ready_tasks()
+        assert (await harness.http.delete(f"/jobs/{job_id}")).status_code == 204
+        error(await harness.http.get(f"/jobs/{job_id}/audio"), 404, "unknown_job")
+        await run_ready_tasks()
+        assert (harness.jobs.reserved, bool(harness.in_flight)) == (0, False)
 
     run(test)
 
 
-def test_a_job_that_fails_keeps_its_error_and_no_memory() -> None:
-    async def test(bench: Bench) -> None:
-        name = await bench.submit(duration=60)
-        bench.maker.ends[-1].set_exception(GenerationFailed("The model gave NaN.", hint="Try another seed."))
-        view = await bench.ask(name, "?wait=5")
+def test_failed_job_keeps_its_error_but_no_memory() -> None:
+    async def test(harness: Harness) -> None:
+        job_id = await harness.submit(duration=60)
+        harness.generator.results[-1].set_exception(GenerationFailed("The model gave NaN.", hint="Use another seed."))
+        view = await harness.poll(job_id, "?wait=5")
         assert view.state == "failed"
         assert view.error
-        assert (view.error.code, view.error.hint) == ("generation_failed", "Try another seed.")
-        assert bench.jobs.reserved == SMALLEST
-        assert "error" in error(await bench.http.get(f"/jobs/{name}/audio"), 409, "not_ready")["hint"]
+        assert (view.error.code, view.error.hint) == ("generation_failed", "Use another seed.")
+        assert harness.jobs.reserved == MIN_JOB_BYTES
+        assert "error" in error(await harness.http.get(f"/jobs/{job_id}/audio"), 409, "not_ready")["hint"]
 
     run(test)
 
 
 @pytest.mark.parametrize("failed", [True, False])
-def test_a_job_without_music_holds_on_to_nothing_that_was_on_the_way(failed: bool) -> None:
-    class Clip:
-        """Half of one, say."""
+def test_failed_or_cancelled_job_keeps_no_reference_to_its_audio(failed: bool) -> None:
+    class PartialAudio:
+        """An object that only the generation refers to."""
 
-    async def test(bench: Bench) -> None:
-        seen: list[weakref.ref[Clip]] = []
-        make = bench.maker.make
+    async def test(harness: Harness) -> None:
+        references: list[weakref.ref[PartialAudio]] = []
+        generate_audio = harness.generator.generate_audio
 
-        async def making(order: AdmittedRequest, listen: EventCallback) -> EncodedAudio:
-            clip = Clip()
-            seen.append(weakref.ref(clip))
-            return await make(order, listen)
+        async def keep_reference(admitted: AdmittedRequest, on_event: EventCallback) -> EncodedAudio:
+            partial = PartialAudio()
+            references.append(weakref.ref(partial))
+            return await generate_audio(admitted, on_event)
 
-        bench.maker.make = making  # type: ignore[method-assign]
-        name = await bench.submit()
-        await settle()
-        assert seen[0]() is not None
+        harness.generator.generate_audio = keep_reference  # type: ignore[method-assign]
+        job_id = await harness.submit()
+        await run_ready_tasks()
+        assert references[0]() is not None
         if failed:
-            bench.maker.ends[-1].set_exception(GenerationFailed("The model gave NaN."))
+            harness.generator.results[-1].set_exception(GenerationFailed("The model gave NaN."))
         else:
-            bench.jobs._cancel(bench.jobs.find(name))
-        await settle()
-        bench.maker.ends.clear()  # they hold the exception as well
-        assert bench.jobs.find(name).over
+            harness.jobs._cancel(harness.jobs.get(job_id))
+        await run_ready_tasks()
+        harness.generator.results.clear()  # they refer to the exception, too
+        assert harness.jobs.get(job_id).finished
         gc.collect()
-        assert seen[0]() is None
+        assert references[0]() is None
 
     run(test)
 
 
-def test_what_the_runner_refuses_is_refused_and_leaves_nothing() -> None:
-    async def test(bench: Bench) -> None:
-        bench.maker.refuse = QueueFull("The queue is full.", retry_after=3.2)
-        answer = await bench.post()
-        error(answer, 429, "queue_full")
-        assert answer.headers["retry-after"] == "4"
-        assert (bench.jobs.reserved, len(bench.jobs)) == (0, 0)
-        assert error(await bench.post(durration=3), 400, "invalid")["field"] == "durration"
+def test_refusal_of_the_runner_leaves_no_job() -> None:
+    async def test(harness: Harness) -> None:
+        harness.generator.admit_error = QueueFull("The queue is full.", retry_after=3.2)
+        response = await harness.post()
+        error(response, 429, "queue_full")
+        assert response.headers["retry-after"] == "4"
+        assert (harness.jobs.reserved, len(harness.jobs)) == (0, 0)
+        assert error(await harness.post(durration=3), 400, "invalid")["field"] == "durration"
 
     run(test)
 
 
-def test_the_memory_is_reserved_when_a_job_is_taken() -> None:
-    async def test(bench: Bench) -> None:
+def test_memory_is_reserved_when_a_job_is_submitted() -> None:
+    async def test(harness: Harness) -> None:
         size = 44 + 2 * RATE * 10
-        names = [await bench.submit(duration=10) for _ in range(3)]
-        assert bench.jobs.reserved == 3 * size
-        answer = await bench.post(duration=10)
-        error(answer, 429, "jobs_full")
-        assert int(answer.headers["retry-after"]) >= 1
-        assert (await bench.http.delete(f"/jobs/{names[0]}")).status_code == 204
-        error(await bench.post(duration=20), 429, "jobs_full")
-        await bench.submit(duration=5)
-        answer = await bench.post(duration=10)
-        error(answer, 429, "jobs_full")
-        assert int(answer.headers["retry-after"]) == 10  # others are being made
-        assert error(await bench.post(duration=100), 400, "invalid")["field"] == "duration"  # never fits
+        job_ids = [await harness.submit(duration=10) for _ in range(3)]
+        assert harness.jobs.reserved == 3 * size
+        response = await harness.post(duration=10)
+        error(response, 429, "job_storage_full")
+        assert int(response.headers["retry-after"]) >= 1
+        assert (await harness.http.delete(f"/jobs/{job_ids[0]}")).status_code == 204
+        error(await harness.post(duration=20), 429, "job_storage_full")
+        await harness.submit(duration=5)
+        response = await harness.post(duration=10)
+        error(response, 429, "job_storage_full")
+        assert int(response.headers["retry-after"]) == 10  # other jobs are running
+        assert error(await harness.post(duration=100), 400, "invalid")["field"] == "duration"  # larger than the storage
 
     run(test, job_megabytes=2)
 
 
-def test_small_jobs_are_bounded_in_number() -> None:
-    async def test(bench: Bench) -> None:
-        for _ in range(1_000_000 // SMALLEST):
-            await bench.submit(duration=0.1)
-        error(await bench.post(duration=0.1), 429, "jobs_full")
+def test_number_of_small_jobs_is_limited() -> None:
+    async def test(harness: Harness) -> None:
+        for _ in range(1_000_000 // MIN_JOB_BYTES):
+            await harness.submit(duration=0.1)
+        error(await harness.post(duration=0.1), 429, "job_storage_full")
 
     run(test, job_megabytes=1)
 
 
-def test_a_model_nobody_knows_is_reserved_for_at_its_widest() -> None:
-    async def test(bench: Bench) -> None:
-        await bench.submit(duration=10, model="someone/else")
-        assert bench.jobs.reserved == 44 + 2 * 2 * 48_000 * 10
-        bench.maker.finish(700_000)
-        await settle()
-        assert bench.jobs.reserved == 700_000
+def test_unknown_model_reserves_the_largest_format() -> None:
+    async def test(harness: Harness) -> None:
+        await harness.submit(duration=10, model="someone/else")
+        assert harness.jobs.reserved == 44 + 2 * 2 * 48_000 * 10
+        harness.generator.finish(700_000)
+        await run_ready_tasks()
+        assert harness.jobs.reserved == 700_000
 
     run(test)
 
 
-def test_a_job_that_is_over_is_forgotten_in_time() -> None:
-    async def test(bench: Bench) -> None:
-        name = await bench.submit()
-        bench.maker.finish()
-        assert (await bench.ask(name, "?wait=5")).state == "done"
+def test_finished_job_expires() -> None:
+    async def test(harness: Harness) -> None:
+        job_id = await harness.submit()
+        harness.generator.finish()
+        assert (await harness.poll(job_id, "?wait=5")).state == "done"
         await asyncio.sleep(0.4)
-        error(await bench.http.get(f"/jobs/{name}/audio"), 404, "unknown_job")
-        assert bench.jobs.reserved == 0
+        error(await harness.http.get(f"/jobs/{job_id}/audio"), 404, "unknown_job")
+        assert harness.jobs.reserved == 0
 
     run(test, job_minutes=0.3 / 60)
 
 
-def test_a_job_nobody_asks_after_is_cancelled_and_one_that_is_watched_is_not() -> None:
-    async def test(bench: Bench) -> None:
-        left, watched = await bench.submit(), await bench.submit()
+def test_job_without_polls_is_cancelled() -> None:
+    async def test(harness: Harness) -> None:
+        abandoned, polled = await harness.submit(), await harness.submit()
         for _ in range(6):
             await asyncio.sleep(0.1)
-            assert (await bench.ask(watched)).state == "queued"
-        assert (await bench.ask(left)).state == "cancelled"
-        assert bench.maker.cancelled == 1
+            assert (await harness.poll(polled)).state == "queued"
+        assert (await harness.poll(abandoned)).state == "cancelled"
+        assert harness.generator.cancelled == 1
 
     run(test, abandoned=0.4)
 
 
-def test_two_clients_do_not_see_each_other() -> None:
-    async def test(bench: Bench) -> None:
-        one, other = await bench.submit(seed=1), await bench.submit(seed=2)
+def test_job_ids_are_unguessable_and_jobs_independent() -> None:
+    async def test(harness: Harness) -> None:
+        one, other = await harness.submit(seed=1), await harness.submit(seed=2)
         assert one != other
         assert len(one) >= 32
-        bench.maker.finish(500)
-        assert (await bench.ask(other, "?wait=5")).state == "done"
-        assert (await bench.ask(one)).state == "queued"
-        assert len((await bench.http.get(f"/jobs/{other}/audio")).content) == 500
-        assert (await bench.http.delete(f"/jobs/{one}")).status_code == 204
+        harness.generator.finish(500)
+        assert (await harness.poll(other, "?wait=5")).state == "done"
+        assert (await harness.poll(one)).state == "queued"
+        assert len((await harness.http.get(f"/jobs/{other}/audio")).content) == 500
+        assert (await harness.http.delete(f"/jobs/{one}")).status_code == 204
 
     run(test)
 
@@ -521,53 +529,53 @@ def test_two_clients_do_not_see_each_other() -> None:
     ("query", "field"),
     [("wait=31", "wait"), ("wait=-1", "wait"), ("wait=nan", "wait"), ("wait=x", "wait"), ("version=-1", "version")],
 )
-def test_a_bad_question_is_400(query: str, field: str) -> None:
-    async def test(bench: Bench) -> None:
-        name = await bench.submit()
-        assert error(await bench.http.get(f"/jobs/{name}?{query}"), 400, "invalid")["field"] == field
-        assert error(await bench.http.get(f"/jobs/{name}/audio?keep=x"), 400, "invalid")["field"] == "keep"
-        assert error(await bench.http.get(f"/jobs/{name}/audio?kept=true"), 400, "invalid")["field"] == "kept"
+def test_invalid_query_is_400(query: str, field: str) -> None:
+    async def test(harness: Harness) -> None:
+        job_id = await harness.submit()
+        assert error(await harness.http.get(f"/jobs/{job_id}?{query}"), 400, "invalid")["field"] == field
+        assert error(await harness.http.get(f"/jobs/{job_id}/audio?keep=x"), 400, "invalid")["field"] == "keep"
+        assert error(await harness.http.get(f"/jobs/{job_id}/audio?kept=true"), 400, "invalid")["field"] == "kept"
 
     run(test)
 
 
-def test_when_the_time_is_up_what_is_not_finished_fails_and_new_jobs_are_refused() -> None:
-    async def test(bench: Bench) -> None:
-        name = await bench.submit()
-        watching = asyncio.ensure_future(bench.ask(name, "?wait=30"))
-        await settle()
-        bench.drain.started = True
-        error(await bench.post(), 503, "shutting_down")
-        assert bench.work
-        bench.drain.expired.set()
-        view = await watching
+def test_expired_drain_fails_running_jobs_and_new_jobs_are_refused() -> None:
+    async def test(harness: Harness) -> None:
+        job_id = await harness.submit()
+        waiting = asyncio.ensure_future(harness.poll(job_id, "?wait=30"))
+        await run_ready_tasks()
+        harness.drain.started = True
+        error(await harness.post(), 503, "shutting_down")
+        assert harness.in_flight
+        harness.drain.expired.set()
+        view = await waiting
         assert (view.state, view.error and view.error.code) == ("failed", "shutting_down")
-        await settle()
-        assert (bench.maker.cancelled, bool(bench.work)) == (1, False)
+        await run_ready_tasks()
+        assert (harness.generator.cancelled, bool(harness.in_flight)) == (1, False)
 
     run(test)
 
 
-def test_a_server_that_goes_waits_for_what_it_has_made_to_be_fetched() -> None:
-    async def test(bench: Bench) -> None:
-        name = await bench.submit()
-        bench.maker.finish()
-        assert (await bench.ask(name, "?wait=5")).state == "done"
-        assert bench.work
-        await bench.http.get(f"/jobs/{name}/audio")
-        await settle()
-        assert not bench.work
+def test_shutdown_waits_for_the_download_of_a_finished_job() -> None:
+    async def test(harness: Harness) -> None:
+        job_id = await harness.submit()
+        harness.generator.finish()
+        assert (await harness.poll(job_id, "?wait=5")).state == "done"
+        assert harness.in_flight
+        await harness.http.get(f"/jobs/{job_id}/audio")
+        await run_ready_tasks()
+        assert not harness.in_flight
 
     run(test)
 
 
-def test_the_log_has_a_line_for_a_job_and_neither_its_id_nor_its_prompt(caplog: pytest.LogCaptureFixture) -> None:
-    async def test(bench: Bench) -> None:
-        name = await bench.submit(duration=3)
-        await bench.ask(name, "?wait=0.01")
-        bench.maker.finish()
-        await bench.ask(name, "?wait=5")
-        await bench.http.get(f"/jobs/{name}/audio")
+def test_log_has_one_line_per_job_without_its_id_or_prompt(caplog: pytest.LogCaptureFixture) -> None:
+    async def test(harness: Harness) -> None:
+        job_id = await harness.submit(duration=3)
+        await harness.poll(job_id, "?wait=0.01")
+        harness.generator.finish()
+        await harness.poll(job_id, "?wait=5")
+        await harness.http.get(f"/jobs/{job_id}/audio")
         lines = [record.getMessage() for record in caplog.records if record.name == "bentoml.musicgen"]
         assert [line.split(" ")[1:3] for line in lines] == [
             ["POST", "/jobs"],
@@ -576,12 +584,12 @@ def test_the_log_has_a_line_for_a_job_and_neither_its_id_nor_its_prompt(caplog: 
         ]
         assert lines[0].split(" ")[0] == lines[1].split(" ")[0]
         assert lines[1].endswith("state=done")
-        assert name not in caplog.text
+        assert job_id not in caplog.text
         assert SECRET not in caplog.text
 
     caplog.set_level("INFO", "bentoml.musicgen")
     run(test)
 
 
-def test_the_life_that_is_drawn_has_every_state() -> None:
-    assert set(re.findall(r"[a-z]+", (jobs.__doc__ or "").split("\n\n")[1])) >= set(get_args(JobState))
+def test_state_diagram_has_every_state() -> None:
+    assert set(re.findall(r"[a-z]+", (job.__doc__ or "").split("\n\n")[1])) >= set(get_args(JobState))

@@ -1,4 +1,4 @@
-"""The middleware, the errors and the page, around a small app that stands in for BentoML's."""
+"""The middleware, the error responses and the page, around a small app in place of BentoML's."""
 
 from __future__ import annotations
 
@@ -16,21 +16,23 @@ from starlette.testclient import TestClient
 
 from musicgen_bento.errors import QueueFull, Unavailable
 from musicgen_bento.schemas import ErrorBody, GenerationRequest, ModelList
-from musicgen_bento.server import middleware, routes
+from musicgen_bento.server import request_body
+from musicgen_bento.server.error_responses import ErrorResponse, ResponseAborted
 from musicgen_bento.server.jobs import Jobs
 from musicgen_bento.server.middleware import Middleware, PathNormalizer
-from musicgen_bento.server.request_body import MAX_BODY
-from musicgen_bento.server.request_context import ResponseAborted, exchange, refuse
+from musicgen_bento.server.request_body import MAX_BODY_BYTES
+from musicgen_bento.server.request_context import current_request
+from musicgen_bento.server.routes import build_app
 from musicgen_bento.server.shutdown import Drain, InFlight
 
 SECRET = "a secret prompt"
 
 
 async def generate(request: Request) -> Response:
-    asked = GenerationRequest.model_validate_json(await request.body())
-    match asked.model:
+    body = GenerationRequest.model_validate_json(await request.body())
+    match body.model:
         case "full":
-            return refuse(QueueFull("The queue is full.", retry_after=2.1))
+            return ErrorResponse(QueueFull("The queue is full.", retry_after=2.1))
         case "bento-400":
             return JSONResponse([{"error": SECRET}], status_code=400)
         case "bento-422":
@@ -41,14 +43,14 @@ async def generate(request: Request) -> Response:
             return PlainTextResponse(SECRET, status_code=503)
         case "raise":
             raise RuntimeError(SECRET)
-        case "break":
-            return StreamingResponse(breaking())
-    exchange().model = "demo"
-    exchange().duration = asked.duration
-    return Response(b"music", headers={"X-Seed": "7"})
+        case "fail-later":
+            return StreamingResponse(failing_body())
+    current_request().model = "demo"
+    current_request().duration = body.duration
+    return Response(b"audio", headers={"X-Seed": "7"})
 
 
-async def breaking() -> AsyncIterator[bytes]:
+async def failing_body() -> AsyncIterator[bytes]:
     yield b"half"
     raise RuntimeError(SECRET)
 
@@ -58,35 +60,35 @@ async def list_models(_: Request) -> Response:
 
 
 async def no_models() -> ModelList:
-    raise Unavailable("The runner is gone.", retry_after=9)
+    raise Unavailable("The runner is unavailable.", retry_after=9)
 
 
 def no_jobs() -> Jobs:
-    raise Unavailable("The runner is gone.")
+    raise Unavailable("The runner is unavailable.")
 
 
-def stack(drain: Drain | None = None) -> PathNormalizer:
-    listed = [
+def build_stack(drain: Drain | None = None) -> PathNormalizer:
+    all_routes = [
         Route("/generate", generate, methods=["POST"]),
         Route("/list_models", list_models, methods=["POST"]),
-        *routes.build(no_models, no_jobs, GenerationRequest).routes,
+        *build_app(no_models, no_jobs, GenerationRequest).routes,
     ]
-    inner = Middleware(
-        Starlette(routes=listed),
+    middleware = Middleware(
+        Starlette(routes=all_routes),
         bodies={"/generate": GenerationRequest, "/list_models": None},
         drain=drain or Drain(1, lambda: False),
-        work=InFlight(),
+        in_flight=InFlight(),
     )
-    return PathNormalizer(inner, frozenset(("/", "/app.js", "/style.css", "/models", "/generate", "/list_models")))
+    return PathNormalizer(middleware, frozenset(("/", "/app.js", "/style.css", "/models", "/generate", "/list_models")))
 
 
 @pytest.fixture
 def client() -> TestClient:
-    return TestClient(stack(), raise_server_exceptions=False)
+    return TestClient(build_stack(), raise_server_exceptions=False)
 
 
 def error(response: Any, status: int, code: str) -> dict[str, Any]:
-    """The error of an answer, which must be of the one shape."""
+    """Return the error of a response, after a check of its form."""
     assert response.status_code == status, response.text
     assert response.headers["content-type"] == "application/json"
     assert response.headers["x-request-id"]
@@ -97,12 +99,10 @@ def error(response: Any, status: int, code: str) -> dict[str, Any]:
     return dict(body["error"])
 
 
-def test_a_good_request_passes_and_is_logged_without_its_prompt(
-    client: TestClient, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_valid_request_is_logged_without_its_prompt(client: TestClient, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", "bentoml.musicgen")
     response = client.post("/generate", json={"prompt": SECRET, "duration": 2})
-    assert (response.status_code, response.content, response.headers["x-seed"]) == (200, b"music", "7")
+    assert (response.status_code, response.content, response.headers["x-seed"]) == (200, b"audio", "7")
     [record] = [record for record in caplog.records if record.name == "bentoml.musicgen"]
     line = record.getMessage()
     assert f"id={response.headers['x-request-id']} POST /generate model=demo duration=2 seconds=" in line
@@ -144,16 +144,16 @@ BAD_BODIES: dict[str, tuple[str | bytes, str | None]] = {
 
 
 @pytest.mark.parametrize("name", BAD_BODIES)
-def test_a_bad_body_is_400_with_a_hint_and_its_field(
+def test_invalid_body_is_400_with_a_hint_and_its_field(
     client: TestClient, name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("DEBUG")
     body, field = BAD_BODIES[name]
     response = client.post("/generate", content=body, headers={"content-type": "application/json"})
-    found = error(response, 400, "invalid")
-    assert found["field"] == field
-    assert found["message"]
-    assert found["hint"]
+    body = error(response, 400, "invalid")
+    assert body["field"] == field
+    assert body["message"]
+    assert body["hint"]
     assert SECRET not in caplog.text
 
 
@@ -169,46 +169,46 @@ def test_a_bad_body_is_400_with_a_hint_and_its_field(
     ],
     ids=str,
 )
-def test_only_plain_json_is_taken(client: TestClient, headers: dict[str, str]) -> None:
+def test_only_uncompressed_json_is_accepted(client: TestClient, headers: dict[str, str]) -> None:
     error(client.post("/generate", content=b'{"prompt": "x"}', headers=headers), 415, "unsupported_media_type")
 
 
-def test_json_may_name_its_charset(client: TestClient) -> None:
+def test_content_type_may_have_a_charset(client: TestClient) -> None:
     headers = {"content-type": "Application/JSON; charset=utf-8"}
     assert client.post("/generate", content=b'{"prompt": "x"}', headers=headers).status_code == 200
 
 
-def test_a_large_body_is_refused_by_its_length_alone(client: TestClient) -> None:
-    headers = {"content-type": "application/json", "content-length": str(MAX_BODY + 1)}
-    error(client.post("/generate", content=b"{}", headers=headers), 413, "too_large")
+def test_large_body_is_refused_by_its_content_length(client: TestClient) -> None:
+    headers = {"content-type": "application/json", "content-length": str(MAX_BODY_BYTES + 1)}
+    error(client.post("/generate", content=b"{}", headers=headers), 413, "body_too_large")
 
 
-def test_a_body_without_a_length_is_counted_as_it_comes() -> None:
+def test_body_without_content_length_is_refused_at_the_limit() -> None:
     sent: list[Any] = []
-    given = 0
+    received = 0
 
     async def receive() -> Any:
-        nonlocal given
-        given += 1
-        return {"type": "http.request", "body": b" " * 65536, "more_body": given < 100_000}
+        nonlocal received
+        received += 1
+        return {"type": "http.request", "body": b" " * 65536, "more_body": received < 100_000}
 
     async def send(message: Any) -> None:
         if message["type"] == "http.response.start":
-            sent.append((message["status"], given))
+            sent.append((message["status"], received))
 
     headers = [(b"content-type", b"application/json"), (b"transfer-encoding", b"chunked")]
     scope = {"type": "http", "method": "POST", "path": "/generate", "headers": headers, "query_string": b""}
-    asyncio.run(stack()(scope, receive, send))
-    assert sent == [(413, MAX_BODY // 65536 + 1)]
+    asyncio.run(build_stack()(scope, receive, send))
+    assert sent == [(413, MAX_BODY_BYTES // 65536 + 1)]
 
 
-def test_a_body_that_does_not_come_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(middleware, "BODY_SECONDS", 0.05)
+def test_incomplete_body_times_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(request_body, "BODY_SECONDS", 0.05)
     sent: list[Any] = []
 
     async def receive() -> Any:
         if not sent:
-            sent.append("begun")
+            sent.append("first chunk")
             return {"type": "http.request", "body": b"{", "more_body": True}
         return await asyncio.Event().wait()
 
@@ -217,13 +217,13 @@ def test_a_body_that_does_not_come_is_not_waited_for(monkeypatch: pytest.MonkeyP
 
     headers = [(b"content-type", b"application/json"), (b"content-length", b"100")]
     scope = {"type": "http", "method": "POST", "path": "/generate", "headers": headers, "query_string": b""}
-    asyncio.run(stack()(scope, receive, send))
+    asyncio.run(build_stack()(scope, receive, send))
     assert sent[1]["status"] == 408
     assert (b"connection", b"close") in sent[1]["headers"]
-    assert json.loads(sent[2]["body"])["error"]["code"] == "too_slow"
+    assert json.loads(sent[2]["body"])["error"]["code"] == "request_timeout"
 
 
-def test_a_websocket_is_refused_before_anyone_counts_its_path() -> None:
+def test_websocket_is_closed_before_its_path_is_counted() -> None:
     async def app(*_: Any) -> None:
         raise AssertionError
 
@@ -235,8 +235,8 @@ def test_a_websocket_is_refused_before_anyone_counts_its_path() -> None:
     assert sent == ["websocket.close"]
 
 
-def test_a_body_of_just_the_limit_is_read(client: TestClient) -> None:
-    body = b'{"prompt": "x"}'.ljust(MAX_BODY)
+def test_body_of_exactly_the_limit_is_accepted(client: TestClient) -> None:
+    body = b'{"prompt": "x"}'.ljust(MAX_BODY_BYTES)
     assert client.post("/generate", content=body, headers={"content-type": "application/json"}).status_code == 200
 
 
@@ -246,38 +246,36 @@ def test_a_body_of_just_the_limit_is_read(client: TestClient) -> None:
         ("full", 429, "queue_full", "3"),
         ("bento-400", 400, "invalid", None),
         ("bento-422", 400, "invalid", None),
-        ("bento-500", 500, "failed", None),
+        ("bento-500", 500, "internal_error", None),
         ("bento-503", 503, "unavailable", "1"),
-        ("raise", 500, "failed", None),
+        ("raise", 500, "internal_error", None),
     ],
 )
-def test_every_error_has_the_one_shape(
+def test_all_errors_have_the_same_form(
     client: TestClient, model: str, status: int, code: str, retry: str | None, caplog: pytest.LogCaptureFixture
 ) -> None:
     response = client.post("/generate", json={"prompt": SECRET, "model": model})
-    found = error(response, status, code)
+    body = error(response, status, code)
     assert response.headers.get("retry-after") == retry
     if status == 500:
-        assert response.headers["x-request-id"] in found["message"]
+        assert response.headers["x-request-id"] in body["message"]
     assert SECRET not in caplog.text
 
 
-def test_an_unforeseen_exception_is_logged_by_its_place(client: TestClient, caplog: pytest.LogCaptureFixture) -> None:
+def test_unexpected_exception_is_logged_by_its_location(client: TestClient, caplog: pytest.LogCaptureFixture) -> None:
     client.post("/generate", json={"prompt": SECRET, "model": "raise"})
     assert "RuntimeError at" in caplog.text
-    assert "test_app.py:" in caplog.text
+    assert "test_middleware.py:" in caplog.text
     assert SECRET not in caplog.text
 
 
-def test_an_answer_that_fails_half_way_breaks_and_does_not_end_as_200() -> None:
+def test_response_that_fails_after_its_start_is_aborted() -> None:
     with pytest.raises(ResponseAborted):
-        TestClient(stack()).post("/generate", json={"prompt": SECRET, "model": "break"})
+        TestClient(build_stack()).post("/generate", json={"prompt": SECRET, "model": "fail-later"})
 
 
 @pytest.mark.parametrize("path", ["/nothing", "/generate/more", f"/{SECRET}", "/docs/", "/assets/x"])
-def test_an_unknown_path_is_404_and_is_not_repeated(
-    client: TestClient, path: str, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_unknown_path_is_404_and_is_not_logged(client: TestClient, path: str, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", "bentoml.musicgen")
     error(client.get(path), 404, "not_found")
     error(client.post(path, content=b"x"), 404, "not_found")
@@ -285,47 +283,47 @@ def test_an_unknown_path_is_404_and_is_not_repeated(
     assert SECRET not in "".join(record.getMessage() for record in caplog.records if record.name == "bentoml.musicgen")
 
 
-def test_the_wrong_method_is_405_and_says_which_is_right(client: TestClient) -> None:
+def test_wrong_method_is_405_with_an_allow_header(client: TestClient) -> None:
     response = client.get("/generate")
     error(response, 405, "method_not_allowed")
     assert response.headers["allow"] == "POST"
-    assert set(client.put("/").headers["allow"].split(", ")) == {"GET", "HEAD"}  # starlette keeps a set
+    assert set(client.put("/").headers["allow"].split(", ")) == {"GET", "HEAD"}  # Starlette has a set
 
 
-def test_head_has_no_body_and_options_says_what_is_allowed(client: TestClient) -> None:
+def test_head_has_no_body_and_options_returns_the_allowed_methods(client: TestClient) -> None:
     assert (client.head("/generate").status_code, client.head("/generate").content) == (405, b"")
     assert (client.head("/").status_code, client.head("/").content) == (200, b"")
-    answer = client.options("/generate")
-    assert (answer.status_code, answer.headers["allow"], answer.content) == (204, "POST", b"")
+    response = client.options("/generate")
+    assert (response.status_code, response.headers["allow"], response.content) == (204, "POST", b"")
 
 
-def test_a_slash_too_many_is_forgiven(client: TestClient) -> None:
+def test_extra_slash_at_the_end_is_ignored(client: TestClient) -> None:
     assert client.post("/generate/", json={"prompt": "x"}).status_code == 200
 
 
 @pytest.mark.parametrize("body", [b"", b"{}", b" {} "])
-def test_list_models_takes_nothing(client: TestClient, body: bytes) -> None:
+def test_list_models_has_no_fields(client: TestClient, body: bytes) -> None:
     headers = {"content-type": "application/json"}
     assert client.post("/list_models", content=body, headers=headers).json() == {"models": []}
     assert client.post("/list_models").status_code == 200
     error(client.post("/list_models", content=b'{"x": 1}', headers=headers), 400, "invalid")
 
 
-def test_a_failure_behind_a_page_has_the_shape_too(client: TestClient) -> None:
+def test_errors_of_get_routes_have_the_same_form(client: TestClient) -> None:
     response = client.get("/models")
     error(response, 503, "unavailable")
     assert response.headers["retry-after"] == "9"
 
 
-def test_new_work_is_refused_while_the_server_drains() -> None:
+def test_new_requests_are_refused_while_the_server_drains() -> None:
     drain = Drain(1, lambda: False)
     drain.started = True
-    client = TestClient(stack(drain))
+    client = TestClient(build_stack(drain))
     error(client.post("/generate", json={"prompt": "x"}), 503, "shutting_down")
     assert client.get("/").status_code == 200
 
 
-def test_a_client_that_leaves_cancels_the_work() -> None:
+def test_disconnect_cancels_the_app() -> None:
     async def test() -> None:
         cancelled = asyncio.Event()
 
@@ -336,29 +334,29 @@ def test_a_client_that_leaves_cancels_the_work() -> None:
                 cancelled.set()
                 raise
 
-        messages = iter([{"type": "http.request", "body": b'{"prompt": "x"}'}, {"type": "http.disconnect"}])
+        incoming = iter([{"type": "http.request", "body": b'{"prompt": "x"}'}, {"type": "http.disconnect"}])
         sent: list[Any] = []
 
         async def receive() -> Any:
             await asyncio.sleep(0.01)
-            return next(messages)
+            return next(incoming)
 
         async def send(message: Any) -> None:
             sent.append(message)
 
-        work = InFlight()
-        middleware = Middleware(endless, {"/generate": GenerationRequest}, Drain(1, lambda: False), work)
+        in_flight = InFlight()
+        middleware = Middleware(endless, {"/generate": GenerationRequest}, Drain(1, lambda: False), in_flight)
         headers = [(b"content-type", b"application/json"), (b"content-length", b"15")]
         scope = {"type": "http", "method": "POST", "path": "/generate", "headers": headers}
         await asyncio.wait_for(middleware(scope, receive, send), 2)
         assert cancelled.is_set()
-        assert sent[0]["status"] == 499  # nobody hears it, but a middleware that says nothing hangs in BentoML
-        assert not work
+        assert sent[0]["status"] == 499  # BentoML hangs if a middleware sends no response
+        assert not in_flight
 
     asyncio.run(test())
 
 
-def test_work_that_outlasts_the_drain_is_503() -> None:
+def test_request_that_runs_when_the_drain_expires_is_503() -> None:
     drain = Drain(1, lambda: False)
 
     async def endless(scope: Any, receive: Any, send: Any) -> None:
@@ -369,7 +367,7 @@ def test_work_that_outlasts_the_drain_is_503() -> None:
     error(client.post("/generate", json={"prompt": SECRET}), 503, "shutting_down")
 
 
-def test_the_page_is_ours_alone(client: TestClient) -> None:
+def test_page_loads_nothing_from_other_hosts(client: TestClient) -> None:
     page = client.get("/")
     assert page.headers["content-type"] == "text/html; charset=utf-8"
     assert "default-src 'none'" in page.headers["content-security-policy"]

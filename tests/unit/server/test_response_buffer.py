@@ -1,135 +1,148 @@
-"""Slow readers share a bounded memory."""
+"""The finished audio of slow clients has a memory limit."""
 
 from __future__ import annotations
 
 import asyncio
+import json
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from musicgen_bento import schemas
+from musicgen_bento.config import Settings
 from musicgen_bento.engine.types import EventCallback
 from musicgen_bento.server import responses
 from musicgen_bento.server.audio_buffer import PcmBuffer
-from musicgen_bento.server.generation import Front
-from musicgen_bento.server.request_context import RequestContext, ResponseAborted, current_exchange, exchange
+from musicgen_bento.server.error_responses import ErrorResponse, ResponseAborted
+from musicgen_bento.server.generation import AdmittedRequest, Generator
+from musicgen_bento.server.request_context import RequestContext, current_request, current_request_var
+from musicgen_bento.server.response_buffer import ResponseBufferLimit
+from musicgen_bento.server.responses import AudioResponse, EncodedAudio
 from musicgen_bento.server.shutdown import Drain, InFlight
-from musicgen_bento.server.studio import AdmittedRequest, EncodedAudio
-from musicgen_bento.server.unread import ResponseBufferLimit
-from tests.unit.server.test_responses import SAMPLES, STORY, Reader
+from tests.support.asgi_client import EVENTS, SAMPLES, AsgiClient
 
-ORDER = AdmittedRequest("id", "place", "demo", 7, SAMPLES / 32_000, "clip")
+ADMITTED = AdmittedRequest("http", "request", "demo", 7, SAMPLES / 32_000, "clip")
+ENDPOINTS = ["generate", "stream"]
 
 
-class Yielding(Reader):
-    """Takes everything, and lets others have their turn meanwhile."""
+class YieldingClient(AsgiClient):
+    """Reads everything, and lets other tasks run before each message."""
 
     async def send(self, message: Any) -> None:
         await asyncio.sleep(0)
         await super().send(message)
 
 
-class Studio:
-    """Makes a clip at once."""
+class InstantGenerator(Generator):
+    """Generates every clip at once, without a runner."""
 
-    async def take(self, request: schemas.GenerationRequest, current: RequestContext) -> AdmittedRequest:
-        return ORDER
+    def __init__(self, response_buffer: ResponseBufferLimit) -> None:
+        drain = Drain(1.0, InFlight().__bool__)
+        super().__init__(None, Settings(), drain, response_buffer)  # type: ignore[arg-type]
 
-    async def make(self, order: AdmittedRequest, listen: EventCallback) -> EncodedAudio:
+    async def admit(self, request: schemas.GenerationRequest, context: RequestContext) -> AdmittedRequest:
+        return ADMITTED
+
+    async def generate_audio(self, admitted: AdmittedRequest, on_event: EventCallback) -> EncodedAudio:
         return EncodedAudio(bytes(2 * SAMPLES), {"X-Seed": "7"})
 
-    async def record(self, order: AdmittedRequest, recording: PcmBuffer) -> None:
-        for event in STORY:
-            recording.listen(event)
+    async def _fill_buffer(self, admitted: AdmittedRequest, buffer: PcmBuffer) -> None:
+        for event in EVENTS:
+            buffer.on_event(event)
 
 
-async def ask(front: Front, way: str) -> Any:
-    if way == "generate":
-        return await front.generate(schemas.GenerationRequest(prompt="calm"))
-    return await front.stream(schemas.StreamRequest(prompt="calm"))
+async def request(generator: Generator, endpoint: str) -> Any:
+    if endpoint == "generate":
+        return await generator.generate(schemas.GenerationRequest(prompt="calm"))
+    return await generator.stream(schemas.StreamRequest(prompt="calm"))
 
 
 @pytest.fixture(autouse=True)
-def _exchange() -> Any:
-    token = current_exchange.set(RequestContext("POST", "/"))
+def _request_context() -> Iterator[None]:
+    token = current_request_var.set(RequestContext("POST", "/"))
     yield
-    current_exchange.reset(token)
+    current_request_var.reset(token)
 
 
-@pytest.mark.parametrize("way", ["generate", "stream"])
-def test_too_much_that_nobody_reads_keeps_new_clips_out(way: str) -> None:
+@pytest.mark.parametrize("endpoint", ENDPOINTS)
+def test_full_response_buffer_refuses_new_requests(endpoint: str) -> None:
     async def test() -> None:
-        unread = ResponseBufferLimit(2 * SAMPLES + 1)
-        front = Front(None, Studio(), Drain(1.0, InFlight().__bool__), unread)  # type: ignore[arg-type]
-        readers = [Reader(stall=True) for _ in range(2)]
-        answers = [await ask(front, way) for _ in readers]
-        assert [answer.status_code for answer in answers] == [200, 200]
+        limit = ResponseBufferLimit(2 * SAMPLES + 1)
+        generator = InstantGenerator(limit)
+        clients = [AsgiClient(stall=True) for _ in range(2)]
+        accepted = [await request(generator, endpoint) for _ in clients]
+        assert [response.status_code for response in accepted] == [200, 200]
         sending = [
-            asyncio.ensure_future(answer(reader.scope, reader.receive, reader.send))
-            for answer, reader in zip(answers, readers, strict=True)
+            asyncio.ensure_future(response(client.scope, client.receive, client.send))
+            for response, client in zip(accepted, clients, strict=True)
         ]
         await asyncio.sleep(0.02)
-        assert unread.bytes == 4 * SAMPLES
-        for other in ("generate", "stream"):
-            full = await ask(front, other)
-            assert full.status_code == 429
-            error = exchange().error  # the middleware writes it
+        assert limit.bytes == 4 * SAMPLES
+        for other in ENDPOINTS:
+            refused = await request(generator, other)
+            assert refused.status_code == 429
+            assert json.loads(refused.body)["error"]["code"] == "response_buffer_full"
+            assert isinstance(refused, ErrorResponse)
+            client = AsgiClient()
+            await refused(client.scope, client.receive, client.send)  # type: ignore[arg-type]
+            error = current_request().error  # for the log line and the metric
             assert error is not None
-            assert (error.code, error.retry_after) == ("unread_full", 10.0)
+            assert (error.code, error.retry_after) == ("response_buffer_full", 10.0)
         sending[0].cancel()
         await asyncio.wait(sending[:1])
-        assert unread.bytes == 2 * SAMPLES
-        answer, reader = await ask(front, way), Reader()
-        await answer(reader.scope, reader.receive, reader.send)
-        assert reader.body.endswith(bytes(2 * SAMPLES))
+        assert limit.bytes == 2 * SAMPLES
+        response, client = await request(generator, endpoint), AsgiClient()
+        await response(client.scope, client.receive, client.send)
+        assert client.body.endswith(bytes(2 * SAMPLES))
         sending[1].cancel()
         await asyncio.wait(sending)
-        assert unread.bytes == 0
+        assert limit.bytes == 0
 
     asyncio.run(test())
 
 
-def test_a_whole_clip_that_nobody_takes_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_whole_clip_is_aborted_if_the_client_reads_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(responses, "STALLED_SECONDS", 0.05)
 
     async def test() -> None:
-        unread, reader = ResponseBufferLimit(1), Reader(stall=True)
-        answer = responses.Whole(EncodedAudio(bytes(100), {}), unread)
+        limit, client = ResponseBufferLimit(1), AsgiClient(stall=True)
+        response = AudioResponse(EncodedAudio(bytes(100), {}), limit)
         with pytest.raises(ResponseAborted):
-            await answer(reader.scope, reader.receive, reader.send)
-        assert unread.bytes == 0
+            await response(client.scope, client.receive, client.send)  # type: ignore[arg-type]
+        assert limit.bytes == 0
 
     asyncio.run(test())
 
 
-@pytest.mark.parametrize("way", ["generate", "stream"])
-def test_one_who_takes_all_but_the_end_is_cut_off(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The server waits at the end for what it has taken already."""
+@pytest.mark.parametrize("endpoint", ENDPOINTS)
+def test_client_that_does_not_read_the_end_is_disconnected(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The HTTP server blocks in the last message until the client has read what was sent before."""
     monkeypatch.setattr(responses, "STALLED_SECONDS", 0.05)
 
-    class Stalling(Reader):
+    class StallingClient(AsgiClient):
         async def send(self, message: Any) -> None:
             if message.get("more_body") is False:
                 await asyncio.Event().wait()
             await super().send(message)
 
     async def test() -> None:
-        unread, reader = ResponseBufferLimit(1), Stalling()
-        answer = await ask(Front(None, Studio(), Drain(1.0, InFlight().__bool__), unread), way)  # type: ignore[arg-type]
+        limit, client = ResponseBufferLimit(1), StallingClient()
+        response = await request(InstantGenerator(limit), endpoint)
         with pytest.raises(ResponseAborted):
-            await answer(reader.scope, reader.receive, reader.send)
-        assert unread.bytes == 0
+            await response(client.scope, client.receive, client.send)
+        assert limit.bytes == 0
 
     asyncio.run(test())
 
 
-def test_a_reader_that_leaves_gets_no_more() -> None:
+def test_sending_stops_when_the_client_disconnects() -> None:
     async def test() -> None:
-        unread, reader = ResponseBufferLimit(1), Yielding()
-        reader.gone.set()
-        answer = responses.Whole(EncodedAudio(bytes(10 * 64 * 1024), {}), unread)
-        await answer(reader.scope, reader.receive, reader.send)
-        assert len(reader.body) < 10 * 64 * 1024
-        assert unread.bytes == 0
+        limit, client = ResponseBufferLimit(1), YieldingClient()
+        client.disconnected.set()
+        response = AudioResponse(EncodedAudio(bytes(10 * 64 * 1024), {}), limit)
+        await response(client.scope, client.receive, client.send)  # type: ignore[arg-type]
+        assert len(client.body) < 10 * 64 * 1024
+        assert limit.bytes == 0
 
     asyncio.run(test())

@@ -1,49 +1,23 @@
-"""The answer that is sent while its clip is made, around a reader whose every step a test decides."""
+"""The streaming response, with a client whose every step a test decides."""
 
 from __future__ import annotations
 
 import asyncio
 from typing import Any
 
-import numpy as np
 import pytest
 
-from musicgen_bento.engine.types import AudioChunk, Finished, Started
 from musicgen_bento.errors import GenerationFailed
 from musicgen_bento.server import responses
 from musicgen_bento.server.audio_buffer import PcmBuffer
-from musicgen_bento.server.request_context import CLIENT_LEFT, RequestContext, ResponseAborted, current_exchange
-from musicgen_bento.server.responses import Streamed
-
-SAMPLES = 100_000
-STORY = (Started("demo", 32_000, 1, SAMPLES), AudioChunk(np.zeros((1, SAMPLES), np.float32), 0), Finished())
-
-
-class Reader:
-    """One request. `stall` keeps it from taking anything after the head."""
-
-    def __init__(self, method: str = "POST", *, stall: bool = False) -> None:
-        self.scope = {"type": "http", "method": method}
-        self.gone = asyncio.Event()
-        self.messages: list[Any] = []
-        self._stall = stall
-
-    async def receive(self) -> dict[str, Any]:
-        await self.gone.wait()
-        return {"type": "http.disconnect"}
-
-    async def send(self, message: Any) -> None:
-        if self._stall and message["type"] == "http.response.body":
-            await asyncio.Event().wait()
-        self.messages.append(message)
-
-    @property
-    def body(self) -> bytes:
-        return b"".join(message.get("body", b"") for message in self.messages)
+from musicgen_bento.server.error_responses import ResponseAborted
+from musicgen_bento.server.request_context import CLIENT_DISCONNECTED, RequestContext, current_request_var
+from musicgen_bento.server.responses import StreamingAudioResponse
+from tests.support.asgi_client import EVENTS, SAMPLES, AsgiClient
 
 
-class Making:
-    """Work that goes on until it is cancelled."""
+class FakeGeneration:
+    """A generation that runs until it is cancelled."""
 
     def __init__(self) -> None:
         self.cancelled = False
@@ -56,105 +30,107 @@ class Making:
             raise
 
 
-async def answer(reader: Reader, recording: PcmBuffer, making: Making) -> RequestContext:
-    current = RequestContext(reader.scope["method"], "/stream")
-    token = current_exchange.set(current)
+async def respond(client: AsgiClient, buffer: PcmBuffer, generation: FakeGeneration) -> RequestContext:
+    """Send a streaming response to its end, and return the context of the request."""
+    context = RequestContext(client.scope["method"], "/stream")
+    token = current_request_var.set(context)
     try:
-        await Streamed(recording, 7, "wav", making())(reader.scope, reader.receive, reader.send)  # type: ignore[arg-type]
+        response = StreamingAudioResponse(buffer, 7, "wav", generation())
+        await response(client.scope, client.receive, client.send)  # type: ignore[arg-type]
     finally:
-        current_exchange.reset(token)
-    return current
+        current_request_var.reset(token)
+    return context
 
 
-def told(*events: Any) -> PcmBuffer:
-    recording = PcmBuffer("clip")
+def buffer_with(*events: Any) -> PcmBuffer:
+    buffer = PcmBuffer("clip")
     for event in events:
-        recording.listen(event)
-    return recording
+        buffer.on_event(event)
+    return buffer
 
 
-def test_all_of_it_and_an_end() -> None:
+def test_stream_sends_exact_content_length_and_ends() -> None:
     async def test() -> None:
-        reader, making = Reader(), Making()
-        await answer(reader, told(*STORY), making)
-        assert len(reader.body) == 44 + 2 * SAMPLES
-        assert dict(reader.messages[0]["headers"])[b"content-length"] == str(len(reader.body)).encode()
-        assert reader.messages[-1]["more_body"] is False
-        assert making.cancelled
+        client, generation = AsgiClient(), FakeGeneration()
+        await respond(client, buffer_with(*EVENTS), generation)
+        assert len(client.body) == 44 + 2 * SAMPLES
+        assert dict(client.messages[0]["headers"])[b"content-length"] == str(len(client.body)).encode()
+        assert client.messages[-1]["more_body"] is False
+        assert generation.cancelled
 
     asyncio.run(test())
 
 
-def test_the_head_alone() -> None:
+def test_head_request_gets_no_body() -> None:
     async def test() -> None:
-        reader = Reader("HEAD")
-        await answer(reader, told(*STORY), Making())
-        assert (reader.messages[0]["status"], reader.body) == (200, b"")
+        client = AsgiClient("HEAD")
+        await respond(client, buffer_with(*EVENTS), FakeGeneration())
+        assert (client.messages[0]["status"], client.body) == (200, b"")
 
     asyncio.run(test())
 
 
-@pytest.mark.parametrize("begun", [True, False])
-def test_a_reader_that_leaves_ends_the_work(begun: bool) -> None:
+@pytest.mark.parametrize("started", [True, False])
+def test_disconnect_cancels_the_generation(started: bool) -> None:
     async def test() -> None:
-        reader, making = Reader(), Making()
-        work = asyncio.create_task(answer(reader, told(*STORY[:begun]), making))
+        client, generation = AsgiClient(), FakeGeneration()
+        responding = asyncio.create_task(respond(client, buffer_with(*EVENTS[:started]), generation))
         await asyncio.sleep(0.01)
-        assert not work.done()
-        reader.gone.set()
-        current = await work
-        assert making.cancelled
-        assert current.status == CLIENT_LEFT
-        assert [message["type"] for message in reader.messages].count("http.response.start") == 1
+        assert not responding.done()
+        client.disconnected.set()
+        context = await responding
+        assert generation.cancelled
+        assert context.status == CLIENT_DISCONNECTED
+        assert [message["type"] for message in client.messages].count("http.response.start") == 1
 
     asyncio.run(test())
 
 
-def test_a_reader_that_takes_nothing_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_client_that_reads_nothing_is_disconnected(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(responses, "STALLED_SECONDS", 0.05)
 
     async def test() -> None:
-        making = Making()
+        generation = FakeGeneration()
         with pytest.raises(ResponseAborted):
-            await answer(Reader(stall=True), told(*STORY), making)
-        assert making.cancelled
+            await respond(AsgiClient(stall=True), buffer_with(*EVENTS), generation)
+        assert generation.cancelled
 
     asyncio.run(test())
 
 
-def test_a_reader_that_takes_too_little_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each piece in time, and all of them not."""
+def test_client_below_the_minimum_rate_is_disconnected(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It reads each chunk within the time limit of a chunk, but not the whole clip within that of the clip."""
     monkeypatch.setattr(responses, "STALLED_SECONDS", 0.2)
-    monkeypatch.setattr(responses, "SLOWEST", 1e9)
+    monkeypatch.setattr(responses, "MIN_BYTES_PER_SECOND", 1e9)
 
-    class Slow(Reader):
+    class SlowClient(AsgiClient):
         async def send(self, message: Any) -> None:
             await asyncio.sleep(0.15)
             await super().send(message)
 
     async def test() -> None:
-        reader, making = Slow(), Making()
+        client, generation = SlowClient(), FakeGeneration()
         with pytest.raises(ResponseAborted):
-            await answer(reader, told(*STORY), making)
-        assert making.cancelled
-        assert 0 < len(reader.body) < 2 * SAMPLES
+            await respond(client, buffer_with(*EVENTS), generation)
+        assert generation.cancelled
+        assert 0 < len(client.body) < 2 * SAMPLES
 
     asyncio.run(test())
 
 
-def test_a_failure_is_an_answer_before_the_first_byte_and_raised_after_it() -> None:
+def test_failure_is_an_error_response_before_the_first_byte_and_raised_after_it() -> None:
     async def test() -> None:
-        failed = told()
-        failed.fail(GenerationFailed("no"))
-        reader = Reader()
-        current = await answer(reader, failed, Making())
-        assert isinstance(current.error, GenerationFailed)
-        assert reader.messages[0]["status"] == 500
-        half = told(STORY[0])
-        half.fail(GenerationFailed("no"))
-        reader = Reader()
+        buffer = buffer_with()
+        buffer.fail(GenerationFailed("no"))
+        client = AsgiClient()
+        context = await respond(client, buffer, FakeGeneration())
+        assert isinstance(context.error, GenerationFailed)
+        assert client.messages[0]["status"] == 500
+        buffer = buffer_with(EVENTS[0])
+        buffer.fail(GenerationFailed("no"))
+        client = AsgiClient()
         with pytest.raises(GenerationFailed):
-            await answer(reader, half, Making())
-        assert [message.get("more_body", True) for message in reader.messages] == [True, True]
+            await respond(client, buffer, FakeGeneration())
+        assert [message.get("more_body", True) for message in client.messages] == [True, True]
 
     asyncio.run(test())

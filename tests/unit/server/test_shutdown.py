@@ -1,3 +1,5 @@
+"""Graceful shutdown: running work finishes before the HTTP server gets the signal."""
+
 from __future__ import annotations
 
 import asyncio
@@ -11,8 +13,8 @@ import pytest
 from musicgen_bento.server.shutdown import Drain
 
 
-class Server:
-    """What uvicorn is to a Drain: a handler that was there first."""
+class FakeServer:
+    """The part of uvicorn's server that Drain uses: a signal handler that was installed first."""
 
     def __init__(self) -> None:
         self.signals: list[int] = []
@@ -23,15 +25,15 @@ class Server:
 
 
 @pytest.fixture
-def server() -> Iterator[Server]:
-    server = Server()
+def server() -> Iterator[FakeServer]:
+    server = FakeServer()
     before = {number: signal.signal(number, server.handle_exit) for number in (signal.SIGTERM, signal.SIGINT)}
     yield server
     for number, handler in before.items():
         signal.signal(number, handler)
 
 
-def test_an_idle_server_is_told_at_once(server: Server) -> None:
+def test_idle_server_gets_the_signal_at_once(server: FakeServer) -> None:
     async def test() -> None:
         drain = Drain(60, lambda: False)
         drain.install()
@@ -43,7 +45,7 @@ def test_an_idle_server_is_told_at_once(server: Server) -> None:
     asyncio.run(test())
 
 
-def test_a_busy_one_is_told_when_it_has_finished(server: Server) -> None:
+def test_busy_server_gets_the_signal_when_its_work_is_finished(server: FakeServer) -> None:
     async def test() -> None:
         work = ["a clip"]
         drain = Drain(60, lambda: bool(work))
@@ -58,7 +60,7 @@ def test_a_busy_one_is_told_when_it_has_finished(server: Server) -> None:
     asyncio.run(test())
 
 
-def test_when_the_time_is_up_work_is_told_to_stop_first(server: Server) -> None:
+def test_expired_is_set_before_the_server_gets_the_signal(server: FakeServer) -> None:
     async def test() -> None:
         drain = Drain(0.2, lambda: not drain.expired.is_set())
         drain.install()
@@ -70,7 +72,9 @@ def test_when_the_time_is_up_work_is_told_to_stop_first(server: Server) -> None:
     asyncio.run(test())
 
 
-def test_the_terminal_and_its_supervisor_both_signal_and_a_second_interrupt_hurries(server: Server) -> None:
+def test_second_interrupt_ends_the_wait_but_sigterm_does_not(server: FakeServer) -> None:
+    """On Ctrl-C the terminal sends SIGINT, and BentoML's supervisor sends SIGTERM after it."""
+
     async def test() -> None:
         drain = Drain(60, lambda: not drain.expired.is_set())
         drain.install()
@@ -86,7 +90,7 @@ def test_the_terminal_and_its_supervisor_both_signal_and_a_second_interrupt_hurr
     asyncio.run(test())
 
 
-def test_it_stays_up_for_a_while_after_its_last_work(server: Server) -> None:
+def test_server_stays_up_for_idle_seconds_after_its_last_work(server: FakeServer) -> None:
     async def test() -> None:
         drain = Drain(60, lambda: False, idle_seconds=0.5)
         drain.install()
