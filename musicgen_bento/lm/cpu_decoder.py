@@ -15,7 +15,6 @@ from musicgen_bento.lm.decoder import Decoder, SequenceState, TokenColumns
 from musicgen_bento.lm.kv_cache.paged import BlockPool, PagedKVCache, block_bytes, can_fuse_prompt, num_blocks
 from musicgen_bento.lm.packed_weights import PackedWeights
 from musicgen_bento.lm.sampling import SamplingParams
-from musicgen_bento.lm.seats import round_up
 from musicgen_bento.lm.weights import MAX_PROMPT_TOKENS
 from musicgen_bento.native import bindings
 
@@ -74,11 +73,11 @@ class CpuDecoder(Decoder):
         folded = can_fuse_prompt(self.precision, tokens)
         cache = PagedKVCache(self._blocks, rows, self._positions, 0 if folded else tokens)
         if folded:
-            cache.allocate_fused_prompt(tokens, self._kernel.decoder_folded(self._handle, tokens))
-            if not self._kernel.decoder_fold(self._handle, text.data_ptr(), tokens, cache.fused_prompt):
+            cache.allocate_fused_prompt(tokens, self._kernel.decoder_fused_prompt_bytes(self._handle, tokens))
+            if not self._kernel.decoder_fuse_prompt(self._handle, text.data_ptr(), tokens, cache.fused_prompt):
                 raise MemoryError("a prompt")
         elif tokens:
-            self._kernel.decoder_prompt(self._handle, text.data_ptr(), tokens, cache.prompt_blocks.data_ptr())
+            self._kernel.decoder_prefill_cross_kv(self._handle, text.data_ptr(), tokens, cache.prompt_blocks.data_ptr())
         self._free -= 1
         return SequenceState(rows, cache, text, [])
 
@@ -115,7 +114,7 @@ class CpuDecoder(Decoder):
             deaf.append(len(rows) - 1)
             whose += [index] * len(cache.block_tables)
         x = self.embed(tokens.T) + self._places[[cache.length for cache in caches]]
-        logits = torch.empty(len(rows), round_up(shape.codebooks * shape.codebook_size, bindings.LANES))
+        logits = torch.empty(len(rows), bindings.round_up(shape.codebooks * shape.codebook_size, bindings.LANES))
         self._forward(rows, x[whose], logits)
         for cache in caches:
             cache.advance(1)
@@ -135,10 +134,10 @@ class CpuDecoder(Decoder):
         clips, caches = self._clips(sequences, cfg_coef, rows), [_cache(sequence) for sequence in sequences]
         for clip, cache, key in zip(clips, caches, keys, strict=True):
             cache.ensure_capacity(1)
-            clip.position, clip.key = cache.length, key
+            clip.position, clip.noise_step = cache.length, key
         numbers = ctypes.c_int64 * (len(clips) * self.shape.codebooks)
         read, drawn = numbers(*(token for column in tokens for token in column)), numbers()
-        self._kernel.decoder_draw(self._handle, clips, len(clips), read, drawn)
+        self._kernel.decoder_step(self._handle, clips, len(clips), read, drawn)
         for cache in caches:
             cache.advance(1)
         return [drawn[at : at + self.shape.codebooks] for at in range(0, len(drawn), self.shape.codebooks)]
@@ -147,7 +146,7 @@ class CpuDecoder(Decoder):
         """As the kernel has them, made anew only when the company changes."""
         known = self._company
         if known is None or known[0] != sequences or known[1] is not rows or known[2] is not cfg_coef:
-            clips = (bindings.Clip * len(sequences))()
+            clips = (bindings.SequenceStep * len(sequences))()
             parameters = zip(
                 *(each.tolist() for each in (rows.seeds, rows.top_k, rows.temperature, rows.top_p, cfg_coef)),
                 strict=True,
@@ -157,9 +156,9 @@ class CpuDecoder(Decoder):
             ):
                 cache = _cache(sequence)
                 for index, own in enumerate(cache.block_tables):
-                    clip.own[index] = own.data_ptr()
-                clip.heard, clip.folded = _prompt(cache)
-                clip.heard_length, clip.seed, clip.top_k = cache.tokens, seed, top_k
+                    clip.self_kv[index] = own.data_ptr()
+                clip.cross_kv, clip.fused_prompt = _prompt(cache)
+                clip.prompt_tokens, clip.seed, clip.top_k = cache.tokens, seed, top_k
                 clip.temperature, clip.top_p, clip.cfg_coef = temperature, top_p, cfg
             self._company = known = (list(sequences), rows, cfg_coef, clips)
         return known[3]
@@ -173,7 +172,7 @@ class CpuDecoder(Decoder):
     def phase_times(self) -> dict[str, float]:
         """Milliseconds that calls have taken since they were asked for last, by what for."""
         found = torch.zeros(len(PHASES), dtype=torch.int64)
-        self._kernel.decoder_spent(self._handle, found.data_ptr())
+        self._kernel.decoder_phase_times(self._handle, found.data_ptr())
         return {name: int(spent) / 1e6 for name, spent in zip(PHASES, found, strict=True)}
 
 

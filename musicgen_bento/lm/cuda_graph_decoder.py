@@ -23,8 +23,9 @@ from musicgen_bento.lm.cuda_graphs import CudaGraphCache
 from musicgen_bento.lm.decoder import EagerDecoder, KVCacheRequest, SequenceState, TokenColumns, mark_nonfinite
 from musicgen_bento.lm.kv_cache.dense import DenseKVCache
 from musicgen_bento.lm.sampling import SamplingParams, sample
-from musicgen_bento.lm.seats import round_up, seat_of
+from musicgen_bento.lm.seats import seat_of
 from musicgen_bento.lm.weights import MAX_PROMPT_TOKENS, CrossAttentionWeights, LayerWeights, LMShape, LMWeights
+from musicgen_bento.native.bindings import round_up
 
 BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 LENGTH = 256  # positions

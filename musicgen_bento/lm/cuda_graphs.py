@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections.abc import Callable, Hashable
 
 import torch
 from torch import Tensor
 
-from musicgen_bento.log import exception_location
+from musicgen_bento.log import exception_location, logger
 
 MAX_GRAPHS = 64  # graphs of one decoder: each keeps what its kernels work in
 
 _capturing = threading.Lock()  # torch captures one graph in a process at a time
-_log = logging.getLogger("bentoml.musicgen")
 
 
 class CudaGraphCache:
@@ -50,7 +48,7 @@ class CudaGraphCache:
                     self._graphs[kind] = self._captured(work)
                 except RuntimeError as error:
                     # A capture that failed may leave the allocator unfit for another.
-                    _log.warning(
+                    logger.warning(
                         "No CUDA graph could be captured; steps are slower from now on: %s", exception_location(error)
                     )
                     self._eager = True

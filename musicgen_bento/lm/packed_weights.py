@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from musicgen_bento.lm.linear import DenseLinear, Linear
-from musicgen_bento.lm.seats import round_up
 from musicgen_bento.lm.weights import (
     MAX_PROMPT_TOKENS,
     LayerNorm,
@@ -22,7 +21,7 @@ from musicgen_bento.lm.weights import (
     wavelengths,
 )
 from musicgen_bento.native import bindings
-from musicgen_bento.native.bindings import DEPTH, LANES
+from musicgen_bento.native.bindings import K_BLOCK, LANES, round_up
 from musicgen_bento.native.mmap_tensor import MmapTensor
 from musicgen_bento.precision import ModelSize, Precision
 
@@ -81,14 +80,14 @@ def pack_weights(weights: LMWeights, forget: Callable[[], None] = lambda: None) 
         dim=shape.dim,
         hidden=shape.hidden,
         heads=shape.heads,
-        layers=shape.layers,
-        layer=layers,
+        num_layers=shape.layers,
+        layers=layers,
         out_norm=pack.norm(weights.out_norm),
         logits=pack(weights.output_heads),
         codebooks=shape.codebooks,
-        card=shape.codebook_size,
+        codebook_size=shape.codebook_size,
         embeddings=embeddings.data_ptr(),
-        places=places.data_ptr(),
+        pos_embeddings=places.data_ptr(),
     )
     forget()
     return PackedWeights(
@@ -148,7 +147,7 @@ class _Packer:
             self._floats[: some.numel()].view(some.shape).copy_(some)
             to = begin + first * inputs * self._width
             scale = scales[first:].data_ptr() if self._bytes else None
-            bindings.library().matrix_pack(
+            bindings.library().pack_matrix(
                 self._team.handle, self._floats.data_ptr(), len(some), width, inputs, to, scale
             )
         self.kept.append(scales)
@@ -160,7 +159,7 @@ class _Packer:
         return 1 if self._bytes else 4
 
     def _inputs(self, width: int) -> int:
-        return round_up(width, DEPTH) if self._bytes else width
+        return round_up(width, K_BLOCK) if self._bytes else width
 
     def _size(self, product: Linear) -> int:
         width = product.num_params // product.out_features

@@ -15,8 +15,3 @@ def seat_of(clip: Clip, seated: Sequence[Clip]) -> int:
         StopIteration: it does not.
     """
     return next(seat for seat, other in enumerate(seated) if other is clip)
-
-
-def round_up(number: int, step: int) -> int:
-    """The next multiple of a step, so that a size is one of few."""
-    return -(-number // step) * step

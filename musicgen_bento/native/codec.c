@@ -1,276 +1,309 @@
-/* What EnCodec's decoder is made of, in float32, time before channels: convolutions of stride 1, ELU, and an LSTM.
+/* Layers of EnCodec's decoder in float32, with time before channels: convolutions of stride 1, ELU, an LSTM, and the overlap
+ * of transposed convolutions.
  *
- * All of what an LSTM does with what it heard before is read anew for each frame, so that it is kept in 16 bits: beside
- * float32 its sound differs by some millionths.
+ * The recurrent weights of an LSTM are read again for each frame, so they are stored in 16 bits. Against float32 the samples
+ * differ by some millionths.
  *
- * Every sum is made in one order, whatever it is beside: a clip's samples are the same in any company, and in blocks of
- * any length. (Clips shorter than the padding are not the kernel's.)
+ * Every sum is computed in one order. So the samples of a sequence do not depend on the other sequences of the batch, nor on
+ * the length of the blocks that it is decoded in. (The kernel does not handle sequences shorter than the padding.)
  */
 #include "simd.h"
-#include "team.h"
+#include "thread_pool.h"
 
 #if defined(__AVX512F__)
-#define ROWS 12 /* whose sums are kept in registers, for PAIR times sixteen outputs */
-#define PAIR 2
+#define ROW_TILE 12 /* rows whose sums stay in registers, for COL_GROUPS times 16 outputs */
+#define COL_GROUPS 2
 #else
-#define ROWS 3
-#define PAIR 1
+#define ROW_TILE 3
+#define COL_GROUPS 1
 #endif
-#define MANY (8 * ROWS)  /* rows of a task */
-#define STAYS (256 << 10) /* bytes of a matrix that stay near while rows go by */
-#define HIDDEN 4 /* clips at once, of an LSTM */
+#define TASK_ROWS (8 * ROW_TILE)
+#define L2_WEIGHT_BYTES (256 << 10) /* weights up to this size stay in the second-level cache while rows go by */
+#define LSTM_BATCH_TILE 4           /* sequences at once in an LSTM step */
+#define ELU_TASK_NUMBERS 4096
 
 typedef struct {
   const float *packed; /* [outputs / 16][taps * inputs][16] */
-  const float *bias;   /* [outputs / 16 * 16] */
+  const float *bias;   /* [outputs, rounded up to 16] */
   int64_t inputs, outputs, taps, dilation;
-} Convolution;
+} PackedConv1d;
 
-/* One layer; `units` come in sixteens, of each the four gates: [units / 16][4][16]. */
+/* One LSTM layer. The gates of 16 units lie together: [units / 16][4][16]. */
 typedef struct {
-  const int16_t *packed; /* [units / 16][units][4][16]: with what was heard before */
-  const float *scales;   /* [units / 16][4][16], of these */
-  Convolution input;     /* of one tap, to [4 * units], with the bias of both */
-} Recurrence;
+  const int16_t *packed; /* [units / 16][units][4][16] recurrent weights */
+  const float *scales;   /* [units / 16][4][16] scales of these */
+  PackedConv1d input;    /* input weights: one tap, 4 * units outputs, with the sum of both biases */
+} PackedLstm;
+
+/* ---- convolution */
 
 typedef struct {
-  const Convolution *of;
-  const float *x;
-  float *y;
-  int64_t clips, times; /* of x */
-} Convolving;
+  const PackedConv1d *conv;
+  const float *x;       /* [batch][times][inputs] */
+  float *y;             /* [batch][times - (taps - 1) * dilation][outputs] */
+  int64_t batch, times; /* of x */
+} ConvArgs;
 
-__attribute__((always_inline)) static inline void convolve_rows(
-    const Convolution *of, const float *x, float *y, int64_t output, const int rows, const int pair) {
-  const int64_t depth = of->taps * of->inputs;
-  const float *w = of->packed + output * depth;
-  F sums[ROWS * PAIR] = {{0}};
-  for (int64_t tap = 0; tap < of->taps; tap++) {
-    const float *from = x + tap * of->dilation * of->inputs;
-    for (int64_t i = 0; i < of->inputs; i++, w += LANES) {
-      const F first = load(w), second = pair > 1 ? load(w + depth * LANES) : first;
-      ask(w);
-      if (pair > 1) ask(w + depth * LANES);
+/* `rows` rows of y, for `groups` times 16 outputs. Both are compile-time constants at each call. */
+__attribute__((always_inline)) static inline void conv_rows(
+    const PackedConv1d *conv, const float *x, float *y, int64_t output, const int rows, const int groups) {
+  const int64_t depth = conv->taps * conv->inputs;
+  const float *w = conv->packed + output * depth;
+  f32x16 sums[ROW_TILE * COL_GROUPS] = {{0}};
+  for (int64_t tap = 0; tap < conv->taps; tap++) {
+    const float *from = x + tap * conv->dilation * conv->inputs;
+    for (int64_t i = 0; i < conv->inputs; i++, w += LANES) {
+      const f32x16 first = load(w), second = groups > 1 ? load(w + depth * LANES) : first;
+      prefetch(w);
+      if (groups > 1) prefetch(w + depth * LANES);
 #pragma clang loop unroll(full)
       for (int r = 0; r < rows; r++) {
-        const F value = all(from[r * of->inputs + i]);
+        const f32x16 value = splat(from[r * conv->inputs + i]);
         sums[r] += first * value;
-        if (pair > 1) sums[ROWS + r] += second * value;
+        if (groups > 1) sums[ROW_TILE + r] += second * value;
       }
     }
   }
 #pragma clang loop unroll(full)
   for (int r = 0; r < rows; r++)
-    for (int p = 0; p < pair; p++) {
-      const int64_t begin = output + p * LANES, left = of->outputs - begin;
-      const F made = sums[p * ROWS + r] + load(of->bias + begin);
-      float *to = y + r * of->outputs + begin;
-      if (left >= LANES)
-        store(to, made);
+    for (int g = 0; g < groups; g++) {
+      const int64_t begin = output + g * LANES, remaining = conv->outputs - begin;
+      const f32x16 outputs = sums[g * ROW_TILE + r] + load(conv->bias + begin);
+      float *to = y + r * conv->outputs + begin;
+      if (remaining >= LANES)
+        store(to, outputs);
       else
-        memcpy(to, &made, left * sizeof *to);
+        memcpy(to, &outputs, remaining * sizeof *to);
     }
 }
 
-#define WHILE(some)                                                                 \
-  for (; rows >= some; rows -= some, x += some * of->inputs, y += some * of->outputs) \
-    convolve_rows(of, x, y, output, some, pair);
+/* Computes as many of the remaining rows as there are whole tiles of `tile` rows, and moves x, y and rows on. */
+#define FOR_ROW_TILES(tile)                                                                 \
+  for (; rows >= tile; rows -= tile, x += tile * conv->inputs, y += tile * conv->outputs) \
+    conv_rows(conv, x, y, output, tile, groups);
 
-/* `rows` of one clip, for sixteen outputs or two times as many. */
-__attribute__((always_inline)) static inline void convolve_pair(
-    const Convolution *of, const float *x, float *y, int64_t output, int64_t rows, const int pair) {
-  WHILE(ROWS)
-#if ROWS > 4
-  WHILE(4)
+/* `rows` rows of one sequence, for `groups` times 16 outputs. `groups` is a compile-time constant at each call. */
+__attribute__((always_inline)) static inline void conv_groups(
+    const PackedConv1d *conv, const float *x, float *y, int64_t output, int64_t rows, const int groups) {
+  FOR_ROW_TILES(ROW_TILE)
+#if ROW_TILE > 4
+  FOR_ROW_TILES(4)
 #endif
-  WHILE(1)
+  FOR_ROW_TILES(1)
 }
 
-static void convolve_some(const Convolution *of, const float *x, float *y, int64_t output, int64_t rows, int pair) {
-  if (pair > 1)
-    convolve_pair(of, x, y, output, rows, PAIR);
+static void conv_task(const PackedConv1d *conv, const float *x, float *y, int64_t output, int64_t rows, int groups) {
+  if (groups > 1)
+    conv_groups(conv, x, y, output, rows, COL_GROUPS);
   else
-    convolve_pair(of, x, y, output, rows, 1);
+    conv_groups(conv, x, y, output, rows, 1);
 }
 
-static void convolve_phase(Team *team, int me, const Convolving *work) {
-  const Convolution *of = work->of;
-  const int64_t span = (of->taps - 1) * of->dilation, rows = work->times - span;
-  const int64_t parts = (rows + MANY - 1) / MANY, all_parts = parts * work->clips;
-  const int64_t groups = (of->outputs + PAIR * LANES - 1) / (PAIR * LANES);
-  const int near = groups * PAIR * LANES * of->taps * of->inputs * (int64_t)sizeof(float) <= STAYS;
-  for (int64_t task; (task = take(team, me, groups * all_parts)) >= 0;) {
-    const int64_t part = near ? task / groups : task % all_parts, group = near ? task % groups : task / all_parts;
-    const int64_t clip = part / parts, begin = part % parts * MANY, output = group * PAIR * LANES;
-    const int64_t some = rows - begin < MANY ? rows - begin : MANY;
-    convolve_some(of, work->x + (clip * work->times + begin) * of->inputs,
-                  work->y + (clip * rows + begin) * of->outputs, output, some,
-                  PAIR > 1 && of->outputs - output > LANES ? PAIR : 1);
+/* One phase: all tasks of a convolution. Tasks with the same weights follow each other if the weights leave the cache, tasks
+ * with the same rows if they stay. */
+static void conv_phase(ThreadPool *pool, int tid, const ConvArgs *args) {
+  const PackedConv1d *conv = args->conv;
+  const int64_t span = (conv->taps - 1) * conv->dilation, rows = args->times - span;
+  const int64_t parts = (rows + TASK_ROWS - 1) / TASK_ROWS, all_parts = parts * args->batch;
+  const int64_t groups = (conv->outputs + COL_GROUPS * LANES - 1) / (COL_GROUPS * LANES);
+  const int weights_stay =
+      groups * COL_GROUPS * LANES * conv->taps * conv->inputs * (int64_t)sizeof(float) <= L2_WEIGHT_BYTES;
+  for (int64_t task; (task = next_task(pool, tid, groups * all_parts)) >= 0;) {
+    const int64_t part = weights_stay ? task / groups : task % all_parts;
+    const int64_t group = weights_stay ? task % groups : task / all_parts;
+    const int64_t sequence = part / parts, begin = part % parts * TASK_ROWS, output = group * COL_GROUPS * LANES;
+    const int64_t count = rows - begin < TASK_ROWS ? rows - begin : TASK_ROWS;
+    conv_task(conv, args->x + (sequence * args->times + begin) * conv->inputs,
+              args->y + (sequence * rows + begin) * conv->outputs, output, count,
+              COL_GROUPS > 1 && conv->outputs - output > LANES ? COL_GROUPS : 1);
   }
-  meet(team);
+  barrier(pool);
 }
 
-static void convolve_work(Team *team, int me, void *with) { convolve_phase(team, me, with); }
+static void conv_work(ThreadPool *pool, int tid, void *args) { conv_phase(pool, tid, args); }
+
+/* ---- LSTM */
 
 typedef struct {
-  const Recurrence *of;
-  Convolving input;
+  const PackedLstm *lstm;
+  ConvArgs input; /* computes `gates` from the input */
   int64_t units;
-  float *gates;  /* [clips][times][4 * units] */
-  float *y;      /* [clips][times][units] */
-  float *hidden; /* [2][clips][units] */
-  float *cell;   /* [clips][units] */
-} Recurring;
+  float *gates;  /* [batch][times][4 * units] */
+  float *y;      /* [batch][times][units] */
+  float *hidden; /* [2][batch][units]; steps read one half and write the other in turn */
+  float *cell;   /* [batch][units] */
+} LstmArgs;
 
-static inline F sigmoid(F x) { return 1.0f / (1.0f + exponential(-x)); }
+static inline f32x16 sigmoid(f32x16 x) { return 1.0f / (1.0f + vexp(-x)); }
 
-static inline F hyperbolic(F x) { return 2.0f * sigmoid(2.0f * x) - 1.0f; }
+static inline f32x16 hyperbolic_tangent(f32x16 x) { return 2.0f * sigmoid(2.0f * x) - 1.0f; }
 
-/* Sixteen units of a few clips, one step. */
-__attribute__((always_inline)) static inline void recur_some(
-    const Recurring *work, int64_t unit, int64_t time, int64_t first, const int clips) {
-  const int64_t units = work->units, count = work->input.clips, times = work->input.times;
-  const int16_t *w = work->of->packed + 4 * unit * units;
-  const float *before = work->hidden + (time % 2 * count + first) * units;
-  F sums[4 * HIDDEN] = {{0}};
+/* One step of 16 units from `unit`, for `count` sequences from `first`. `count` is a compile-time constant at each call. */
+__attribute__((always_inline)) static inline void lstm_step(
+    const LstmArgs *args, int64_t unit, int64_t time, int64_t first, const int count) {
+  const int64_t units = args->units, batch = args->input.batch, times = args->input.times;
+  const int16_t *w = args->lstm->packed + 4 * unit * units;
+  const float *previous = args->hidden + (time % 2 * batch + first) * units;
+  f32x16 sums[4 * LSTM_BATCH_TILE] = {{0}};
   for (int64_t i = 0; i < units; i++) {
 #pragma clang loop unroll(full)
     for (int gate = 0; gate < 4; gate++, w += LANES) {
-      H numbers;
+      i16x16 numbers;
       memcpy(&numbers, w, sizeof numbers);
-      const F row = __builtin_convertvector(numbers, F);
-      if (gate % 2 == 0) ask(w);
+      const f32x16 weights = __builtin_convertvector(numbers, f32x16);
+      if (gate % 2 == 0) prefetch(w);
 #pragma clang loop unroll(full)
-      for (int clip = 0; clip < clips; clip++) sums[gate * HIDDEN + clip] += row * before[clip * units + i];
+      for (int s = 0; s < count; s++) sums[gate * LSTM_BATCH_TILE + s] += weights * previous[s * units + i];
     }
   }
-  for (int clip = 0; clip < clips; clip++) {
-    const int64_t row = (first + clip) * times + time;
-    F gate[4];
+  for (int s = 0; s < count; s++) {
+    const int64_t row = (first + s) * times + time;
+    f32x16 gate[4]; /* input, forget, cell, output, as torch orders them */
     for (int i = 0; i < 4; i++)
-      gate[i] = sums[i * HIDDEN + clip] * load(work->of->scales + 4 * unit + i * LANES) +
-                load(work->gates + row * 4 * units + 4 * unit + i * LANES);
-    float *cell = work->cell + (first + clip) * units + unit;
-    const F next = sigmoid(gate[1]) * load(cell) + sigmoid(gate[0]) * hyperbolic(gate[2]);
-    const F heard = sigmoid(gate[3]) * hyperbolic(next);
-    store(cell, next);
-    store(work->hidden + ((time + 1) % 2 * count + first + clip) * units + unit, heard);
-    store(work->y + row * units + unit, heard);
+      gate[i] = sums[i * LSTM_BATCH_TILE + s] * load(args->lstm->scales + 4 * unit + i * LANES) +
+                load(args->gates + row * 4 * units + 4 * unit + i * LANES);
+    float *cell = args->cell + (first + s) * units + unit;
+    const f32x16 next_cell = sigmoid(gate[1]) * load(cell) + sigmoid(gate[0]) * hyperbolic_tangent(gate[2]);
+    const f32x16 next_hidden = sigmoid(gate[3]) * hyperbolic_tangent(next_cell);
+    store(cell, next_cell);
+    store(args->hidden + ((time + 1) % 2 * batch + first + s) * units + unit, next_hidden);
+    store(args->y + row * units + unit, next_hidden);
   }
 }
 
-static void recur_work(Team *team, int me, void *with) {
-  const Recurring *work = with;
-  const int64_t clips = work->input.clips;
-  convolve_phase(team, me, &work->input);
-  for (int64_t time = 0; time < work->input.times; time++) {
-    for (int64_t task; (task = take(team, me, work->units / LANES)) >= 0;) {
+static void lstm_work(ThreadPool *pool, int tid, void *call_args) {
+  const LstmArgs *args = call_args;
+  const int64_t batch = args->input.batch;
+  conv_phase(pool, tid, &args->input);
+  for (int64_t time = 0; time < args->input.times; time++) {
+    for (int64_t task; (task = next_task(pool, tid, args->units / LANES)) >= 0;) {
       int64_t first = 0;
-      for (; clips - first >= HIDDEN; first += HIDDEN) recur_some(work, task * LANES, time, first, HIDDEN);
-      for (; first < clips; first++) recur_some(work, task * LANES, time, first, 1);
+      for (; batch - first >= LSTM_BATCH_TILE; first += LSTM_BATCH_TILE)
+        lstm_step(args, task * LANES, time, first, LSTM_BATCH_TILE);
+      for (; first < batch; first++) lstm_step(args, task * LANES, time, first, 1);
     }
-    meet(team);
+    barrier(pool);
   }
 }
 
+/* ---- ELU */
+
 typedef struct {
-  const float *x;
-  float *y;
-  int64_t clips, count, before; /* numbers of a clip, and of what there is before each of y's */
-} Activating;
+  const float *x; /* [batch][count] */
+  float *y;       /* [batch][offset + count] */
+  int64_t batch, count, offset;
+} EluArgs;
 
-#define STRETCH 4096
-
-static void elu_work(Team *team, int me, void *with) {
-  const Activating *work = with;
-  const int64_t parts = (work->count + STRETCH - 1) / STRETCH;
-  for (int64_t task; (task = take(team, me, work->clips * parts)) >= 0;) {
-    const int64_t clip = task / parts, begin = task % parts * STRETCH;
-    const int64_t end = begin + STRETCH < work->count ? begin + STRETCH : work->count;
-    const float *x = work->x + clip * work->count;
-    float *y = work->y + clip * (work->before + work->count) + work->before;
+static void elu_work(ThreadPool *pool, int tid, void *call_args) {
+  const EluArgs *args = call_args;
+  const int64_t parts = (args->count + ELU_TASK_NUMBERS - 1) / ELU_TASK_NUMBERS;
+  for (int64_t task; (task = next_task(pool, tid, args->batch * parts)) >= 0;) {
+    const int64_t sequence = task / parts, begin = task % parts * ELU_TASK_NUMBERS;
+    const int64_t end = begin + ELU_TASK_NUMBERS < args->count ? begin + ELU_TASK_NUMBERS : args->count;
+    const float *x = args->x + sequence * args->count;
+    float *y = args->y + sequence * (args->offset + args->count) + args->offset;
     for (int64_t i = begin; i < end; i += LANES) {
-      const int64_t left = end - i < LANES ? end - i : LANES;
-      F v = {0};
-      memcpy(&v, x + i, left * sizeof v[0]);
-      v = choose(v > 0.0f, v, exponential(v) - 1.0f);
-      memcpy(y + i, &v, left * sizeof v[0]);
+      const int64_t lanes = end - i < LANES ? end - i : LANES;
+      f32x16 v = {0};
+      memcpy(&v, x + i, lanes * sizeof v[0]);
+      v = vselect(v > 0.0f, v, vexp(v) - 1.0f);
+      memcpy(y + i, &v, lanes * sizeof v[0]);
     }
   }
-  meet(team);
+  barrier(pool);
 }
 
-typedef struct {
-  const float *products; /* [clips][times][2][stride][channels] */
-  const float *bias;     /* [channels] */
-  float *tail;           /* [clips][stride][channels] */
-  float *y;              /* [clips][times][stride][channels] */
-  int64_t clips, times, stride, channels;
-} Overlapping;
+/* ---- overlap-add */
 
-static void overlap_work(Team *team, int me, void *with) {
-  const Overlapping *work = with;
-  const int64_t row = work->stride * work->channels;
-  for (int64_t task; (task = take(team, me, work->clips * work->times)) >= 0;) {
-    const int64_t clip = task / work->times, time = task % work->times;
-    const float *now = work->products + 2 * task * row;
-    const float *late = time ? now - row : work->tail + clip * row;
-    for (int64_t i = 0; i < work->stride; i++)
-      for (int64_t c = 0; c < work->channels; c++) {
-        const int64_t at = i * work->channels + c;
-        work->y[task * row + at] = now[at] + late[at] + work->bias[c];
+typedef struct {
+  const float *products; /* [batch][times][2][stride][channels] */
+  const float *bias;     /* [channels] */
+  float *tail;           /* [batch][stride][channels] */
+  float *y;              /* [batch][times][stride][channels] */
+  int64_t batch, times, stride, channels;
+} OverlapAddArgs;
+
+static void overlap_add_work(ThreadPool *pool, int tid, void *call_args) {
+  const OverlapAddArgs *args = call_args;
+  const int64_t row = args->stride * args->channels;
+  for (int64_t task; (task = next_task(pool, tid, args->batch * args->times)) >= 0;) {
+    const int64_t sequence = task / args->times, time = task % args->times;
+    const float *current = args->products + 2 * task * row;
+    const float *previous = time ? current - row : args->tail + sequence * row;
+    for (int64_t i = 0; i < args->stride; i++)
+      for (int64_t c = 0; c < args->channels; c++) {
+        const int64_t at = i * args->channels + c;
+        args->y[task * row + at] = current[at] + previous[at] + args->bias[c];
       }
   }
-  meet(team);
-  for (int64_t clip; (clip = take(team, me, work->clips)) >= 0;)
-    memcpy(work->tail + clip * row, work->products + (2 * (clip + 1) * work->times - 1) * row, row * sizeof(float));
-  meet(team);
+  barrier(pool);
+  for (int64_t s; (s = next_task(pool, tid, args->batch)) >= 0;)
+    memcpy(args->tail + s * row, args->products + (2 * (s + 1) * args->times - 1) * row, row * sizeof(float));
+  barrier(pool);
 }
 
-/* ---- what Python calls */
+/* ---- functions that Python calls (declared in bindings.py) */
 
-Team *team_new(int64_t size) { return team_open((int)size); }
+/* A pool of up to `size` threads, the calling one included; NULL if there is no memory. */
+ThreadPool *thread_pool_new(int64_t size) { return pool_open((int)size); }
 
-void team_free(Team *team) { team_close(team); }
+/* Ends the threads and frees the pool. No call may be running. */
+void thread_pool_free(ThreadPool *pool) { pool_close(pool); }
 
-/* Sizes of the structures that Python has too, in the order of kernel.py. 0 ends it. */
+/* What bindings.py declares too, in its order: sizes of structures in bytes. A 0 ends the list. */
 const int64_t *codec_layout(void) {
-  static const int64_t sizes[] = {sizeof(Convolution), sizeof(Recurrence), 0};
+  static const int64_t sizes[] = {sizeof(PackedConv1d), sizeof(PackedLstm), 0};
   return sizes;
 }
 
-/* x [clips][times][inputs] -> y [clips][times - (taps - 1) * dilation][outputs] */
-void codec_convolve(Team *team, const Convolution *of, const float *x, int64_t clips, int64_t times, float *y) {
-  Convolving work = {of, x, y, clips, times};
-  together(team, convolve_work, &work);
+/* A convolution without padding.
+ *
+ * x: [batch, times, inputs]. y: [batch, times - (taps - 1) * dilation, outputs], written.
+ */
+void codec_conv1d(ThreadPool *pool, const PackedConv1d *conv, const float *x, int64_t batch, int64_t times, float *y) {
+  ConvArgs args = {conv, x, y, batch, times};
+  run_on_all(pool, conv_work, &args);
 }
 
-/* x [clips][times][units] -> y, the same size. `gates` [clips][times][4 * units] and hidden's second half are room to
- * work in; hidden [2][clips][units] and cell [clips][units] go on from the last call. */
-void codec_recur(Team *team, const Recurrence *of, const float *x, int64_t clips, int64_t times, float *gates,
-                 float *hidden, float *cell, float *y) {
-  const int64_t units = of->input.inputs;
-  Recurring work = {of, {&of->input, x, gates, clips, times}, units, gates, y, hidden, cell};
-  together(team, recur_work, &work);
-  if (times % 2) memcpy(hidden, hidden + clips * units, clips * units * sizeof *hidden);
+/* An LSTM layer over the next frames of each sequence.
+ *
+ * x: [batch, times, units]. gates: [batch, times, 4 * units] of scratch memory. hidden: [2, batch, units]; the first half is
+ * the state, updated, the second half scratch memory. cell: [batch, units] the state, updated. y: [batch, times, units],
+ * written.
+ */
+void codec_lstm(ThreadPool *pool, const PackedLstm *lstm, const float *x, int64_t batch, int64_t times, float *gates,
+                float *hidden, float *cell, float *y) {
+  const int64_t units = lstm->input.inputs;
+  LstmArgs args = {lstm, {&lstm->input, x, gates, batch, times}, units, gates, y, hidden, cell};
+  run_on_all(pool, lstm_work, &args);
+  if (times % 2) memcpy(hidden, hidden + batch * units, batch * units * sizeof *hidden);
 }
 
-/* x [clips][count] -> y [clips][before + count], of which the first ones of each stay as they are. */
-void codec_elu(Team *team, const float *x, int64_t clips, int64_t count, int64_t before, float *y) {
-  Activating work = {x, y, clips, count, before};
-  together(team, elu_work, &work);
+/* ELU with alpha 1.
+ *
+ * x: [batch, count]. y: [batch, offset + count]; the first `offset` numbers of each sequence stay, the others are written.
+ */
+void codec_elu(ThreadPool *pool, const float *x, int64_t batch, int64_t count, int64_t offset, float *y) {
+  EluArgs args = {x, y, batch, count, offset};
+  run_on_all(pool, elu_work, &args);
 }
 
-/* A transposed convolution's products, each of two strides, [clips][times][2][stride][channels] -> their overlapping
- * sums y [clips][times * stride][channels]; tail [clips][stride][channels] is the last call's, and this one's then. */
-void codec_overlap(Team *team, const float *products, const float *bias, int64_t clips, int64_t times, int64_t stride,
-                   int64_t channels, float *tail, float *y) {
-  Overlapping work = {products, bias, tail, y, clips, times, stride, channels};
-  together(team, overlap_work, &work);
+/* The overlapping sums of a transposed convolution whose kernel is two strides long.
+ *
+ * products: [batch, times, 2, stride, channels] the products of each frame. bias: [channels]. tail: [batch, stride,
+ * channels] the second half of the last frame; read, then updated. y: [batch, times * stride, channels], written.
+ */
+void codec_overlap_add(ThreadPool *pool, const float *products, const float *bias, int64_t batch, int64_t times,
+                       int64_t stride, int64_t channels, float *tail, float *y) {
+  OverlapAddArgs args = {products, bias, tail, y, batch, times, stride, channels};
+  run_on_all(pool, overlap_add_work, &args);
 }
 
-/* Weights [outputs][inputs][taps] -> packed. */
-void codec_pack(const float *weight, int64_t outputs, int64_t inputs, int64_t taps, float *packed) {
+/* Packs the weights of a convolution.
+ *
+ * weight: [outputs, inputs, taps]. packed: [round_up(outputs, 16) * inputs * taps] of zeros, written; see PackedConv1d.
+ */
+void codec_pack_conv1d(const float *weight, int64_t outputs, int64_t inputs, int64_t taps, float *packed) {
   for (int64_t o = 0; o < outputs; o++) {
     const float *row = weight + o * inputs * taps;
     float *to = packed + o / LANES * LANES * inputs * taps + o % LANES;

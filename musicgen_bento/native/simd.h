@@ -1,4 +1,6 @@
-/* Vectors of sixteen lanes. The compiler lowers them to what the processor has; only `dot4` names its instructions. */
+/* Vectors of 16 lanes, in the compiler's vector extension. The compiler lowers them to the processor's instructions; only
+ * `dot4` uses intrinsics.
+ */
 #pragma once
 
 #include <stdint.h>
@@ -11,43 +13,51 @@
 #endif
 
 #define LANES 16
-#define NEAR 2048 /* bytes: what will be read so soon is asked for into the first cache, */
-#define FAR 6144  /* and so soon into the second */
+#define PREFETCH_L1_BYTES 2048 /* distance of the prefetch into the first-level cache */
+#define PREFETCH_L2_BYTES 6144 /* distance of the prefetch into the second-level cache */
 
-typedef float F __attribute__((vector_size(64)));
-typedef int32_t I __attribute__((vector_size(64)));
-typedef uint32_t U __attribute__((vector_size(64)));
-typedef int16_t S __attribute__((vector_size(64)));
-typedef int8_t C __attribute__((vector_size(16)));
-typedef int16_t H __attribute__((vector_size(32)));
+typedef float f32x16 __attribute__((vector_size(64)));
+typedef int32_t i32x16 __attribute__((vector_size(64)));
+typedef uint32_t u32x16 __attribute__((vector_size(64)));
+typedef int16_t i16x32 __attribute__((vector_size(64)));
+typedef int8_t i8x16 __attribute__((vector_size(16)));
+typedef int16_t i16x16 __attribute__((vector_size(32)));
 
-/* A line of memory is about to be read: ask for those to come. One at a time, which no compiler may gather; a few at once
- * and memory gives a fifth less (docs/performance.md). */
-static inline void ask(const void *memory) {
-  __builtin_prefetch((const char *)memory + FAR, 0, 2);
-  __builtin_prefetch((const char *)memory + NEAR);
+/* Prefetches the cache lines that a sequential read at `memory` reaches next. The barrier stops the compiler from grouping
+ * several prefetches: in groups, memory delivers a fifth less (docs/performance.md).
+ */
+static inline void prefetch(const void *memory) {
+  __builtin_prefetch((const char *)memory + PREFETCH_L2_BYTES, 0, 2);
+  __builtin_prefetch((const char *)memory + PREFETCH_L1_BYTES);
   __asm__ volatile("" ::: "memory");
 }
 
-static inline int64_t up(int64_t number, int64_t to) { return (number + to - 1) / to * to; }
+/* The smallest multiple of `step` that is at least `number`. */
+static inline int64_t round_up(int64_t number, int64_t step) { return (number + step - 1) / step * step; }
 
-static inline F load(const float *from) {
-  F x;
+static inline f32x16 load(const float *from) {
+  f32x16 x;
   memcpy(&x, from, sizeof x);
   return x;
 }
 
-static inline void store(float *to, F x) { memcpy(to, &x, sizeof x); }
+static inline void store(float *to, f32x16 x) { memcpy(to, &x, sizeof x); }
 
-static inline F all(float x) { return x - (F){0}; }
+/* All lanes equal to x. */
+static inline f32x16 splat(float x) { return x - (f32x16){0}; }
 
-static inline F choose(I mask, F yes, F no) { return (F)(((I)yes & mask) | ((I)no & ~mask)); }
+/* Lane by lane: `yes` where the mask's bits are ones, `no` where they are zeros. */
+static inline f32x16 vselect(i32x16 mask, f32x16 yes, f32x16 no) {
+  return (f32x16)(((i32x16)yes & mask) | ((i32x16)no & ~mask));
+}
 
-static inline F larger(F a, F b) { return choose(a > b, a, b); } /* b where one is not a number */
+/* The larger of a and b, lane by lane; b where either is NaN. */
+static inline f32x16 vmax(f32x16 a, f32x16 b) { return vselect(a > b, a, b); }
 
-static inline F magnitude(F x) { return (F)((I)x & 0x7fffffff); }
+static inline f32x16 vabs(f32x16 x) { return (f32x16)((i32x16)x & 0x7fffffff); }
 
-static inline float total(F x) {
+/* The sum of all lanes, as a binary tree: the order is part of the result. */
+static inline float hsum(f32x16 x) {
   float lane[LANES];
   store(lane, x);
   for (int half = LANES / 2; half; half /= 2)
@@ -55,14 +65,15 @@ static inline float total(F x) {
   return lane[0];
 }
 
-__attribute__((unused)) static inline int32_t total_of_integers(I x) {
+__attribute__((unused)) static inline int32_t hsum_i32(i32x16 x) {
   int32_t lane[LANES], sum = 0;
   memcpy(lane, &x, sizeof x);
   for (int i = 0; i < LANES; i++) sum += lane[i];
   return sum;
 }
 
-static inline float largest(F x) {
+/* The largest lane. */
+static inline float hmax(f32x16 x) {
   float lane[LANES];
   store(lane, x);
   for (int half = LANES / 2; half; half /= 2)
@@ -70,50 +81,52 @@ static inline float largest(F x) {
   return lane[0];
 }
 
-/* To the nearest whole number, ties to even; for magnitudes below 2^22. */
-static inline F nearest(F x) {
-  const F magic = all(12582912.0f); /* 1.5 * 2^23: no room is left behind the point */
+/* Rounds to the nearest integer, ties to even, for |x| < 2^22. */
+static inline f32x16 round_even(f32x16 x) {
+  const f32x16 magic = splat(12582912.0f); /* 1.5 * 2^23: the sum has no bits left for a fraction */
   return (x + magic) - magic;
 }
 
-/* e^x to a few units in the last place (the polynomial is Cephes' expf); NaN stays NaN. */
-static inline F exponential(F x) {
-  x = choose(x < -87.0f, all(-87.0f), choose(x > 88.0f, all(88.0f), x));
-  const F n = nearest(x * 1.44269504f);
-  const F r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
-  F y = all(1.9875691500e-4f);
+/* e^x, accurate to a few units in the last place (polynomial of Cephes' expf). NaN stays NaN. */
+static inline f32x16 vexp(f32x16 x) {
+  x = vselect(x < -87.0f, splat(-87.0f), vselect(x > 88.0f, splat(88.0f), x));
+  const f32x16 n = round_even(x * 1.44269504f);
+  const f32x16 r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
+  f32x16 y = splat(1.9875691500e-4f);
   y = y * r + 1.3981999507e-3f;
   y = y * r + 8.3334519073e-3f;
   y = y * r + 4.1665795894e-2f;
   y = y * r + 1.6666665459e-1f;
   y = y * r + 5.0000001201e-1f;
   y = y * (r * r) + r + 1.0f;
-  const I power = (__builtin_convertvector(choose(n == n, n, all(0)), I) + 127) << 23;
-  return y * (F)power;
+  const i32x16 power = (__builtin_convertvector(vselect(n == n, n, splat(0)), i32x16) + 127) << 23;
+  return y * (f32x16)power;
 }
 
-/* x * Phi(x), with erf by Abramowitz and Stegun 7.1.26: 1.5e-7 at most. */
-static inline F gelu(F x) {
-  const F z = magnitude(x) * 0.70710678f;
-  const F t = 1.0f / (1.0f + 0.3275911f * z);
-  F y = all(1.061405429f);
+/* GELU, x * Phi(x), with erf by Abramowitz and Stegun 7.1.26: the error is at most 1.5e-7. */
+static inline f32x16 gelu(f32x16 x) {
+  const f32x16 z = vabs(x) * 0.70710678f;
+  const f32x16 t = 1.0f / (1.0f + 0.3275911f * z);
+  f32x16 y = splat(1.061405429f);
   y = y * t - 1.453152027f;
   y = y * t + 1.421413741f;
   y = y * t - 0.284496736f;
   y = y * t + 0.254829592f;
-  const F tail = 0.5f * y * t * exponential(-z * z); /* 1 - Phi(|x|) */
-  return x * choose(x < 0.0f, tail, 1.0f - tail);
+  const f32x16 tail = 0.5f * y * t * vexp(-z * z); /* 1 - Phi(|x|) */
+  return x * vselect(x < 0.0f, tail, 1.0f - tail);
 }
 
-/* Of each lane the sum of four products: bytes of `w`, MIDDLE standing for 0, with the four bytes of `x`. */
+/* dot4(sum, w, x): adds to each 32-bit lane the dot product of four weight bytes with the four signed bytes of x. `w` holds
+ * 16 groups of four bytes; the byte ZERO_POINT stands for 0. Callers subtract ZERO_POINT times the sum of x's bytes.
+ */
 #if defined(__AVX512VNNI__)
-#define MIDDLE 128
-static inline I dot4(I sum, const uint8_t *w, int32_t x) {
-  return (I)_mm512_dpbusd_epi32((__m512i)sum, _mm512_loadu_si512(w), _mm512_set1_epi32(x));
+#define ZERO_POINT 128
+static inline i32x16 dot4(i32x16 sum, const uint8_t *w, int32_t x) {
+  return (i32x16)_mm512_dpbusd_epi32((__m512i)sum, _mm512_loadu_si512(w), _mm512_set1_epi32(x));
 }
 #elif defined(__ARM_FEATURE_DOTPROD)
-#define MIDDLE 0
-static inline I dot4(I sum, const uint8_t *w, int32_t x) {
+#define ZERO_POINT 0
+static inline i32x16 dot4(i32x16 sum, const uint8_t *w, int32_t x) {
   int32x4_t part[4];
   const int8x16_t all_x = vreinterpretq_s8_s32(vdupq_n_s32(x));
   memcpy(part, &sum, sizeof part);
@@ -122,18 +135,20 @@ static inline I dot4(I sum, const uint8_t *w, int32_t x) {
   return sum;
 }
 #else
-#define MIDDLE 128
-static inline S pairs(S a, S b) { /* of 32 products of 16 bits the sums of neighbours */
-  const I odd = ((I)a >> 16) * ((I)b >> 16), even = (((I)a << 16) >> 16) * (((I)b << 16) >> 16);
-  return (S)(odd + even);
+#define ZERO_POINT 128
+/* The sums of neighbouring products: pmaddwd of AVX2. */
+static inline i16x32 madd_i16(i16x32 a, i16x32 b) {
+  const i32x16 odd = ((i32x16)a >> 16) * ((i32x16)b >> 16);
+  const i32x16 even = (((i32x16)a << 16) >> 16) * (((i32x16)b << 16) >> 16);
+  return (i16x32)(odd + even);
 }
-static inline I dot4(I sum, const uint8_t *w, int32_t x) {
-  U bytes;
+static inline i32x16 dot4(i32x16 sum, const uint8_t *w, int32_t x) {
+  u32x16 bytes;
   memcpy(&bytes, w, sizeof bytes);
-  const S even = (S)(bytes & 0x00ff00ffu), odd = (S)((bytes >> 8) & 0x00ff00ffu);
-  const I word = x - (I){0};
-  const S x_even = (S)((((word << 24) >> 24) & 0xffff) | (((word << 8) >> 24) << 16));
-  const S x_odd = (S)((((word << 16) >> 24) & 0xffff) | ((word >> 24) << 16));
-  return sum + (I)pairs(even, x_even) + (I)pairs(odd, x_odd);
+  const i16x32 even = (i16x32)(bytes & 0x00ff00ffu), odd = (i16x32)((bytes >> 8) & 0x00ff00ffu);
+  const i32x16 word = x - (i32x16){0};
+  const i16x32 x_even = (i16x32)((((word << 24) >> 24) & 0xffff) | (((word << 8) >> 24) << 16));
+  const i16x32 x_odd = (i16x32)((((word << 16) >> 24) & 0xffff) | ((word >> 24) << 16));
+  return sum + (i32x16)madd_i16(even, x_even) + (i32x16)madd_i16(odd, x_odd);
 }
 #endif

@@ -12,9 +12,8 @@ from itertools import pairwise
 
 import torch
 
-from musicgen_bento.lm.seats import round_up
 from musicgen_bento.lm.weights import LMShape
-from musicgen_bento.native.bindings import BLOCK_SIZE, DEPTH, LANES, MAX_FUSED_TOKENS
+from musicgen_bento.native.bindings import BLOCK_SIZE, K_BLOCK, LANES, MAX_FUSED_TOKENS, round_up
 from musicgen_bento.native.mmap_tensor import MmapTensor
 from musicgen_bento.precision import Precision
 
@@ -37,8 +36,8 @@ def can_fuse_prompt(precision: Precision, tokens: int) -> bool:
 
 def fused_prompt_bytes(shape: LMShape, tokens: int) -> int:
     """Of such a prompt."""
-    rows, width = round_up(shape.heads * tokens, LANES), round_up(shape.heads * tokens, DEPTH)
-    return shape.layers * (rows * round_up(shape.dim, DEPTH) + shape.dim * width + 4 * (rows + shape.dim))
+    rows, width = round_up(shape.heads * tokens, LANES), round_up(shape.heads * tokens, K_BLOCK)
+    return shape.layers * (rows * round_up(shape.dim, K_BLOCK) + shape.dim * width + 4 * (rows + shape.dim))
 
 
 class BlockPool:

@@ -9,10 +9,10 @@ import pytest
 from musicgen_bento.engine.engine import Engine
 from musicgen_bento.engine.token_sequence import TokenSequence
 from tests.support.decoder_variants import COMPANY, SHORT_WINDOW, assert_same, graphed, packed, plain
-from tests.support.tiny_checkpoints import Recipe
-from tests.support.tiny_models import MONO, PREPEND, STEREO, make, params
+from tests.support.tiny_checkpoints import RandomModelConfig
+from tests.support.tiny_models import MONO, PREPEND, STEREO, params, run_requests
 
-Maker = Callable[[Recipe], Engine]
+Maker = Callable[[RandomModelConfig], Engine]
 
 
 @pytest.fixture(params=[graphed, packed])
@@ -22,14 +22,14 @@ def seated(request: pytest.FixtureRequest) -> Maker:
 
 
 @pytest.mark.parametrize("recipe", [MONO, STEREO, PREPEND])
-def test_the_tokens_of_the_plain_decoder(seated: Maker, recipe: Recipe) -> None:
+def test_the_tokens_of_the_plain_decoder(seated: Maker, recipe: RandomModelConfig) -> None:
     """Clips that join, leave and move up, in room that grows with them and with the longest prompt."""
-    assert_same(make(seated(recipe), COMPANY), make(plain(recipe), COMPANY))
+    assert_same(run_requests(seated(recipe), COMPANY), run_requests(plain(recipe), COMPANY))
 
 
 def test_past_the_window(seated: Maker) -> None:
     requests = {str(n): params(duration=2.5, seed=n, cfg_coef=3.0 - n) for n in range(3)}
-    assert_same(make(seated(SHORT_WINDOW), requests), make(plain(SHORT_WINDOW), requests))
+    assert_same(run_requests(seated(SHORT_WINDOW), requests), run_requests(plain(SHORT_WINDOW), requests))
 
 
 def test_a_clip_that_cannot_be_begun_has_no_seat(seated: Maker, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -39,6 +39,8 @@ def test_a_clip_that_cannot_be_begun_has_no_seat(seated: Maker, monkeypatch: pyt
         raise RuntimeError("no codec")
 
     monkeypatch.setattr(model._audio_decoder, "open", broken)
-    make(model, {"one": params(duration=0.2)})
+    run_requests(model, {"one": params(duration=0.2)})
     assert not model._running
-    make(model, {"four": params(duration=0.2), **{str(n): params(duration=0.1) for n in range(4)}})  # more would not go
+    run_requests(
+        model, {"four": params(duration=0.2), **{str(n): params(duration=0.1) for n in range(4)}}
+    )  # more would not go

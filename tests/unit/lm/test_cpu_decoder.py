@@ -25,13 +25,24 @@ from musicgen_bento.native.bindings import BLOCK_SIZE, MAX_FUSED_TOKENS
 from musicgen_bento.native.mmap_tensor import HUGE_PAGE_BYTES, MmapTensor, evict_file_pages
 from musicgen_bento.precision import FLOAT32, FLOAT32_NATIVE, INT8, Precision
 from tests.support.decoder_variants import COMPANY, assert_same
-from tests.support.tiny_checkpoints import Recipe
-from tests.support.tiny_models import CPU, MONO, PREPEND, STEREO, EventLog, engine, folder, load, make, params
+from tests.support.tiny_checkpoints import RandomModelConfig
+from tests.support.tiny_models import (
+    CPU,
+    MONO,
+    PREPEND,
+    STEREO,
+    EventLog,
+    create_engine,
+    folder,
+    load,
+    params,
+    run_requests,
+)
 
 ODD = replace(MONO, dim=96, heads=2, window=3)  # heads are 48 wide; a row fills more than one block
 
 
-def script(recipe: Recipe, how: Precision) -> torch.Tensor:
+def script(recipe: RandomModelConfig, how: Precision) -> torch.Tensor:
     """Three clips, one without guidance, that join one after the other; two of them then go on without the third."""
     model = load(recipe, how)
     hears, decoder = TextConditioner(model), create_decoder(model.weights, 3)
@@ -58,7 +69,7 @@ def script(recipe: Recipe, how: Precision) -> torch.Tensor:
 @pytest.mark.parametrize(
     "recipe", [replace(MONO, window=3), replace(STEREO, window=3), replace(PREPEND, window=3), ODD]
 )
-def test_logits_of_clips_at_different_positions(recipe: Recipe) -> None:
+def test_logits_of_clips_at_different_positions(recipe: RandomModelConfig) -> None:
     expected = script(recipe, FLOAT32)
     torch.testing.assert_close(script(recipe, FLOAT32_NATIVE), expected, atol=1e-4, rtol=1e-4)
     off = script(recipe, INT8) - expected
@@ -67,7 +78,7 @@ def test_logits_of_clips_at_different_positions(recipe: Recipe) -> None:
 
 @pytest.mark.parametrize("tokens", [1, 7, 16, 17, MAX_FUSED_TOKENS, MAX_FUSED_TOKENS + 1])
 @pytest.mark.parametrize("recipe", [MONO, ODD, replace(MONO, dim=128, heads=1)])
-def test_a_short_prompt_is_folded(recipe: Recipe, tokens: int) -> None:
+def test_a_short_prompt_is_folded(recipe: RandomModelConfig, tokens: int) -> None:
     """It is heard as one that is not, and takes what is counted."""
     torch.manual_seed(tokens)
     text, read = torch.randn(tokens, recipe.dim) * 3, torch.randint(100, (8, 1, 4))
@@ -77,7 +88,9 @@ def test_a_short_prompt_is_folded(recipe: Recipe, tokens: int) -> None:
         sequence = decoder.open(text, guided=False, positions=30)
         if isinstance(decoder, CpuDecoder) and isinstance(sequence.cache, PagedKVCache):
             assert (sequence.cache.fused_prompt != 0) == can_fuse_prompt(how, tokens) == (tokens <= MAX_FUSED_TOKENS)
-            assert decoder._kernel.decoder_folded(decoder._handle, tokens) == fused_prompt_bytes(decoder.shape, tokens)
+            assert decoder._kernel.decoder_fused_prompt_bytes(decoder._handle, tokens) == fused_prompt_bytes(
+                decoder.shape, tokens
+            )
         return torch.cat([decoder.step([sequence], column, torch.ones(1)) for column in read])
 
     expected = said(FLOAT32, text)
@@ -127,12 +140,12 @@ def test_tokens_are_drawn_as_sampling_draws_them() -> None:
 
 
 def test_blocks_are_given_back() -> None:
-    model = engine(MONO)
+    model = create_engine(MONO)
     decoder = model._decoder
     assert isinstance(decoder, CpuDecoder)
     before = decoder._blocks.num_free
-    make(model, COMPANY)
-    make(model, {"one": params(duration=0.2)})
+    run_requests(model, COMPANY)
+    run_requests(model, {"one": params(duration=0.2)})
     assert decoder._blocks.num_free == before
     assert not decoder._blocks._pages.tensor[:, mmap.PAGESIZE : -mmap.PAGESIZE].any()  # zeros again
 
@@ -172,28 +185,27 @@ def test_what_a_clip_takes_is_what_is_counted() -> None:
     assert isinstance(cache, PagedKVCache)
     cache.ensure_capacity(100)
     taken = before - decoder._blocks.num_free
-    assert decoder.kv_cache_bytes([KVCacheRequest(2, 100, 70)]) == taken * decoder._kernel.decoder_block(
-        decoder._handle
-    )
+    numbers = (
+        2 * decoder.shape.layers * decoder.shape.dim * BLOCK_SIZE
+    )  # in a block: a key and a value of each position
+    scales = 2 * decoder.shape.layers * decoder.shape.heads * BLOCK_SIZE  # in an int8 block
+    assert decoder.kv_cache_bytes([KVCacheRequest(2, 100, 70)]) == taken * 4 * numbers
     assert decoder.kv_cache_bytes([]) == 0
     decoder = create_decoder(load(replace(MONO, window=3), INT8).weights, 4)
     assert isinstance(decoder, CpuDecoder)
-    block, folded = (
-        decoder._kernel.decoder_block(decoder._handle),
-        fused_prompt_bytes(decoder.shape, MAX_FUSED_TOKENS),
-    )
-    assert decoder.kv_cache_bytes([KVCacheRequest(2, 100, MAX_FUSED_TOKENS)]) == 4 * block + folded
+    block, fused = numbers + 4 * scales, fused_prompt_bytes(decoder.shape, MAX_FUSED_TOKENS)
+    assert decoder.kv_cache_bytes([KVCacheRequest(2, 100, MAX_FUSED_TOKENS)]) == 4 * block + fused
     assert decoder.kv_cache_bytes([KVCacheRequest(2, 100, MAX_FUSED_TOKENS + 1)]) == 5 * block
 
 
 @pytest.mark.parametrize("how", [FLOAT32_NATIVE, INT8], ids=lambda how: how.name)
 def test_a_clip_that_went_to_infinity_spoils_none_after_it(how: Precision) -> None:
-    model = engine(MONO, how=how)
+    model = create_engine(MONO, precision=how)
     decoder = model._decoder
     assert isinstance(decoder, CpuDecoder)
-    wanted = make(engine(MONO, how=how), {"one": params(duration=0.4, seed=1)})
+    wanted = run_requests(create_engine(MONO, precision=how), {"one": params(duration=0.4, seed=1)})
     decoder._blocks._pages.tensor.fill_(255)  # as floats they are no numbers
-    assert_same(make(model, {"one": params(duration=0.4, seed=1)}), wanted)
+    assert_same(run_requests(model, {"one": params(duration=0.4, seed=1)}), wanted)
 
 
 @pytest.mark.parametrize("how", [FLOAT32_NATIVE, INT8], ids=lambda how: how.name)
@@ -237,14 +249,14 @@ def test_a_machine_without_a_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bindings, "library", lambda: None)
     assert "int8" not in supported_precisions(CPU)
     assert default_precision(CPU) == supported_precisions(CPU)["float32"] == FLOAT32
-    model = engine(MONO, how=FLOAT32)
+    model = create_engine(MONO, precision=FLOAT32)
     assert type(model._decoder) is EagerDecoder
-    story = make(model, {"one": params(duration=0.3)})["one"].story
+    story = run_requests(model, {"one": params(duration=0.3)})["one"].events
     assert story.audio.std() > 0
 
 
 def test_only_what_is_filled_takes_memory() -> None:
-    model = engine(MONO, slots=4)
+    model = create_engine(MONO, max_slots=4)
     for number, coef in enumerate((1.0, 3.0)):
         model.add_request(str(number), params(duration=1.0, cfg_coef=coef), EventLog())
     for _ in range(10):

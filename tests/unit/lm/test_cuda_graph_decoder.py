@@ -16,14 +16,14 @@ from musicgen_bento.lm.cuda_graph_decoder import BATCH_SIZES, CudaGraphDecoder, 
 from musicgen_bento.lm.decoder import KVCacheRequest
 from musicgen_bento.precision import FLOAT32
 from tests.support.decoder_variants import COMPANY, assert_same, graphed, plain
-from tests.support.tiny_checkpoints import Recipe
-from tests.support.tiny_models import MONO, PREPEND, STEREO, EventLog, folder, make, params
+from tests.support.tiny_checkpoints import RandomModelConfig
+from tests.support.tiny_models import MONO, PREPEND, STEREO, EventLog, folder, params, run_requests
 
 
 def test_seats_are_given_back() -> None:
     model = graphed(MONO)
-    make(model, COMPANY)
-    make(model, {"one": params(duration=0.2)})
+    run_requests(model, COMPANY)
+    run_requests(model, {"one": params(duration=0.2)})
     assert model._decoder._seated == []
     assert model._decoder._slab.seats in BATCH_SIZES
 
@@ -33,7 +33,7 @@ def test_a_clip_that_went_to_infinity_spoils_none_after_it() -> None:
     model._decoder._slab.own.fill_(torch.nan)
     model._decoder._slab.cross.fill_(torch.nan)
     requests = {"one": params(duration=0.4, seed=1)}
-    assert_same(make(model, requests), make(plain(MONO), requests))
+    assert_same(run_requests(model, requests), run_requests(plain(MONO), requests))
 
 
 def test_a_clip_that_went_to_infinity_spoils_none_that_takes_its_seat() -> None:
@@ -80,9 +80,9 @@ def test_whoever_finds_no_memory_for_a_prompt_has_no_seat(monkeypatch: pytest.Mo
 
     with monkeypatch.context() as patched:
         patched.setattr(model._decoder, "_cross_keys", full)
-        assert not isinstance(make(model, {"one": params(duration=0.2)})["one"].story.end, Finished)
+        assert not isinstance(run_requests(model, {"one": params(duration=0.2)})["one"].events.end, Finished)
     assert model._decoder._seated == []
-    assert isinstance(make(model, {"one": params(duration=0.2)})["one"].story.end, Finished)
+    assert isinstance(run_requests(model, {"one": params(duration=0.2)})["one"].events.end, Finished)
 
 
 def test_clients_cannot_choose_how_many_graphs_there_are() -> None:
@@ -113,15 +113,16 @@ def _bytes_of(decoder: CudaGraphDecoder) -> int:
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("recipe", [MONO, STEREO, PREPEND])
-def test_a_graph_equals_eager(recipe: Recipe) -> None:
+def test_a_graph_equals_eager(recipe: RandomModelConfig) -> None:
     """In float32, greedy: rounding may differ in sampled ones."""
     requests: dict[str, GenerationParams] = {
         name: replace(request, temperature=0.0, top_p=0.0) for name, request in COMPANY.items()
     }
     loaded = loading.load(Source("tiny", folder(recipe)), torch.device("cuda"), FLOAT32)
     graph, eager = (
-        make(Engine(loaded, max_slots=4, max_queue=16, deterministic=alone), requests) for alone in (False, True)
+        run_requests(Engine(loaded, max_slots=4, max_queue=16, deterministic=alone), requests)
+        for alone in (False, True)
     )
     assert_same(graph, eager)
     for name, result in graph.items():
-        assert np.isfinite(result.story.audio).all(), name
+        assert np.isfinite(result.events.audio).all(), name

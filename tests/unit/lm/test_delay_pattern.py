@@ -22,7 +22,7 @@ def test_columns_are_audiocrafts(pattern: DelayPattern, frames: int) -> None:
     codes = torch.arange(pattern.codebooks * frames).view(1, pattern.codebooks, frames)
     theirs = DelayedPatternProvider(pattern.codebooks, list(pattern.delays)).get_pattern(frames)
     sequence, _, _ = theirs.build_pattern_sequence(codes, 2048)
-    clip = TokenSequence(pattern, frames, 1500, special=2048)
+    clip = TokenSequence(pattern, frames, 1500, special_token=2048)
     clip.tokens[:] = codes[0].numpy()
     assert pattern.last_position(frames) == sequence.shape[-1] - 1
     for position in range(sequence.shape[-1]):
@@ -33,7 +33,7 @@ def test_columns_are_audiocrafts(pattern: DelayPattern, frames: int) -> None:
 @given(frames=st.integers(1, 400), window=st.integers(10, 100))
 def test_a_clip_is_filled_once_and_whole(pattern: DelayPattern, frames: int, window: int) -> None:
     """Whatever the length and the window: each token is written once, and frames are complete only when they are."""
-    clip = TokenSequence(pattern, frames, window, special=-1)
+    clip = TokenSequence(pattern, frames, window, special_token=-1)
     steps = clip.steps_left
     taken, keys = 0, set()
     while not clip.done:
@@ -58,7 +58,7 @@ def test_a_clip_is_filled_once_and_whole(pattern: DelayPattern, frames: int, win
 
 def test_keys_differ_where_tokens_are_drawn() -> None:
     """Two windows overlap by the delay's tail; no codebook draws twice for one key."""
-    clip = TokenSequence(MONO, 250, 100, special=-1)
+    clip = TokenSequence(MONO, 250, 100, special_token=-1)
     drawn: set[tuple[int, int]] = set()
     while not clip.done:
         key, before = clip.noise_step, clip.tokens.copy()

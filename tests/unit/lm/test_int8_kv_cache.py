@@ -9,7 +9,7 @@ from musicgen_bento.lm.kv_cache.dense import DenseKVCache
 from musicgen_bento.lm.kv_cache.factory import KVCache, create_kv_cache, request_kv_bytes
 from musicgen_bento.lm.kv_cache.int8 import BLOCK, Int8KVCache
 from musicgen_bento.precision import FLOAT16_WEIGHTS, FLOAT32
-from tests.support.tiny_models import MONO, PREPEND, engine
+from tests.support.tiny_models import MONO, PREPEND, create_engine
 
 LAYERS, ROWS, HEADS, DIM = 2, 2, 4, 64
 POSITIONS = 3 * BLOCK + 10
@@ -82,7 +82,7 @@ def test_its_rows_are_alone() -> None:
 
 @pytest.mark.parametrize("recipe", [MONO, PREPEND])
 def test_what_a_clip_takes_is_known(recipe: object) -> None:
-    shape = engine(recipe).checkpoint.weights.shape
+    shape = create_engine(recipe).checkpoint.weights.shape
     for how in (FLOAT32, FLOAT16_WEIGHTS):
         made = create_kv_cache(
             shape, how, torch.device("cpu"), 2, 300 + (7 if shape.text_conditioning == "prepend" else 0)

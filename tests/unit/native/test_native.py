@@ -24,7 +24,7 @@ from musicgen_bento.lm.packed_weights import pack_weights
 from musicgen_bento.lm.sampling import SamplingParams
 from musicgen_bento.native import bindings
 from musicgen_bento.precision import FLOAT32_NATIVE, INT8, Precision
-from tests.support.tiny_checkpoints import Recipe
+from tests.support.tiny_checkpoints import RandomModelConfig
 from tests.support.tiny_models import CPU, MONO, folder
 
 # More inputs than tiles go through at a time, and no even number of sixteens of outputs (native/product.h). Of 13 clips
@@ -35,7 +35,7 @@ HERE = [
     name
     for kinds in bindings.VARIANTS.values()
     for name, needs in kinds
-    if needs <= bindings._features() and (bindings.FOLDER / f"{name}.so").is_file()
+    if needs <= bindings._processor_features() and (bindings.FOLDER / f"{name}.so").is_file()
 ]
 
 
@@ -68,7 +68,9 @@ def test_the_best_that_a_processor_has() -> None:
     ("recipe", "clips"),
     [(MONO, 1), (MONO, 2), (MONO, 3), (MONO, 4), (MONO, 9), (MONO, 20), (WIDE, 3), (WIDE, 13), (WIDE, 20)],
 )
-def test_all_kinds_say_the_same_of_any_number_of_clips(kind: Any, recipe: Recipe, clips: int, how: Precision) -> None:
+def test_all_kinds_say_the_same_of_any_number_of_clips(
+    kind: Any, recipe: RandomModelConfig, clips: int, how: Precision
+) -> None:
     """Each of them to the bit as alone: with few rows and many, which other products are for."""
     files = open_files(Source("tiny", folder(recipe)))
     decoder = CpuDecoder(
@@ -188,7 +190,7 @@ def test_a_kernel_of_other_sources_is_not_used(monkeypatch: pytest.MonkeyPatch, 
     bindings.library.cache_clear()
     with monkeypatch.context() as patch:
         sizes = bindings._LAYOUTS["decoder_layout"]
-        grown = [size + 8 * (size == ctypes.sizeof(bindings.Clip)) for size in sizes]
+        grown = [size + 8 * (size == ctypes.sizeof(bindings.SequenceStep)) for size in sizes]
         assert grown != sizes
         patch.setitem(bindings._LAYOUTS, "decoder_layout", grown)
         assert bindings.library() is None
