@@ -1,4 +1,4 @@
-"""`python -m musicgen_bento.cli`."""
+"""Run the command line: `python -m musicgen_bento.cli`."""
 
 from musicgen_bento.cli import main
 

@@ -1,6 +1,6 @@
-"""What the image starts: chooses the user, then the server, the command line, or any other program.
+"""The first process of the container image: switches the user, then runs the server, the command line or a program.
 
-It starts as root, to become the owner of the folder that was mounted, and never works as root. Started as another
+It starts as root only to become the owner of the mounted folder, and does nothing else as root. Started as another
 user (`--user`), it stays that user.
 """
 
@@ -21,142 +21,165 @@ from typing import NoReturn
 
 from musicgen_bento.cli import program
 
-ROOT = 0
-USER = 1034  # where the mounted folder is root's, or nothing is mounted
+ROOT_UID = 0
+DEFAULT_UID = 1034  # if the mounted folder belongs to root, or nothing is mounted
 CACHE, OUT = Path("/app/cache"), Path("/out")
-NET = Path("/proc/net")
-PROGRAM = "musicgen-bento"
-NOT_FOUND = 127
+PROC_NET = Path("/proc/net")
+PROGRAM_NAME = "musicgen-bento"
+COMMAND_NOT_FOUND = 127
+SIGNAL_STATUS_BASE = 128  # a process that a signal ends has this status plus the signal's number
+GROUP_WRITABLE_UMASK = 0o002
+FORWARDED_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What to run, as the owner of which folder."""
+    """What to run, and the folder whose owner runs it.
 
-    kind: str  # serve, cli or program
+    Attributes:
+        kind: serve, cli or program.
+        args: arguments of the command line, or the program and its arguments.
+        folder: the cache, or the folder for clips.
+    """
+
+    kind: str
     args: tuple[str, ...]
     folder: Path
 
 
-def plan(args: Sequence[str], *, out_is_there: bool) -> Plan:
-    """What these arguments of the image mean. The service's own commands and options win over programs."""
+def plan(args: Sequence[str], *, has_out: bool) -> Plan:
+    """Interpret the arguments of the image. Commands and options of `musicgen-bento` come before programs.
+
+    Args:
+        args: arguments of the image.
+        has_out: whether a folder for clips is mounted.
+    """
     first = args[0] if args else "serve"
-    if first == PROGRAM:
-        return plan(args[1:] or ["--help"], out_is_there=out_is_there)
+    if first == PROGRAM_NAME:
+        return plan(args[1:] or ["--help"], has_out=has_out)
     if first == "serve":
-        given = {each.partition("=")[0] for each in args}
-        host = () if "--host" in given else ("--host", "0.0.0.0")
+        options = {arg.partition("=")[0] for arg in args}
+        host = () if "--host" in options else ("--host", "0.0.0.0")
         return Plan("serve", ("serve", *host, *args[1:]), CACHE)
-    folder = OUT if out_is_there else CACHE
+    folder = OUT if has_out else CACHE
     if first.startswith("-") or first in program.commands():
         return Plan("cli", tuple(args), folder)
     return Plan("program", tuple(args), folder)
 
 
 def main(args: Sequence[str]) -> NoReturn:
-    """Become who and what is wanted. Ends with one line where that cannot be."""
-    # The first process of a container has no default for it.
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-    chosen = plan(args, out_is_there=OUT.is_dir())
-    if os.getuid() == ROOT:
+    """Switch the user, check the container and run what the arguments ask for. An error is one line."""
+    # The first process of a container has no default action for SIGTERM.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(SIGNAL_STATUS_BASE + number))
+    chosen = plan(args, has_out=OUT.is_dir())
+    if os.getuid() == ROOT_UID:
         uid, gid = _owner(chosen.folder)
-        _become(uid, gid, chosen.folder)
-    os.environ.update(HOME=tempfile.gettempdir() if _has_room() else "/", USER="bentoml", LOGNAME="bentoml")
+        _switch_user(uid, gid, chosen.folder)
+    has_temporary_folder = _has_temporary_folder()
+    home = tempfile.gettempdir() if has_temporary_folder else "/"
+    os.environ.update(HOME=home, USER="bentoml", LOGNAME="bentoml")
     if chosen.kind == "program":
         _exec(chosen.args)
-    if not _has_room():
+    if not has_temporary_folder:
         _fail("There is no folder for temporary files. Add --tmpfs /tmp.")
-    if not os.access(CACHE, os.W_OK):
-        _say(f"warning: {CACHE} cannot be written by user {os.getuid()}: only models that are in it can be had.")
-    if not _has_network():
-        os.environ.setdefault("HF_HUB_OFFLINE", "1")
-        _say("There is no network: only models that are in the cache can be had.")
+    _check_cache_and_network()
     if chosen.kind == "serve":
-        sys.exit(_attend([sys.executable, "-m", "musicgen_bento.cli", *chosen.args]))
+        sys.exit(_run_server([sys.executable, "-m", "musicgen_bento.cli", *chosen.args]))
     if chosen.folder == OUT:
-        os.chdir(OUT)  # where a relative --output goes
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: no part of a file stays
+        os.chdir(OUT)  # for a relative --output
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # like Ctrl-C: removes incomplete files
     program.main(list(chosen.args))
 
 
+def _check_cache_and_network() -> None:
+    """Warn if models cannot be downloaded, and set the hub's offline mode if there is no network."""
+    if not os.access(CACHE, os.W_OK):
+        _log(f"warning: user {os.getuid()} cannot write {CACHE}: only models in the cache are available.")
+    if not _has_network():
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")
+        _log("There is no network: only models in the cache are available.")
+
+
 def _owner(folder: Path) -> tuple[int, int]:
-    found = folder.stat()
-    return (found.st_uid, found.st_gid) if found.st_uid != ROOT else (USER, USER)
+    """Return the user and group to run as: the folder's, or the image's if the folder belongs to root."""
+    status = folder.stat()
+    return (status.st_uid, status.st_gid) if status.st_uid != ROOT_UID else (DEFAULT_UID, DEFAULT_UID)
 
 
-def _become(uid: int, gid: int, folder: Path) -> None:
-    """Another user, for good, who can write the cache and the folder."""
+def _switch_user(uid: int, gid: int, folder: Path) -> None:
+    """Become another user for good, and make the cache and the folder writable for that user before."""
     for each in {folder, CACHE}:
-        _hand_over(each, uid, gid, all_of_it=each == CACHE)
-    if not os.path.ismount(CACHE):  # the image's own
+        _change_owner(each, uid, gid, recursive=each == CACHE)
+    if not os.path.ismount(CACHE):  # the folder of the image
         with suppress(OSError):
             os.chown(CACHE, uid, gid)
-    # What was given by --group-add stays; root's group goes. The cache's lets two users share it.
-    groups = {CACHE.stat().st_gid, *os.getgroups()} - {ROOT}
+    # Keep groups of --group-add, drop root's group. The cache's group lets two users share the cache.
+    groups = {CACHE.stat().st_gid, *os.getgroups()} - {ROOT_UID}
     try:
         os.setgroups(sorted(groups))
         os.setgid(gid)
         os.setuid(uid)
     except PermissionError:
         _fail(
-            f"Started as root, without the right to become user {uid} (the capabilities SETUID and SETGID). "
-            f"Start it as that user: --user {uid}."
+            f"Started as root without permission to become user {uid} (capabilities SETUID and SETGID). "
+            f"Start the container as that user: --user {uid}."
         )
-    os.umask(0o002)
+    os.umask(GROUP_WRITABLE_UMASK)
 
 
-def _hand_over(folder: Path, uid: int, gid: int, *, all_of_it: bool) -> None:
-    """Give what is root's to the user; what cannot be given stays root's, and may still be read."""
-    for _, folders, files, here in os.fwalk(folder, follow_symlinks=False):
-        for name in (".", *folders, *files) if all_of_it else (".",):
-            found = os.stat(name, dir_fd=here, follow_symlinks=False)
-            linked = name in files and found.st_nlink > 1  # perhaps to a file outside
-            if found.st_uid == ROOT and not linked:
+def _change_owner(folder: Path, uid: int, gid: int, *, recursive: bool) -> None:
+    """Give a folder, and all in it if recursive, from root to the user. Stop silently at the first failure."""
+    for _, folders, files, folder_fd in os.fwalk(folder, follow_symlinks=False):
+        for name in (".", *folders, *files) if recursive else (".",):
+            status = os.stat(name, dir_fd=folder_fd, follow_symlinks=False)
+            has_other_links = name in files and status.st_nlink > 1  # perhaps a file outside this folder
+            if status.st_uid == ROOT_UID and not has_other_links:
                 try:
-                    os.chown(name, uid, gid, dir_fd=here, follow_symlinks=False)
-                except OSError:  # read-only, or without the capability CHOWN
+                    os.chown(name, uid, gid, dir_fd=folder_fd, follow_symlinks=False)
+                except OSError:  # a read-only mount, or no capability CHOWN: the files stay readable
                     return
-        if not all_of_it:
+        if not recursive:
             return
 
 
-def _attend(command: list[str]) -> int:
-    """Run the server below this process, which as a container's first one passes signals on and clears up the dead."""
-    # In a group of its own: Ctrl-C in a terminal would reach it twice, and the second means "now".
+def _run_server(command: list[str]) -> int:
+    """Run the server as a child and return its exit status. Forward signals, and reap orphaned processes."""
+    # A process group of its own: otherwise Ctrl-C in a terminal reaches the server twice, and the second one kills it.
     child = subprocess.Popen(command, process_group=0)
 
-    def pass_on(number: int, frame: FrameType | None) -> None:
-        with suppress(ProcessLookupError):  # it has just ended
+    def forward(number: int, frame: FrameType | None) -> None:
+        with suppress(ProcessLookupError):  # the server has just exited
             os.kill(child.pid, number)
 
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
-        signal.signal(number, pass_on)
+    for number in FORWARDED_SIGNALS:
+        signal.signal(number, forward)
     while True:
-        pid, status = os.wait()
+        pid, wait_status = os.wait()
         if pid == child.pid:
-            code = os.waitstatus_to_exitcode(status)
-            return code if code >= 0 else 128 - code
+            code = os.waitstatus_to_exitcode(wait_status)
+            return code if code >= 0 else SIGNAL_STATUS_BASE - code
 
 
 def _exec(args: Sequence[str]) -> NoReturn:
+    """Replace this process by a program."""
     if shutil.which(args[0]) is None:
-        _fail(f"There is no command {args[0]}. See --help.", NOT_FOUND)
+        _fail(f"There is no command {args[0]}. See --help.", COMMAND_NOT_FOUND)
     sys.stdout.flush()
     os.execvp(args[0], list(args))
 
 
 def _has_network() -> bool:
-    """Whether there is a way to anywhere but this machine."""
-    six = NET / "ipv6_route"
+    """Return whether the container has a route to another machine; True if that cannot be read."""
+    ipv6_file = PROC_NET / "ipv6_route"
     try:
-        routes = (NET / "route").read_text().splitlines()[1:]
-        lines = six.read_text().splitlines() if six.exists() else []
+        ipv4_routes = (PROC_NET / "route").read_text().splitlines()[1:]
+        ipv6_routes = ipv6_file.read_text().splitlines() if ipv6_file.exists() else []
     except OSError:
         return True
-    return bool(routes) or any(line.split()[-1] != "lo" for line in lines)
+    return bool(ipv4_routes) or any(route.split()[-1] != "lo" for route in ipv6_routes)
 
 
-def _has_room() -> bool:
+def _has_temporary_folder() -> bool:
     try:
         tempfile.gettempdir()
     except FileNotFoundError:
@@ -164,10 +187,10 @@ def _has_room() -> bool:
     return True
 
 
-def _say(line: str) -> None:
+def _log(line: str) -> None:
     print(line, file=sys.stderr, flush=True)  # noqa: T201
 
 
 def _fail(line: str, status: int = program.FAILED) -> NoReturn:
-    _say(f"error: {line}")
+    _log(f"error: {line}")
     sys.exit(status)

@@ -1,38 +1,26 @@
-"""`generate`: clips to files, made in this process or by a server."""
+"""`generate`: write clips to files, generated in this process or on a server."""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator
 from contextlib import closing
-from functools import partial
-from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
 
-from musicgen_bento import model_catalog
+from musicgen_bento import audio_options, model_catalog
+from musicgen_bento.cli.output import STDOUT, check_stdout, clip_writer, write_stdout
 from musicgen_bento.cli.progress import ProgressDisplay
-from musicgen_bento.clip import Progress
-from musicgen_bento.errors import InvalidRequest, MusicGenError
 
 if TYPE_CHECKING:
-    from musicgen_bento.client.generation import Generation
-    from musicgen_bento.clip import Clip, ProgressCallback
-    from musicgen_bento.engine.types import LoadProgress
-    from musicgen_bento.pipelines import Pipeline
-    from musicgen_bento.schemas import GenerationRequest
+    from musicgen_bento.cli.clip_options import ClipOptions
+    from musicgen_bento.clip import Clip
 
-NORMALIZE = ("loudness", "peak", "rms", "clip", "none")
-FORMATS = ("wav", "pcm")
-FIELDS = ("duration", "seed", "temperature", "top_k", "top_p", "cfg_coef", "normalize")
-TOGETHER = 8  # clips asked of a server at once: it is kept busy, and others have their turn
-STDOUT = "-"
-HELP = """Make clips and write them to WAV files.
+REQUEST_FIELDS = ("duration", "seed", "temperature", "top_k", "top_p", "cfg_coef", "normalize")
+HELP = """Generate clips and write them to WAV files.
 
-In this process, with the model on this machine; or by a server, with --server. Only what is asked for is written:
-whole files, or none.
+The model runs in this process or, with --server, on a server. Files are written completely or not at all.
 
 \b
 musicgen-bento generate --prompt "lofi hip hop" --duration 20 --output lofi.wav
@@ -40,13 +28,10 @@ musicgen-bento generate --prompt "drone" --duration 20 --output - --stream --ser
 musicgen-bento generate --prompts prompts.txt --duration 20 --output clips.wav
 """
 
-Made = Generator[tuple[int, "Clip"], None, None]
-Sound = Generator[bytes, None, None]
 
-
-def names(context: click.Context, option: click.Parameter, begun: str) -> list[str]:
-    """The models a shell may complete to."""
-    return [card.id for card in model_catalog.CATALOG if card.id.startswith(begun)]
+def complete_model_name(context: click.Context, option: click.Parameter, prefix: str) -> list[str]:
+    """Return the models whose id begins with the prefix, for the completion of a shell."""
+    return [card.id for card in model_catalog.CATALOG if card.id.startswith(prefix)]
 
 
 @click.command(help=HELP)
@@ -55,48 +40,73 @@ def names(context: click.Context, option: click.Parameter, begun: str) -> list[s
     "--prompts",
     type=click.File(encoding="utf-8-sig"),
     metavar="FILE",
-    help="Several prompts, a line each; - is standard input. The clips are numbered: clips-1.wav, clips-2.wav.",
+    help="Several prompts, one per line; - is standard input. The clips are numbered: clips-1.wav, clips-2.wav.",
 )
 @click.option("--duration", type=float, default=30.0, show_default=True, metavar="SECONDS", help="Length of a clip.")
-@click.option("--output", metavar="FILE", help="The WAV to write; - is standard output.")
+@click.option("--output", metavar="FILE", help="The WAV file to write; - is standard output.")
 @click.option(
     "--model",
     metavar="ID-OR-FOLDER",
-    shell_complete=names,
-    help="A model by id, or a folder with its files.  [default: from MUSICGEN_DEFAULT_MODEL, else demo]",
+    shell_complete=complete_model_name,
+    help="A model by id, or a folder with its files.  [default: MUSICGEN_DEFAULT_MODEL, else demo]",
 )
 @click.option(
     "--seed",
     type=int,
     metavar="N",
-    help="The same seed and options give the same clip; several clips count up from it.  [default: drawn]",
-)
-@click.option("--temperature", type=float, default=1.0, show_default=True, help="Higher is wilder; 0 is greedy.")
-@click.option(
-    "--top-k", type=int, default=250, show_default=True, help="Sample among the k likeliest tokens; 0 is all."
+    help="The same seed and options give the same clip. Further clips use the next numbers.  [default: random]",
 )
 @click.option(
-    "--top-p", type=float, default=0.0, show_default=True, help="Sample among the likeliest of this total; 0 is off."
+    "--temperature",
+    type=float,
+    default=1.0,
+    show_default=True,
+    help="Higher values give more varied output; 0 is greedy.",
+)
+@click.option(
+    "--top-k",
+    type=int,
+    default=250,
+    show_default=True,
+    help="Sample among the k likeliest tokens; 0 means all tokens.",
+)
+@click.option(
+    "--top-p",
+    type=float,
+    default=0.0,
+    show_default=True,
+    help="Sample among the likeliest tokens with this total probability; 0 is off.",
 )
 @click.option(
     "--cfg-coef", type=float, default=3.0, show_default=True, help="How closely to follow the prompt; 1 is off."
 )
 @click.option(
-    "--normalize", type=click.Choice(NORMALIZE), default="loudness", show_default=True, help="How to set the level."
+    "--normalize",
+    type=click.Choice(audio_options.NORMALIZE_CHOICES),
+    default="loudness",
+    show_default=True,
+    help="How to set the level.",
 )
-@click.option("--server", metavar="URL", help="Have it made by the server at this address, with its models.")
+@click.option("--server", metavar="URL", help="Generate on the server at this address, with its models.")
 @click.option(
-    "--timeout", type=float, metavar="SECONDS", help="How long a clip of a server may take.  [default: no limit]"
+    "--timeout",
+    type=float,
+    metavar="SECONDS",
+    help="Time limit of each clip, with --server.  [default: no limit]",
 )
-@click.option("--stream", is_flag=True, help="Write while it is made, to --output -: for a player. Peaks are cut.")
+@click.option(
+    "--stream",
+    is_flag=True,
+    help="Write to --output - while generating, for a player. Peaks are clipped.",
+)
 @click.option(
     "--format",
-    type=click.Choice(FORMATS),
+    type=click.Choice(audio_options.FORMATS),
     default="wav",
     show_default=True,
-    help="What a stream is: a WAV, or its samples alone, of 16 bits.",
+    help="Format of a stream: a WAV file, or only its 16-bit samples.",
 )
-@click.option("--quiet", "-q", is_flag=True, help="Say nothing but errors.")
+@click.option("--quiet", "-q", is_flag=True, help="Print errors only.")
 @click.pass_context
 def generate(
     context: click.Context,
@@ -110,32 +120,42 @@ def generate(
     stream: bool,
     format: str,
     quiet: bool,
-    **options: Any,
+    **fields: Any,
 ) -> None:
-    """Check all there is to check before anything is loaded or asked for, then make and write."""
-    texts = _texts(prompt, prompts)
+    """Check all options before a model is loaded or a request is sent, then generate and write the clips."""
+    texts = _read_prompts(prompt, prompts)
     if not output:
         raise click.UsageError("--output is missing.")
     if timeout is not None and server is None:
-        raise click.UsageError("--timeout goes with --server.")
+        raise click.UsageError("--timeout requires --server.")
     if format == "pcm" and not stream:
-        raise click.UsageError("--format pcm goes with --stream.")
-    given = {name: options[name] for name in FIELDS if context.get_parameter_source(name) != ParameterSource.DEFAULT}
-    bar = ProgressDisplay(quiet)
+        raise click.UsageError("--format pcm requires --stream.")
+    if stream and output != STDOUT:
+        raise click.UsageError("--stream requires --output -; files are written completely or not at all.")
+    from musicgen_bento.cli.clip_options import ClipOptions  # imports pydantic
+
+    given = {name: fields[name] for name in REQUEST_FIELDS if _is_given(context, name)}
+    options = ClipOptions(texts, model, given, format)
+    display = ProgressDisplay(quiet)
     try:
         if stream:
-            _stream(texts, output, model, server, timeout, {**given, "format": format}, bar)
-            return
-        keep = _keeper(output, len(texts), bar)
-        make = _here if server is None else partial(_there, server, timeout)
-        with closing(make(texts, model, given, bar)) as made:
-            for index, clip in made:
-                keep(index, clip)
+            _write_stream(options, server, timeout, display)
+        else:
+            _write_clips(options, output, server, timeout, display)
     finally:
-        bar.clear()
+        display.clear()
 
 
-def _texts(prompt: str | None, prompts: IO[str] | None) -> list[str]:
+def _is_given(context: click.Context, option: str) -> bool:
+    return context.get_parameter_source(option) != ParameterSource.DEFAULT
+
+
+def _read_prompts(prompt: str | None, prompts: IO[str] | None) -> list[str]:
+    """Return the prompts of either option.
+
+    Raises:
+        click.UsageError: there is no prompt, both options are given, or the file is not text.
+    """
     if prompts is None:
         if not prompt:
             raise click.UsageError("--prompt is missing.")
@@ -145,227 +165,49 @@ def _texts(prompt: str | None, prompts: IO[str] | None) -> list[str]:
     try:
         lines = [line.strip() for line in prompts]
     except UnicodeDecodeError:
-        raise click.UsageError(f"{prompts.name} is not text in UTF-8.") from None
+        raise click.UsageError(f"{prompts.name} is not UTF-8 text.") from None
     if not any(lines):
-        raise click.UsageError(f"{prompts.name} holds no prompt.")
+        raise click.UsageError(f"{prompts.name} contains no prompt.")
     return [line for line in lines if line]
 
 
-def _keeper(output: str, count: int, bar: ProgressDisplay) -> Callable[[int, Clip], None]:
-    """Where each clip goes.
-
-    Raises:
-        InvalidRequest: it cannot go there.
-    """
-    from musicgen_bento import clip
-
-    if output == STDOUT:
-        _check_stdout(count)
-        return lambda index, made: _pour(made, bar)
-    targets = [clip.check_output_path(path) for path in clip.numbered_paths(Path(output), count)]
-
-    def keep(index: int, made: Clip) -> None:
-        clip.write_atomically(targets[index], made.audio)
-        bar.say(f"Wrote {targets[index]}: {_about(made)}")
-
-    return keep
-
-
-def _check_stdout(count: int) -> None:
-    if count > 1:
-        raise click.UsageError("--output - takes one clip.")
-    if sys.stdout.isatty():
-        raise click.UsageError("--output - writes sound, which is nothing for a terminal.")
-
-
-def _stream(
-    texts: Sequence[str],
-    output: str,
-    model: str | None,
-    server: str | None,
-    timeout: float | None,
-    given: dict[str, Any],
-    bar: ProgressDisplay,
+def _write_clips(
+    options: ClipOptions, output: str, server: str | None, timeout: float | None, display: ProgressDisplay
 ) -> None:
-    """One clip to standard output, while it is made."""
-    if output != STDOUT:
-        raise click.UsageError("--stream goes with --output -; a file is written when it is whole.")
-    _check_stdout(len(texts))
-    with closing(
-        _sound_here(texts, model, given, bar)
-        if server is None
-        else _sound_there(server, timeout, texts, model, given, bar)
-    ) as pieces:
-        for piece in pieces:
-            _write(piece)
+    """Generate the clips and write each one when it is finished."""
+    write = clip_writer(output, len(options.prompts), display)
+    with closing(_generate_clips(options, server, timeout, display)) as clips:
+        for index, clip in clips:
+            write(index, clip)
 
 
-def _sound_here(texts: Sequence[str], model: str | None, given: dict[str, Any], bar: ProgressDisplay) -> Sound:
-    from musicgen_bento.schemas import StreamRequest
+def _generate_clips(
+    options: ClipOptions, server: str | None, timeout: float | None, display: ProgressDisplay
+) -> Generator[tuple[int, Clip], None, None]:
+    if server is None:
+        from musicgen_bento.cli.local import generate_locally
 
-    [request], model = _asked_here(texts, model, given, bar, StreamRequest)
-    assert isinstance(request, StreamRequest)
-    with _pipeline(model, request.duration, bar) as pipe:
-        yield from pipe.stream(request, bar.show)
-    bar.say(f"Wrote {request.duration:g} s by {model}, seed {request.seed}.")
+        return generate_locally(options, display)
+    from musicgen_bento.cli.remote import generate_on_server
 
-
-def _sound_there(
-    url: str,
-    timeout: float | None,
-    texts: Sequence[str],
-    model: str | None,
-    given: dict[str, Any],
-    bar: ProgressDisplay,
-) -> Sound:
-    from musicgen_bento.client.sync_client import MusicGenClient
-    from musicgen_bento.schemas import StreamRequest
-
-    [request] = _requests(texts, model, None, given, StreamRequest)
-    asked = {"seed": request.seed, **given}
-    with MusicGenClient(url).stream(texts[0], model=model, progress=bar.show, timeout=timeout, **asked) as stream:
-        for piece in stream:
-            yield piece
-            bar.show(Progress("running", None, stream.position, stream.duration))
-        bar.say(f"Wrote {stream.duration:g} s by {stream.model}, seed {stream.seed}.")
+    return generate_on_server(server, timeout, options, display)
 
 
-def _pour(made: Clip, bar: ProgressDisplay) -> None:
-    _write(made.audio)
-    bar.say(f"Wrote {_about(made)}")
+def _write_stream(options: ClipOptions, server: str | None, timeout: float | None, display: ProgressDisplay) -> None:
+    """Write one clip to standard output while it is generated."""
+    check_stdout(len(options.prompts))
+    with closing(_stream_clip(options, server, timeout, display)) as chunks:
+        for chunk in chunks:
+            write_stdout(chunk)
 
 
-def _write(audio: bytes) -> None:
-    try:
-        sys.stdout.buffer.write(audio)
-        sys.stdout.buffer.flush()
-    except OSError as error:
-        sys.stdout = None  # or the interpreter tries again at its end
-        raise MusicGenError(f"Cannot write to standard output: {error.strerror}.") from None
+def _stream_clip(
+    options: ClipOptions, server: str | None, timeout: float | None, display: ProgressDisplay
+) -> Generator[bytes, None, None]:
+    if server is None:
+        from musicgen_bento.cli.local import stream_locally
 
+        return stream_locally(options, display)
+    from musicgen_bento.cli.remote import stream_from_server
 
-def _about(made: Clip) -> str:
-    return f"{made.duration:g} s by {made.model}, seed {made.seed}."
-
-
-def _here(texts: Sequence[str], model: str | None, given: dict[str, Any], bar: ProgressDisplay) -> Made:
-    """In this process. Checks at once, loads when the first clip is wanted."""
-    asked, model = _asked_here(texts, model, given, bar)
-    return _made(asked, model, bar)
-
-
-def _asked_here(
-    texts: Sequence[str],
-    model: str | None,
-    given: dict[str, Any],
-    bar: ProgressDisplay,
-    kind: type[GenerationRequest] | None = None,
-) -> tuple[list[GenerationRequest], str]:
-    from musicgen_bento import config
-
-    chosen = config.load_settings()
-    asked = _requests(texts, None, chosen.max_duration, given, kind)
-    if model is None:
-        model = chosen.default_model
-        bar.say(f"No --model was given: taking {model}.")
-    card = model_catalog.find_model(model)
-    if card and card.note:
-        bar.say(card.note)
-    return asked, model
-
-
-def _made(asked: Sequence[GenerationRequest], model: str, bar: ProgressDisplay) -> Made:
-    with _pipeline(model, sum(request.duration for request in asked), bar) as pipe:
-        for made in pipe.make(asked, bar.show):
-            yield made.index, made.clip()
-
-
-def _pipeline(model: str, total: float, bar: ProgressDisplay) -> Pipeline:
-    """The model, once it is loaded."""
-    from musicgen_bento.pipelines import Pipeline
-
-    def tell(arrival: LoadProgress) -> None:
-        if arrival.total_bytes:
-            bar.fetch(model, arrival.done_bytes or 0, arrival.total_bytes)
-        else:
-            bar.show(Progress("loading", None, 0.0, total))
-
-    return Pipeline(model, arriving=tell)
-
-
-def _there(
-    url: str,
-    timeout: float | None,
-    texts: Sequence[str],
-    model: str | None,
-    given: dict[str, Any],
-    bar: ProgressDisplay,
-) -> Made:
-    """By a server. Checks at once, asks when the first clip is wanted."""
-    from musicgen_bento.client.deadline import Deadline
-    from musicgen_bento.client.generation import Generation
-    from musicgen_bento.client.sync_client import DEFAULT_RETRIES
-    from musicgen_bento.client.transport import Server
-
-    Deadline(timeout)  # says what is wrong with it
-    server = Server(url, DEFAULT_RETRIES, {})
-    asked = _requests(texts, model, None, given)
-    return _collected([Generation(server, request, timeout) for request in asked], _Sum(asked, bar))
-
-
-def _collected(generations: Sequence[Generation], total: _Sum) -> Made:
-    from concurrent.futures import ThreadPoolExecutor, as_completed
-
-    if len(generations) == 1:
-        yield 0, generations[0].result(total.part(0))
-        return
-    with ThreadPoolExecutor(TOGETHER) as threads:
-        try:
-            work = {
-                threads.submit(generation.result, total.part(index)): index
-                for index, generation in enumerate(generations)
-            }
-            for done in as_completed(work):
-                yield work[done], done.result()
-        finally:  # also when interrupted
-            threads.shutdown(wait=False, cancel_futures=True)
-            for generation in generations:
-                generation.cancel()
-
-
-class _Sum:
-    """How far several clips are together."""
-
-    def __init__(self, asked: Sequence[GenerationRequest], bar: ProgressDisplay) -> None:
-        self._parts = [(0.0, request.duration) for request in asked]
-        self._bar = bar
-
-    def part(self, index: int) -> ProgressCallback:
-        """What the clip of this index tells."""
-
-        def tell(progress: Progress) -> None:
-            self._parts[index] = progress.audio_seconds, progress.duration
-            made, total = map(sum, zip(*self._parts, strict=True))
-            self._bar.show(Progress(progress.state, progress.position, made, total))
-
-        return tell
-
-
-def _requests(
-    texts: Sequence[str],
-    model: str | None,
-    longest: float | None,
-    given: dict[str, Any],
-    kind: type[GenerationRequest] | None = None,
-) -> list[GenerationRequest]:
-    from musicgen_bento import schemas, validation
-
-    try:
-        return validation.build_requests(
-            texts, request_type=kind or schemas.GenerationRequest, model=model, max_duration=longest, **given
-        )
-    except InvalidRequest as error:
-        message = error.message.removesuffix(".")
-        ours = (longest and error.field == "duration" and "MUSICGEN" in error.hint) or error.field == "normalize"
-        hint = error.hint if ours else ""
-        raise InvalidRequest(f"{message}.", hint=hint or "See musicgen-bento --help.") from None
+    return stream_from_server(server, timeout, options, display)

@@ -1,4 +1,4 @@
-"""`models`: the table of models."""
+"""`models`: a table of the models."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from musicgen_bento import model_catalog
+from musicgen_bento.units import format_bytes
 
 if TYPE_CHECKING:
     from musicgen_bento.schemas import ModelInfo
@@ -24,26 +25,26 @@ class _Row:
 
 
 @click.command()
-@click.option("--server", metavar="URL", help="Those of the server at this address, instead of this machine's.")
+@click.option("--server", metavar="URL", help="List the models of the server at this address, not of this machine.")
 def models(server: str | None) -> None:
     """List the models by name, with their licences."""
-    click.echo(_table(_here() if server is None else _there(server)))
+    click.echo(_table(_local_rows() if server is None else _server_rows(server)))
 
 
-def _here() -> list[_Row]:
+def _local_rows() -> list[_Row]:
     from musicgen_bento.checkpoint.source import Source
 
     def state(card: model_catalog.ModelCard) -> str:
         return "built in" if card.folder else Source(card.id, card.id).state
 
     return [
-        # What it takes in memory depends on the device, and to look for one takes torch.
+        # No memory_bytes: it depends on the device, and only torch can name the device.
         _Row(card.id, state(card), card.license, card.download_bytes, None, card.note)
         for card in model_catalog.CATALOG
     ]
 
 
-def _there(url: str) -> list[_Row]:
+def _server_rows(url: str) -> list[_Row]:
     from musicgen_bento.client.sync_client import MusicGenClient
 
     return [
@@ -53,7 +54,7 @@ def _there(url: str) -> list[_Row]:
 
 
 def _state(model: ModelInfo) -> str:
-    """Where it is, and how far on its way."""
+    """Return the state of a model of a server, with the progress of loading it."""
     from musicgen_bento.schemas import LoadProgress
 
     match model.progress:
@@ -66,6 +67,7 @@ def _state(model: ModelInfo) -> str:
 
 
 def _table(rows: list[_Row]) -> str:
+    """Format rows as columns, and the notes below. The column MEMORY is left out if it is empty."""
     lines: list[tuple[str, ...]] = [("MODEL", "STATE", "LICENCE", "DOWNLOAD", "MEMORY")]
     lines += [(row.id, row.state, row.license, _size(row.download_bytes), _size(row.memory_bytes)) for row in rows]
     if not any(row.memory_bytes for row in rows):
@@ -75,7 +77,5 @@ def _table(rows: list[_Row]) -> str:
     return "\n".join([*table, "", *(f"{row.id}: {row.note}" for row in rows if row.note)]).rstrip()
 
 
-def _size(count: int | None) -> str:
-    if not count:
-        return "-"
-    return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.0f} MB"
+def _size(size: int | None) -> str:
+    return format_bytes(size) if size else "-"

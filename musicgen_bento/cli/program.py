@@ -1,6 +1,7 @@
-"""The command line: a group of commands, exit statuses, errors of one line.
+"""The group of commands, exit statuses, and errors of one line.
 
-Nothing but the standard library and click is imported before it is known what is wanted.
+At import it needs the standard library and click only: help and completion must start fast. Each command imports the
+rest of what it needs.
 """
 
 from __future__ import annotations
@@ -28,19 +29,19 @@ from musicgen_bento.errors import (
     Unavailable,
 )
 
-OK, FAILED, MISUSE, UNREACHABLE, REFUSED, INTERRUPTED = 0, 1, 2, 3, 4, 130
-STATUSES = {
-    OK: "Done.",
-    FAILED: "Failed: the music could not be made or written, the model's files could not be had.",
-    MISUSE: "Misused: the command, a setting or the request is wrong as it is written; nothing was begun.",
-    UNREACHABLE: "Unreachable: no such server answers at that address, or not in time.",
-    REFUSED: "Refused: the server is too busy, or about to stop; later it may do.",
-    INTERRUPTED: "Interrupted: Ctrl-C; what was begun is cancelled, on the server too.",
+OK, FAILED, USAGE_ERROR, UNREACHABLE, REFUSED, INTERRUPTED = 0, 1, 2, 3, 4, 130
+EXIT_STATUSES = {
+    OK: "Success.",
+    FAILED: "Failure: a clip could not be generated or written, or the model's files could not be fetched.",
+    USAGE_ERROR: "Usage error: the command, a setting or the request is invalid; nothing was started.",
+    UNREACHABLE: "Unreachable: no server responds at this address, or not in time.",
+    REFUSED: "Refused: the server is too busy or is shutting down; retry later.",
+    INTERRUPTED: "Interrupted: Ctrl-C; running clips are cancelled, also on the server.",
 }
-INSTALL = 'this needs the model or the server: pip install "musicgen-bento[serve]"'
-HELP = """Text to music with MusicGen.
+INSTALL_HINT = 'running a model or the server requires: pip install "musicgen-bento[serve]"'
+HELP = """Generate music from text with MusicGen.
 
-Without a command it is `generate`, whose options are below.
+Without a command, musicgen-bento runs `generate` with the options below.
 
 \b
 musicgen-bento --prompt "lofi hip hop" --duration 20 --output lofi.wav
@@ -48,25 +49,27 @@ musicgen-bento --prompt "lofi hip hop" --duration 20 --output lofi.wav
 
 
 class Program(click.Group):
-    """A group that takes the options of `generate` without its name, as documents in use write them."""
+    """A group whose options without a command are those of `generate`, as many documents write them."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Put the name before the options, where it is left out."""
-        own = {name for option in self.get_params(ctx) for name in option.opts}
-        unnamed = args[0].startswith("-") and args[0] not in own if args else not ctx.resilient_parsing
-        return super().parse_args(ctx, ["generate", *args] if unnamed else args)
+        """Insert `generate` if the arguments begin with an option that is not the group's own."""
+        group_options = {name for option in self.get_params(ctx) for name in option.opts}
+        begins_with_option = bool(args) and args[0].startswith("-") and args[0] not in group_options
+        is_empty = not args and not ctx.resilient_parsing
+        is_generate = begins_with_option or is_empty
+        return super().parse_args(ctx, ["generate", *args] if is_generate else args)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """The options of `generate` and its own, then the commands."""
+        """Write the help of `generate`'s options and the group's own, then of the commands."""
         options = {option.name: option.get_help_record(ctx) for option in (*generate.params, *self.get_params(ctx))}
         with formatter.section("Options"):
             formatter.write_dl([record for record in options.values() if record])
         self.format_commands(ctx, formatter)
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
-        """Commands, and the options of `generate`."""
-        unnamed = generate.make_context("generate", [], parent=ctx, resilient_parsing=True)
-        return [*super().shell_complete(ctx, incomplete), *generate.shell_complete(unnamed, incomplete)]
+        """Complete commands, and the options of `generate`."""
+        generate_context = generate.make_context("generate", [], parent=ctx, resilient_parsing=True)
+        return [*super().shell_complete(ctx, incomplete), *generate.shell_complete(generate_context, incomplete)]
 
 
 PROGRAM = Program(
@@ -78,39 +81,39 @@ click.version_option(__version__)(PROGRAM)
 
 
 def main(args: Sequence[str] | None = None) -> NoReturn:
-    """Run the command and exit with one of STATUSES; where it did not go well, one line on standard error says why."""
-    # pydantic would look for plugins of its own in all that is installed, which takes longer than click
+    """Run a command and exit with one of `EXIT_STATUSES`. An error is one line on standard error."""
+    # pydantic would search all installed packages for its plugins, which takes longer than importing click
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     try:
         status = PROGRAM.main(args=args, prog_name="musicgen-bento", standalone_mode=False)
     except click.ClickException as error:
         usage = " See musicgen-bento --help." if isinstance(error, click.UsageError) else ""
-        _fail(f"error: {' '.join(error.format_message().split())}{usage}", error.exit_code)
+        _exit(f"error: {' '.join(error.format_message().split())}{usage}", error.exit_code)
     except (click.Abort, KeyboardInterrupt):
-        _fail("interrupted", INTERRUPTED)
+        _exit("interrupted", INTERRUPTED)
     except MusicGenError as error:
-        _fail(f"error: {error}", _status(error))
+        _exit(f"error: {error}", _exit_status(error))
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("musicgen_bento"):
             raise
-        _fail(f"error: {INSTALL} (there is no {error.name})")
+        _exit(f"error: {INSTALL_HINT} (the module {error.name} is missing)")
     sys.exit(status or OK)
 
 
 def commands() -> frozenset[str]:
-    """The names of the commands."""
+    """Return the names of the commands."""
     return frozenset(PROGRAM.commands)
 
 
-def _status(error: MusicGenError) -> int:
+def _exit_status(error: MusicGenError) -> int:
     if isinstance(error, InvalidRequest):
-        return MISUSE
-    if not error.status:  # no server has spoken; see calls.py
+        return USAGE_ERROR
+    if not error.status:  # no server has responded; see client/errors.py
         return UNREACHABLE
-    busy = isinstance(error, QueueFull | JobStorageFull | Unavailable) and not isinstance(error, ModelUnavailable)
-    return REFUSED if busy else FAILED
+    refused = isinstance(error, QueueFull | JobStorageFull | Unavailable) and not isinstance(error, ModelUnavailable)
+    return REFUSED if refused else FAILED
 
 
-def _fail(line: str, status: int = FAILED) -> NoReturn:
+def _exit(line: str, status: int = FAILED) -> NoReturn:
     print(line, file=sys.stderr)  # noqa: T201
     sys.exit(status)

@@ -1,4 +1,4 @@
-"""`pull`: models fetched ahead of time, and looked into."""
+"""`pull`: download models ahead of their first use, and check their files."""
 
 from __future__ import annotations
 
@@ -10,19 +10,20 @@ from typing import TYPE_CHECKING
 
 import click
 
-from musicgen_bento.cli.generate import names
+from musicgen_bento.cli.generate import complete_model_name
 from musicgen_bento.cli.progress import ProgressDisplay
 from musicgen_bento.errors import ModelUnavailable
+from musicgen_bento.units import format_bytes
 
 if TYPE_CHECKING:
     from musicgen_bento.checkpoint.download import DownloadProgress
     from musicgen_bento.checkpoint.source import Source
 
-TELL_SECONDS = 0.2
-HELP = """Download models ahead, and check them.
+DISPLAY_INTERVAL_SECONDS = 0.2
+HELP = """Download models ahead of their first use, and check their files.
 
-By id, other spelling or folder; without a name those of MUSICGEN_DEFAULT_MODEL and MUSICGEN_PRELOAD. What is here
-already is checked and not fetched again, and a download that broke off goes on where it was.
+MODEL is an id, an alias or a folder. Without MODEL: the models of MUSICGEN_DEFAULT_MODEL and MUSICGEN_PRELOAD. Files
+that are already on this machine are checked and not downloaded again. An interrupted download is continued.
 
 \b
 musicgen-bento pull facebook/musicgen-small
@@ -30,65 +31,70 @@ musicgen-bento pull facebook/musicgen-small
 
 
 @click.command(help=HELP)
-@click.argument("models", nargs=-1, metavar="[MODEL]...", shell_complete=names)
-@click.option("--quiet", "-q", is_flag=True, help="Say nothing but errors.")
+@click.argument("models", nargs=-1, metavar="[MODEL]...", shell_complete=complete_model_name)
+@click.option("--quiet", "-q", is_flag=True, help="Print errors only.")
 def pull(models: tuple[str, ...], quiet: bool) -> None:
-    """Look at all names before anything is fetched."""
+    """Check all names before the first download, then download and check each model."""
     from musicgen_bento import config
     from musicgen_bento.checkpoint.resolve import resolve_model
 
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it tells of every attempt, with addresses
-    chosen = config.load_settings()
-    asked = models or (chosen.default_model, *chosen.preload)
-    sources = {source.name: source for source in (resolve_model(name, any_model=True, folders=True) for name in asked)}
-    bar = ProgressDisplay(quiet)
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it logs every retry, with URLs
+    settings = config.load_settings()
+    names = models or (settings.default_model, *settings.preload)
+    sources = {source.name: source for source in (resolve_model(name, any_model=True, folders=True) for name in names)}
+    display = ProgressDisplay(quiet)
     for source in sources.values():
-        here, size = source.is_local, _fetch(source, bar)
+        was_local = source.is_local
+        size = _fetch(source, display)
         if not quiet:
-            click.echo(f"{source.name}: {'here already' if here else f'fetched {size / 1e9:.2f} GB'}, checked")
+            result = "already on this machine" if was_local else f"downloaded {format_bytes(size)}"
+            click.echo(f"{source.name}: {result}, checked")
 
 
-def _fetch(source: Source, bar: ProgressDisplay) -> int:
-    """Fetch and check one model; the bytes that it took. A download that broke off goes on as long as it gets on.
+def _fetch(source: Source, display: ProgressDisplay) -> int:
+    """Fetch and check one model, and return the size of the download in bytes.
+
+    An interrupted download is continued as long as each attempt receives something.
 
     Raises:
         ModelUnavailable: the hub cannot be reached, or the disk is full.
-        BrokenCheckpoint: what came is no MusicGen.
+        InvalidCheckpoint: the files are not those of a MusicGen.
     """
-    from musicgen_bento.checkpoint import loading  # brings torch
+    from musicgen_bento.checkpoint import loading  # imports torch
     from musicgen_bento.checkpoint.download import DownloadProgress
 
-    download, best = DownloadProgress(), 0
-    with _telling(source.name, download, bar):
+    download = DownloadProgress()
+    received_bytes = 0  # at the end of the last attempt
+    with _display_download(source.name, download, display):
         while True:
             try:
                 files = loading.open_files(source, download)
                 break
             except ModelUnavailable:
-                if download.received_bytes <= best:
+                if download.received_bytes <= received_bytes:
                     raise
-                best = download.received_bytes
+                received_bytes = download.received_bytes
     loading.check_text_encoder(files)
     return download.total_bytes
 
 
 @contextmanager
-def _telling(name: str, download: DownloadProgress, bar: ProgressDisplay) -> Iterator[None]:
-    """Tell of a download while it lasts, if there is one."""
-    over = threading.Event()
+def _display_download(name: str, download: DownloadProgress, display: ProgressDisplay) -> Iterator[None]:
+    """Show the progress of a download, if there is one, until the end of the `with` block."""
+    ended = threading.Event()
 
-    def tell() -> None:
-        last = False
-        while not last:
-            last = over.wait(TELL_SECONDS)
+    def update_until_end() -> None:
+        is_last = False
+        while not is_last:
+            is_last = ended.wait(DISPLAY_INTERVAL_SECONDS)
             if download.total_bytes:
-                bar.fetch(name, download.received_bytes, download.total_bytes)
-        bar.clear()
+                display.update_download(name, download.received_bytes, download.total_bytes)
+        display.clear()
 
-    thread = threading.Thread(target=tell, daemon=True)
+    thread = threading.Thread(target=update_until_end, daemon=True)
     thread.start()
     try:
         yield
     finally:
-        over.set()
+        ended.set()
         thread.join()

@@ -1,18 +1,19 @@
-"""`verify`: how far the precisions are from float32 on a model's own weights."""
+"""`verify`: how far the precisions are from float32 on the weights of a model."""
 
 from __future__ import annotations
 
 import click
 
-from musicgen_bento.cli.generate import names
+from musicgen_bento.cli.generate import complete_model_name
 
-SECONDS = 4.0
-ALL = ("bfloat16", "float16", "int8")
-LINE = "{:<10} {:<9} {:>9} {:>9} {:>7} {:>9}"
-HELP = """Compare precisions with float32 on MODEL's own weights.
+DEFAULT_SECONDS = 4.0
+PRECISIONS = ("bfloat16", "float16", "int8")
+ROW_FORMAT = "{:<10} {:<9} {:>9} {:>9} {:>7} {:>9}"
+HELP = """Compare precisions with float32 on the weights of MODEL.
 
-Both read the same tokens, chosen by float32, greedily and by sampling; what is compared is what each would say next.
-On a CPU, in a minute for a small model. Without --precision: all that a CPU has.
+All precisions read the same tokens, which float32 generates, greedily and by sampling. The table compares their
+distributions of the next token. It runs on the CPU and takes a minute for a small model. Without --precision it
+compares all precisions of this CPU.
 
 \b
 musicgen-bento verify facebook/musicgen-small --precision int8
@@ -20,23 +21,23 @@ musicgen-bento verify facebook/musicgen-small --precision int8
 
 
 @click.command(help=HELP)
-@click.argument("model", shell_complete=names)
+@click.argument("model", shell_complete=complete_model_name)
 @click.option(
     "--precision",
     "-p",
     multiple=True,
-    type=click.Choice(ALL),
-    help="Only this one; may be given again.",
+    type=click.Choice(PRECISIONS),
+    help="Compare this precision only; may be repeated.",
 )
 @click.option(
     "--seconds",
     type=click.FloatRange(min=0.1),
-    default=SECONDS,
+    default=DEFAULT_SECONDS,
     show_default=True,
-    help="How much music is read, up to the model's window. Memory in fewer bits tells more in longer ones.",
+    help="Seconds of music to read, up to the model's window. Errors of a quantized KV cache grow with it.",
 )
 def verify(model: str, precision: tuple[str, ...], seconds: float) -> None:
-    """Print a table and a verdict for each."""
+    """Print a table, and a verdict for each precision."""
     from musicgen_bento import device
     from musicgen_bento.checkpoint import loading
     from musicgen_bento.checkpoint.resolve import resolve_model
@@ -44,16 +45,17 @@ def verify(model: str, precision: tuple[str, ...], seconds: float) -> None:
     from musicgen_bento.engine.compare_precision import CPU, MAX_KL, MIN_AGREEMENT, measure_distances
     from musicgen_bento.precision import supported_precisions
 
-    chosen = [device.select_precision(CPU, Settings(precision=name)) for name in precision]
+    precisions = [device.select_precision(CPU, Settings(precision=name)) for name in precision]
+    if not precisions:
+        precisions = [each for each in supported_precisions(CPU).values() if each.name != "float32"]
     source = resolve_model(model, any_model=True, folders=True)
     files = loading.open_files(source)
-    compared = chosen or [each for each in supported_precisions(CPU).values() if each.name != "float32"]
-    near: dict[str, bool] = {}
-    click.echo(LINE.format("precision", "contexts", "KL, nats", "99% below", "top-1", "compared"))
-    for found in measure_distances(files, compared, seconds):
-        figures = f"{found.kl:.5f}", f"{found.kl_99:.4f}", f"{found.agreement:.1%}", found.distributions
-        click.echo(LINE.format(found.precision, found.contexts, *figures))
-        near[found.precision] = near.get(found.precision, True) and found.is_close
-    for name, good in near.items():
-        click.echo(f"{name}: {'as good as' if good else 'not as good as'} float32 for {source.name}")
-    click.echo(f"(as good: mean KL at most {MAX_KL:g} nats, the same top token in {MIN_AGREEMENT:.0%} or more)")
+    is_close: dict[str, bool] = {}
+    click.echo(ROW_FORMAT.format("precision", "contexts", "KL, nats", "99% below", "top-1", "compared"))
+    for distance in measure_distances(files, precisions, seconds):
+        figures = f"{distance.kl:.5f}", f"{distance.kl_99:.4f}", f"{distance.agreement:.1%}", distance.distributions
+        click.echo(ROW_FORMAT.format(distance.precision, distance.contexts, *figures))
+        is_close[distance.precision] = is_close.get(distance.precision, True) and distance.is_close
+    for name, close in is_close.items():
+        click.echo(f"{name}: {'as good as' if close else 'not as good as'} float32 for {source.name}")
+    click.echo(f"(as good: mean KL at most {MAX_KL:g} nats, and the same top token in at least {MIN_AGREEMENT:.0%})")
