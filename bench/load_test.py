@@ -174,7 +174,7 @@ class ServiceUnderTest:
 
     def peak_gb(self) -> float:
         """Return the runner's peak memory in GB: its own, and the parts of files that it maps."""
-        return machine.peak_gb(self._server.worker("MusicGenRunner").pid)
+        return machine.peak_gb(self._server.worker_process("MusicGenRunner").pid)
 
     def describe(self) -> str:
         """Return the runner's log line: device, threads, precision, slots."""

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import soundfile
 
-from tests.support.fake_server import DROP, Reply, StandIn, audio_headers, error, job
+from tests.support.fake_server import DROP, Reply, FakeServer, audio_headers, error_reply, job_body
 from tests.support.server import Server
 from tests.support.wait import wait_until
 from tests.unit.cli.test_cli import CLI, ENVIRONMENT, one_error, run
@@ -61,7 +61,7 @@ def test_the_models_of_a_server(server: Server) -> None:
 def test_how_far_a_model_of_a_server_is(progress: dict[str, str | int], says: str) -> None:
     listed = {"aliases": [], "conditioning": ["text"], "note": "", "default": True, "memory_bytes": 3_100_000_000}
     body = {"models": [{"id": "small", "state": "loading", "progress": progress, **listed}]}
-    with StandIn(models=[Reply(200, body)]) as server:
+    with FakeServer(models=[Reply(200, body)]) as server:
         done = run("models", "--server", server.url)
     assert (done.returncode, done.stderr) == (0, "")
     head, line = done.stdout.splitlines()
@@ -75,12 +75,12 @@ def test_ctrl_c_cancels_on_the_server(server: Server, count: int, tmp_path: Path
     (tmp_path / "prompts.txt").write_text("calm\n" * count)
     options = ["--prompts", "prompts.txt", "--output", "out.wav", "--duration", "200", "--server", server.url]
     process = subprocess.Popen([*CLI, *options], cwd=tmp_path, env=ENVIRONMENT, stderr=subprocess.PIPE)
-    wait_until(lambda: server.in_slots() >= count, 150)
+    wait_until(lambda: server.slots_in_use() >= count, 150)
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=100)
     assert (process.returncode, stderr.strip()) == (130, b"interrupted")
     assert os.listdir(tmp_path) == ["prompts.txt"]
-    wait_until(lambda: not server.in_slots())
+    wait_until(lambda: not server.slots_in_use())
 
 
 def test_on_a_terminal_there_is_a_bar(server: Server, tmp_path: Path) -> None:
@@ -108,25 +108,25 @@ def test_on_a_terminal_there_is_a_bar(server: Server, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("reply", "status", "says"),
     [
-        (error(400, "unknown_model", field="model"), 2, "It is unknown_model. Do better."),
+        (error_reply(400, "unknown_model", field="model"), 2, "It is unknown_model. Do better."),
         (Reply(200, b"<html>"), 3, "could not be read"),
-        (error(429, "queue_full", retry_after="9999"), 4, "It is queue_full. Do better."),
-        (error(429, "job_storage_full", retry_after="9999"), 4, "It is job_storage_full. Do better."),
-        (error(503, "shutting_down"), 4, "It is shutting_down. Do better."),
-        (error(503, "model_unavailable"), 1, "It is model_unavailable. Do better."),
-        (error(500, "internal_error"), 1, "It is internal_error. Do better."),
+        (error_reply(429, "queue_full", retry_after="9999"), 4, "It is queue_full. Do better."),
+        (error_reply(429, "job_storage_full", retry_after="9999"), 4, "It is job_storage_full. Do better."),
+        (error_reply(503, "shutting_down"), 4, "It is shutting_down. Do better."),
+        (error_reply(503, "model_unavailable"), 1, "It is model_unavailable. Do better."),
+        (error_reply(500, "internal_error"), 1, "It is internal_error. Do better."),
     ],
     ids=lambda each: str(each.body) if isinstance(each, Reply) else str(each),
 )
 def test_a_status_for_each_way_it_can_end(reply: Reply, status: int, says: str, tmp_path: Path) -> None:
-    with StandIn(post=[reply], models=[reply]) as server:
+    with FakeServer(post=[reply], models=[reply]) as server:
         assert says in one_error(run(*CLIP, "--server", server.url, cwd=tmp_path), status)
         assert says in one_error(run("models", "--server", server.url), status)
     assert os.listdir(tmp_path) == []
 
 
 def test_no_server_and_no_time(tmp_path: Path) -> None:
-    with StandIn(get=[Reply(200, job(), after=5.0)]) as server:
+    with FakeServer(get=[Reply(200, job_body(), delay=5.0)]) as server:
         line = one_error(run(*CLIP, "--server", server.url, "--timeout", "1", cwd=tmp_path), 3)
         assert "within the timeout" in line
         assert server.calls()[-1] == "delete"
@@ -137,21 +137,21 @@ def test_no_server_and_no_time(tmp_path: Path) -> None:
 def test_one_of_several_that_fails_ends_all(tmp_path: Path) -> None:
     (tmp_path / "prompts.txt").write_text("calm\nwild\n")
     options = ("--prompts", "prompts.txt", "--output", "out.wav")
-    with StandIn(post=[error(500, "internal_error")] * 2) as server:
+    with FakeServer(post=[error_reply(500, "internal_error")] * 2) as server:
         assert "It is internal_error" in one_error(run(*options, "--server", server.url, cwd=tmp_path), 1)
     assert os.listdir(tmp_path) == ["prompts.txt"]
 
 
 def test_what_passes_is_mended_without_a_word(tmp_path: Path) -> None:
-    with StandIn(post=[DROP]) as server:
+    with FakeServer(post=[DROP]) as server:
         done = run(*CLIP, "--server", server.url, cwd=tmp_path)
     assert (done.returncode, done.stderr.count("\n")) == (0, 1)
 
 
 def test_what_was_not_given_is_left_to_the_server(tmp_path: Path) -> None:
-    with StandIn() as server:
+    with FakeServer() as server:
         assert run(*CLIP, "--top-k", "250", "--server", server.url, cwd=tmp_path).returncode == 0
-    [body] = server.posted()
+    [body] = server.posted_jobs()
     assert body.keys() == {"prompt", "seed", "top_k"}
 
 
@@ -191,7 +191,7 @@ def test_a_stream_to_standard_output(server: Server, served: bool, tmp_path: Pat
     assert process.stdout
     first = process.stdout.read(5000)
     if served:
-        assert server.in_slots() == 1  # it is still being made
+        assert server.slots_in_use() == 1  # it is still being made
     rest, said = process.communicate(timeout=120)
     assert process.returncode == 0, said
     assert said.decode().splitlines()[-1] == "Wrote 20 s by demo, seed 3."
@@ -212,7 +212,7 @@ def test_a_player_that_ends_ends_the_stream(server: Server) -> None:
     assert process.stderr
     assert b"standard output" in process.stderr.read()
     process.stderr.close()
-    wait_until(lambda: not server.in_slots())
+    wait_until(lambda: not server.slots_in_use())
 
 
 def test_how_a_stream_is_misused(tmp_path: Path) -> None:
@@ -222,8 +222,8 @@ def test_how_a_stream_is_misused(tmp_path: Path) -> None:
     assert "need the whole clip" in line
     assert "goes with --stream" in one_error(run("--prompt", "calm", "--output", "-", "--format", "pcm"), 2)
     assert "goes with --server" in one_error(run(*base, "-", "--timeout", "5"), 2)
-    cut = Reply(200, b"RIFF" * 500, audio_headers(), cut=400)
-    with StandIn(stream=[cut]) as stand_in:
-        done = run(*base, "-", "--server", stand_in.url, cwd=tmp_path)
+    cut = Reply(200, b"RIFF" * 500, audio_headers(), cut_at=400)
+    with FakeServer(stream=[cut]) as server:
+        done = run(*base, "-", "--server", server.url, cwd=tmp_path)
     assert done.returncode == 3
     assert "ended early" in done.stderr

@@ -11,7 +11,7 @@ import pytest
 from musicgen_bento.client import AsyncMusicGenClient, MusicGenClient, Progress
 from musicgen_bento.errors import InvalidRequest, UnknownModel
 from tests.support.server import Server
-from tests.support.wait import until
+from tests.support.wait import wait_until
 
 LONG = 120.0
 
@@ -58,7 +58,7 @@ def test_whoever_leaves_frees_the_slot(server: Server) -> None:
 
     with pytest.raises(KeyboardInterrupt):
         MusicGenClient(server.url).generate("calm", duration=LONG, progress=leave)
-    until(lambda: server.in_slots() == 0)
+    wait_until(lambda: server.slots_in_use() == 0)
 
 
 def test_a_cancelled_task_frees_the_slot_while_others_go_on(server: Server) -> None:
@@ -79,7 +79,7 @@ def test_a_cancelled_task_frees_the_slot_while_others_go_on(server: Server) -> N
             assert (await short).duration == 1.0
 
     asyncio.run(main())
-    until(lambda: server.in_slots() == 0)
+    wait_until(lambda: server.slots_in_use() == 0)
 
 
 def test_more_at_once_than_the_default_executor_has_threads(server: Server) -> None:
@@ -115,7 +115,7 @@ def test_a_server_that_is_started_again_makes_the_clip_again(tmp_path: Path) -> 
 def test_a_stream_is_the_clip_and_comes_while_it_is_made(server: Server) -> None:
     with MusicGenClient(server.url).stream("calm", seed=3, duration=30) as stream:
         first = next(stream)
-        assert server.in_slots() == 1
+        assert server.slots_in_use() == 1
         streamed = first + b"".join(stream)
     assert streamed == server.generate(prompt="calm", seed=3, duration=30, normalize="clip").content
     assert stream.position == 30.0
@@ -124,7 +124,7 @@ def test_a_stream_is_the_clip_and_comes_while_it_is_made(server: Server) -> None
 def test_a_stream_that_is_left_frees_the_slot(server: Server) -> None:
     with MusicGenClient(server.url).stream("calm", duration=LONG) as stream:
         next(stream)
-    until(lambda: server.in_slots() == 0)
+    wait_until(lambda: server.slots_in_use() == 0)
 
 
 def test_an_asynchronous_stream_that_is_cancelled_frees_the_slot(server: Server) -> None:
@@ -144,4 +144,4 @@ def test_an_asynchronous_stream_that_is_cancelled_frees_the_slot(server: Server)
                 await task
 
     asyncio.run(main())
-    until(lambda: server.in_slots() == 0)
+    wait_until(lambda: server.slots_in_use() == 0)

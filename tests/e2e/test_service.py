@@ -1,4 +1,4 @@
-"""The service as `bentoml serve` runs it: real processes, the real engine, the built-in model."""
+"""The service under `bentoml serve`: real processes, the real engine, the built-in model."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ import soundfile
 from musicgen_bento.model_catalog import CATALOG
 from musicgen_bento.schemas import ErrorBody, ModelList
 from tests.support.server import ROOT, Server
-from tests.support.wait import until
+from tests.support.wait import wait_until
 
 SECRET = "xylophone-of-the-hidden-garden"
 SLOTS, QUEUE, LONGEST = 2, 3, 60
@@ -40,20 +40,20 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 def error(response: requests.Response, status: int, code: str) -> dict[str, Any]:
     assert response.status_code == status, response.text
     ErrorBody.model_validate(response.json())
-    found: dict[str, Any] = response.json()["error"]
-    assert found["code"] == code
-    return found
+    detail: dict[str, Any] = response.json()["error"]
+    assert detail["code"] == code
+    return detail
 
 
-def free(server: Server) -> bool:
-    """Whether a place is to be had at once: as many short clips as there are places, all of them taken in."""
+def has_free_capacity(server: Server) -> bool:
+    """Return whether the slots and the queue are empty: they accept as many short clips as they have capacity."""
     with ThreadPoolExecutor(SLOTS + QUEUE) as clients:
         clips = [clients.submit(server.generate, duration=0.1) for _ in range(SLOTS + QUEUE)]
         return all(clip.result().status_code == 200 for clip in clips)
 
 
-def leave(server: Server, count: int, after: float) -> None:
-    """Ask for long clips and hang up."""
+def disconnect_clients(server: Server, count: int, after: float) -> None:
+    """Request long clips, and close the connections `after` seconds later."""
     body = b'{"prompt": "x", "duration": 60}'
     head = (
         f"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
@@ -66,7 +66,7 @@ def leave(server: Server, count: int, after: float) -> None:
         client.close()
 
 
-def test_a_clip_is_a_wav_of_the_length_asked_for(server: Server) -> None:
+def test_clip_is_a_wav_of_the_requested_duration(server: Server) -> None:
     answer = server.generate(prompt=SECRET, duration=1.5, seed=3)
     assert answer.status_code == 200, answer.text
     assert answer.headers["content-type"] == "audio/wav"
@@ -78,14 +78,14 @@ def test_a_clip_is_a_wav_of_the_length_asked_for(server: Server) -> None:
     assert server.generate(prompt=SECRET, duration=1.5, seed=3).content == answer.content
 
 
-def test_a_seed_is_drawn_and_told(server: Server) -> None:
+def test_random_seed_is_returned(server: Server) -> None:
     one, other = server.generate(duration=0.2), server.generate(duration=0.2)
     assert one.headers["x-seed"] != other.headers["x-seed"]
     again = server.generate(duration=0.2, seed=int(one.headers["x-seed"]))
     assert again.content == one.content
 
 
-def test_the_models_are_listed_on_both_roads(server: Server) -> None:
+def test_get_models_equals_post_list_models(server: Server) -> None:
     listed = requests.get(f"{server.url}/models", timeout=10)
     models = ModelList.model_validate(listed.json()).models
     assert [model.id for model in models] == [card.id for card in CATALOG]
@@ -95,7 +95,7 @@ def test_the_models_are_listed_on_both_roads(server: Server) -> None:
     assert posted.json() == listed.json()
 
 
-def test_the_api_document_says_what_there_is(server: Server) -> None:
+def test_api_document_describes_all_fields_and_responses(server: Server) -> None:
     document = requests.get(f"{server.url}/docs.json", timeout=10).json()
     assert {"/generate", "/list_models"} <= set(document["paths"])
     for path in ("/generate", "/list_models"):
@@ -107,8 +107,8 @@ def test_the_api_document_says_what_there_is(server: Server) -> None:
     answer = document["paths"]["/generate"]["post"]["responses"]["200"]
     assert "audio/wav" in answer["content"]
     assert "X-Seed" in answer["headers"]
-    refused = document["paths"]["/generate"]["post"]["responses"]["429"]
-    assert refused["content"]["application/json"]["schema"] == {"$ref": "#/components/schemas/ErrorBody"}
+    error_response = document["paths"]["/generate"]["post"]["responses"]["429"]
+    assert error_response["content"]["application/json"]["schema"] == {"$ref": "#/components/schemas/ErrorBody"}
     text = json.dumps(document)
     assert all(name in document["components"]["schemas"] for name in re.findall(r"#/components/schemas/(\w+)", text))
 
@@ -121,29 +121,29 @@ def test_the_api_document_says_what_there_is(server: Server) -> None:
         ({"prompt": SECRET, "model": "facebook/nothing"}, "unknown_model", "model"),
         ({"prompt": SECRET, "tempo": 120}, "invalid", "tempo"),
         ({"prompt": SECRET + "\0"}, "invalid", "prompt"),
-        ({"prompt": f"{SECRET} " * 75}, "invalid", "prompt"),  # more T5 tokens than it may have
+        ({"prompt": f"{SECRET} " * 75}, "invalid", "prompt"),  # too many T5 tokens
         ({"duration": 1}, "invalid", "prompt"),
     ],
     ids=lambda value: str(value)[:60],
 )
-def test_a_bad_request_is_named(server: Server, body: dict[str, Any], code: str, field: str) -> None:
+def test_invalid_request_is_400_with_its_field(server: Server, body: dict[str, Any], code: str, field: str) -> None:
     answer = requests.post(f"{server.url}/generate", json=body, timeout=20)
     assert error(answer, 400, code)["field"] == field
     assert SECRET not in answer.text
 
 
-def test_the_errors_of_bentoml_and_below_have_the_shape(server: Server) -> None:
+def test_errors_of_bentoml_and_starlette_have_the_same_form(server: Server) -> None:
     error(requests.get(f"{server.url}/{SECRET}", timeout=10), 404, "not_found")
     error(requests.get(f"{server.url}/generate", timeout=10), 405, "method_not_allowed")
     pickle = {"content-type": "application/vnd.bentoml+pickle"}
     error(requests.post(f"{server.url}/generate", b"x", headers=pickle, timeout=10), 415, "unsupported_media_type")
     plain = {"content-type": "application/json"}
-    error(requests.post(f"{server.url}/generate", b" " * (8 << 20), headers=plain, timeout=10), 413, "too_large")
+    error(requests.post(f"{server.url}/generate", b" " * (8 << 20), headers=plain, timeout=10), 413, "body_too_large")
     chunks = (b" " * 65536 for _ in range(200))
-    error(requests.post(f"{server.url}/generate", chunks, headers=plain, timeout=10), 413, "too_large")
+    error(requests.post(f"{server.url}/generate", chunks, headers=plain, timeout=10), 413, "body_too_large")
 
 
-def test_a_full_queue_is_429_and_says_when_to_come_back(server: Server) -> None:
+def test_full_queue_is_429_with_retry_after(server: Server) -> None:
     with ThreadPoolExecutor(16) as clients:
         answers = [each.result() for each in [clients.submit(server.generate, duration=1) for _ in range(16)]]
     statuses = [answer.status_code for answer in answers]
@@ -156,16 +156,16 @@ def test_a_full_queue_is_429_and_says_when_to_come_back(server: Server) -> None:
 
 
 @pytest.mark.parametrize("after", [0.0, 0.5])
-def test_clients_that_leave_free_their_places_within_a_second(server: Server, after: float) -> None:
+def test_disconnected_clients_free_their_slots_within_a_second(server: Server, after: float) -> None:
     lines = server.log.read_text().count("status=499")
-    leave(server, SLOTS + QUEUE, after)
-    until(lambda: server.log.read_text().count("status=499") >= lines + SLOTS + QUEUE, 5)
+    disconnect_clients(server, SLOTS + QUEUE, after)
+    wait_until(lambda: server.log.read_text().count("status=499") >= lines + SLOTS + QUEUE, 5)
     time.sleep(1)
-    assert free(server)
+    assert has_free_capacity(server)
 
 
-def test_a_long_clip_survives_a_hundred_and_fifty_calls_beside_it(server: Server) -> None:
-    """BentoML's own connection to the runner is closed, with what runs on it, after a hundred."""
+def test_long_clip_survives_150_other_calls(server: Server) -> None:
+    """By default BentoML closes its connection to the runner, with all running calls, after 100 requests."""
     with ThreadPoolExecutor(1) as clients:
         long = clients.submit(server.generate, duration=60)
         session = requests.Session()
@@ -175,10 +175,10 @@ def test_a_long_clip_survives_a_hundred_and_fifty_calls_beside_it(server: Server
         assert long.result().status_code == 200
 
 
-def test_only_the_front_and_bentomls_supervisor_listen(server: Server) -> None:
-    """The runner is on a unix socket; the supervisor's two control ports are BentoML's, on this machine only."""
+def test_only_the_http_process_and_the_supervisor_listen(server: Server) -> None:
+    """The runner listens on a unix socket, BentoML's supervisor on two control ports of the loopback interface."""
     inodes = set()
-    for pid in (server.process.pid, *(each.pid for each in server.family())):
+    for pid in (server.process.pid, *(process.pid for process in server.child_processes())):
         for entry in Path(f"/proc/{pid}/fd").iterdir():
             target = os.readlink(entry) if entry.is_symlink() else ""
             inodes.add(target.removeprefix("socket:[").removesuffix("]"))
@@ -191,16 +191,16 @@ def test_only_the_front_and_bentomls_supervisor_listen(server: Server) -> None:
     assert f"0100007F:{server.port:04X}" in listening
 
 
-def test_the_front_is_light(server: Server) -> None:
-    assert "torch" not in Path(f"/proc/{server.worker('MusicGenService').pid}/maps").read_text()
-    assert "torch" in Path(f"/proc/{server.worker('MusicGenRunner').pid}/maps").read_text()
+def test_http_process_does_not_import_torch(server: Server) -> None:
+    assert "torch" not in Path(f"/proc/{server.worker_process('MusicGenService').pid}/maps").read_text()
+    assert "torch" in Path(f"/proc/{server.worker_process('MusicGenRunner').pid}/maps").read_text()
 
 
-def test_one_line_a_request_and_never_a_prompt(server: Server) -> None:
+def test_log_has_one_line_per_request_without_its_prompt(server: Server) -> None:
     answer = server.generate(prompt=SECRET, duration=0.5)
-    asked = answer.headers["x-request-id"]
-    until(lambda: f"id={asked} " in server.log.read_text(), 2)
-    lines = [line for line in server.log.read_text().splitlines() if f"id={asked} " in line]
+    request_id = answer.headers["x-request-id"]
+    wait_until(lambda: f"id={request_id} " in server.log.read_text(), 2)
+    lines = [line for line in server.log.read_text().splitlines() if f"id={request_id} " in line]
     assert len(lines) == 1
     assert "POST /generate model=demo duration=0.5 seconds=" in lines[0]
     assert "status=200" in lines[0]
@@ -210,50 +210,52 @@ def test_one_line_a_request_and_never_a_prompt(server: Server) -> None:
     assert "status=500" not in log
     metrics = requests.get(f"{server.url}/metrics", timeout=10).text
     assert SECRET not in metrics
-    kept = [path for path in server.log.parent.rglob("*") if path.is_file() and SECRET.encode() in path.read_bytes()]
-    assert kept == []
+    files_with_prompt = [
+        path for path in server.log.parent.rglob("*") if path.is_file() and SECRET.encode() in path.read_bytes()
+    ]
+    assert files_with_prompt == []
 
 
-def test_a_runner_that_hangs_holds_up_nothing(server: Server) -> None:
-    """Its socket stays open and accepts: only a limit of time tells."""
-    runner = server.worker("MusicGenRunner")
+def test_hanging_runner_does_not_block_the_http_process(server: Server) -> None:
+    """The socket of a suspended runner still accepts connections, so only a time limit detects it."""
+    runner = server.worker_process("MusicGenRunner")
     runner.suspend()
     try:
         lines = server.log.read_text().count("status=499")
         with pytest.raises(requests.Timeout):
             server.generate(duration=0.2, timeout=0.5)
-        until(lambda: server.log.read_text().count("status=499") > lines, 6)
+        wait_until(lambda: server.log.read_text().count("status=499") > lines, 6)
         error(requests.get(f"{server.url}/models", timeout=20), 503, "unavailable")
         error(requests.get(f"{server.url}/readyz", timeout=3), 503, "unavailable")
     finally:
         runner.resume()
-    until(lambda: free(server), 10)
+    wait_until(lambda: has_free_capacity(server), 10)
 
 
-def test_a_killed_runner_is_an_error_and_comes_back(server: Server) -> None:
+def test_killed_runner_is_503_and_is_restarted(server: Server) -> None:
     with ThreadPoolExecutor(1) as clients:
-        cut_off = clients.submit(server.generate, duration=LONGEST)
+        interrupted = clients.submit(server.generate, duration=LONGEST)
         time.sleep(1)
-        server.worker("MusicGenRunner").kill()
-        answer = cut_off.result(timeout=10)
+        server.worker_process("MusicGenRunner").kill()
+        answer = interrupted.result(timeout=10)
     error(answer, 503, "unavailable")
     assert int(answer.headers["retry-after"]) >= 1
-    began = time.monotonic()
+    started_at = time.monotonic()
     probe = requests.get(f"{server.url}/readyz", timeout=10)
     error(probe, 503, "unavailable")
-    assert time.monotonic() - began < 1.5
+    assert time.monotonic() - started_at < 1.5
     server.wait_until_ready()
     assert server.generate(duration=0.2).status_code == 200
 
 
-def test_sigterm_finishes_what_runs_and_leaves_nothing(server: Server) -> None:
-    """The last test: it ends the server."""
+def test_sigterm_finishes_running_requests_and_ends_all_processes(server: Server) -> None:
+    """This test is the last one, because it ends the server."""
     answers: list[requests.Response] = []
     clients = [threading.Thread(target=lambda: answers.append(server.generate(duration=15))) for _ in range(SLOTS + 1)]
     for client in clients:
         client.start()
     time.sleep(1)
-    family = server.family()
+    children = server.child_processes()
     server.process.send_signal(signal.SIGTERM)
     time.sleep(0.3)
     error(server.generate(duration=0.2), 503, "shutting_down")
@@ -263,15 +265,15 @@ def test_sigterm_finishes_what_runs_and_leaves_nothing(server: Server) -> None:
     assert [answer.status_code for answer in answers] == [200] * (SLOTS + 1)
     assert {len(answer.content) for answer in answers} == {44 + 2 * 32_000 * 15}
     server.process.wait(timeout=15)
-    until(lambda: not any(each.is_running() for each in family), 5)
+    wait_until(lambda: not any(process.is_running() for process in children), 5)
 
 
-def test_what_cannot_be_loaded_keeps_it_from_being_ready_and_is_said(tmp_path: Path) -> None:
-    """And when the time for a drain is up, a clip that still runs is refused, not cut."""
+def test_server_is_not_ready_if_a_preloaded_model_cannot_be_loaded(tmp_path: Path) -> None:
+    """When the drain expires, a running request gets an error response, not a truncated clip."""
     server = Server(tmp_path, preload="demo,facebook/musicgen-small", drain_seconds=1)
     server.start()
     try:
-        until(lambda: "HF_HUB" in ready(server) or "musicgen-small" in ready(server), 60)
+        wait_until(lambda: "HF_HUB" in readiness_text(server) or "musicgen-small" in readiness_text(server), 60)
         error(requests.get(f"{server.url}/readyz", timeout=5), 503, "unavailable")
         assert requests.get(f"{server.url}/livez", timeout=5).status_code == 200
         with ThreadPoolExecutor(1) as clients:
@@ -284,16 +286,16 @@ def test_what_cannot_be_loaded_keeps_it_from_being_ready_and_is_said(tmp_path: P
         server.stop()
 
 
-def ready(server: Server) -> str:
+def readiness_text(server: Server) -> str:
     try:
         return requests.get(f"{server.url}/readyz", timeout=5).text
     except requests.RequestException:
         return ""
 
 
-def test_importing_the_service_is_light_and_private() -> None:
+def test_import_of_the_service_needs_no_torch_and_disables_tracking() -> None:
     code = (
-        "import musicgen_bento.service, os, sys\n"
+        "import musicgen_bento.server.service, os, sys\n"
         "print('torch' in sys.modules, os.environ['BENTOML_DO_NOT_TRACK'], os.environ['HF_HUB_DISABLE_TELEMETRY'])"
     )
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("BENTOML_", "HF_", "MUSICGEN_"))}

@@ -1,4 +1,4 @@
-"""POST /stream and the sound of a job through the service as `bentoml serve` runs it, over real sockets."""
+"""POST /stream and GET /jobs/{id}/stream under `bentoml serve`, over real sockets."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import requests
 
 from musicgen_bento.schemas import ErrorBody
 from tests.support.server import Server
-from tests.support.wait import until
+from tests.support.wait import wait_until
 
 SECRET = "xylophone-of-the-hidden-garden"
 SECOND = 2 * 32_000  # bytes
@@ -22,27 +22,27 @@ LONG = 120
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    # int8: a clip's bytes are the same with a neighbour and without
+    # int8: the bytes of a clip do not depend on the other requests in the batch
     with Server(tmp_path_factory.mktemp("server"), max_slots=2, max_queue=2, precision="int8") as running:
         yield running
 
 
-class Reader:
-    """A client of one stream that reads when it is told to."""
+class StreamClient:
+    """A client of one stream that reads only what a test requests."""
 
     def __init__(self, server: Server, request: str = "POST /stream", **body: Any) -> None:
         self.socket = socket.socket()
-        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)  # or the network would hold all of it
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)  # larger buffers would hold the whole stream
         self.socket.settimeout(120)
         self.socket.connect(("127.0.0.1", server.port))
-        sent = json.dumps({"prompt": SECRET, **body}).encode() if request.startswith("POST") else b""
-        kind = "Content-Type: application/json\r\n" if sent else ""
+        payload = json.dumps({"prompt": SECRET, **body}).encode() if request.startswith("POST") else b""
+        kind = "Content-Type: application/json\r\n" if payload else ""
         self.socket.sendall(
-            f"{request} HTTP/1.1\r\nHost: x\r\n{kind}Content-Length: {len(sent)}\r\n\r\n".encode() + sent
+            f"{request} HTTP/1.1\r\nHost: x\r\n{kind}Content-Length: {len(payload)}\r\n\r\n".encode() + payload
         )
         self.head, self.body = b"", b""
 
-    def __enter__(self) -> Reader:
+    def __enter__(self) -> StreamClient:
         while b"\r\n\r\n" not in self.head:
             self.head += self.socket.recv(1)
         return self
@@ -51,85 +51,87 @@ class Reader:
         self.socket.close()
 
     def read(self, count: int) -> bytes:
-        """So many bytes, or all there are."""
-        while len(self.body) < count and (piece := self.socket.recv(min(4096, count - len(self.body)))):
-            self.body += piece
+        """Read until the body has `count` bytes or the stream ends, and return the body."""
+        while len(self.body) < count and (chunk := self.socket.recv(min(4096, count - len(self.body)))):
+            self.body += chunk
         return self.body
 
 
 def error(response: requests.Response, status: int, code: str) -> Any:
     assert response.status_code == status, response.text
-    found = ErrorBody.model_validate(response.json()).error
-    assert found.code == code
-    return found
+    detail = ErrorBody.model_validate(response.json()).error
+    assert detail.code == code
+    return detail
 
 
-def test_the_first_sound_is_there_long_before_the_last(server: Server) -> None:
-    with Reader(server, duration=LONG) as reader:
-        assert b"200 OK" in reader.head
-        assert f"content-length: {44 + LONG * SECOND}".encode() in reader.head.lower()
-        wav = reader.read(44 + 2000)
+def test_first_samples_arrive_long_before_the_last(server: Server) -> None:
+    with StreamClient(server, duration=LONG) as client:
+        assert b"200 OK" in client.head
+        assert f"content-length: {44 + LONG * SECOND}".encode() in client.head.lower()
+        wav = client.read(44 + 2000)
         assert int.from_bytes(wav[40:44], "little") == LONG * SECOND
         assert any(wav[44:])
-        assert server.in_slots() == 1
-    assert until(lambda: server.in_slots() == 0) < 5
-    until(lambda: "POST /stream model=demo duration=120" in server.log.read_text())
+        assert server.slots_in_use() == 1
+    assert wait_until(lambda: server.slots_in_use() == 0) < 5
+    wait_until(lambda: "POST /stream model=demo duration=120" in server.log.read_text())
     assert "status=499" in server.log.read_text()
 
 
-def test_samples_alone(server: Server) -> None:
+def test_pcm_format_has_no_header(server: Server) -> None:
     answer = requests.post(f"{server.url}/stream", json={"prompt": SECRET, "duration": 1, "format": "pcm"}, timeout=60)
     assert answer.headers["content-type"] == "audio/pcm;rate=32000;channels=1"
     assert len(answer.content) == int(answer.headers["content-length"]) == SECOND
 
 
-@pytest.mark.parametrize("how", ["loudness", "peak", "rms"])
-def test_a_level_that_needs_the_whole_clip_is_refused(server: Server, how: str) -> None:
-    answer = requests.post(f"{server.url}/stream", json={"prompt": SECRET, "normalize": how}, timeout=10)
-    found = error(answer, 400, "invalid")
-    assert found.field == "normalize"
-    assert "'clip' or 'none'" in found.message
-    assert "POST /generate" in found.hint
+@pytest.mark.parametrize("strategy", ["loudness", "peak", "rms"])
+def test_normalization_that_needs_the_whole_clip_is_refused(server: Server, strategy: str) -> None:
+    answer = requests.post(f"{server.url}/stream", json={"prompt": SECRET, "normalize": strategy}, timeout=10)
+    detail = error(answer, 400, "invalid")
+    assert detail.field == "normalize"
+    assert "'clip' or 'none'" in detail.message
+    assert "POST /generate" in detail.hint
 
 
-def test_an_error_before_the_first_sample_is_an_answer(server: Server) -> None:
-    def ask(**body: Any) -> requests.Response:
+def test_error_before_the_first_sample_is_an_error_response(server: Server) -> None:
+    def request(**body: Any) -> requests.Response:
         return requests.post(f"{server.url}/stream", json={"prompt": SECRET, **body}, timeout=60)
 
-    error(ask(model="nobody/nothing"), 400, "unknown_model")
-    assert error(ask(duration=9999), 400, "invalid").field == "duration"
-    assert error(ask(format="mp3"), 400, "invalid").field == "format"
-    error(ask(model="facebook/musicgen-small"), 503, "model_unavailable")  # taken, and cannot be loaded: no hub here
+    error(request(model="nobody/nothing"), 400, "unknown_model")
+    assert error(request(duration=9999), 400, "invalid").field == "duration"
+    assert error(request(format="mp3"), 400, "invalid").field == "format"
+    error(
+        request(model="facebook/musicgen-small"), 503, "model_unavailable"
+    )  # admitted, but it cannot be fetched without a hub
 
 
-def test_a_slow_reader_holds_up_nobody_and_gets_everything(server: Server) -> None:
-    """It takes a few bytes, then none until others are done, and its own clip is made, too."""
-    long = {"prompt": SECRET, "duration": 80, "seed": 3}  # more than the buffers of a connection take
-    made = server.figure("musicgen_audio_seconds_total{")
-    with Reader(server, **long) as slow:
+def test_slow_client_does_not_delay_others_and_gets_the_whole_clip(server: Server) -> None:
+    """It reads nothing while another request and its own are generated."""
+    long = {"prompt": SECRET, "duration": 80, "seed": 3}  # larger than the buffers of a connection
+    seconds_before = server.metric_sum("musicgen_audio_seconds_total{")
+    with StreamClient(server, **long) as slow:
         slow.read(1000)
-        neighbour = server.generate(duration=10, seed=3)
-        assert len(neighbour.content) == 44 + 10 * SECOND
-        until(lambda: server.figure("musicgen_audio_seconds_total{") >= made + 89, 120)
-        assert server.in_slots() == 0
-        assert "duration=80" not in server.log.read_text()  # the answer is not over
+        other = server.generate(duration=10, seed=3)
+        assert len(other.content) == 44 + 10 * SECOND
+        wait_until(lambda: server.metric_sum("musicgen_audio_seconds_total{") >= seconds_before + 89, 120)
+        assert server.slots_in_use() == 0
+        assert "duration=80" not in server.log.read_text()  # the response has not ended
         received = slow.read(44 + 80 * SECOND)
     assert received == server.generate(**long, normalize="clip").content
 
 
-@pytest.mark.parametrize("begun", [True, False])
-def test_a_reader_that_leaves_frees_its_slot(server: Server, begun: bool) -> None:
-    readers = [Reader(server, duration=LONG) for _ in range(4)]  # two run, two wait
-    until(lambda: server.in_slots() == 2)
-    if begun:
-        for reader in readers[:2]:
-            reader.read(1000)
-    for reader in readers:
-        reader.socket.close()
-    assert until(lambda: server.in_slots() + server.figure("musicgen_queue_depth{") == 0) < 10
+@pytest.mark.parametrize("started", [True, False])
+def test_disconnect_frees_the_slot(server: Server, started: bool) -> None:
+    clients = [StreamClient(server, duration=LONG) for _ in range(4)]  # two are running, two are waiting
+    wait_until(lambda: server.slots_in_use() == 2)
+    if started:
+        for client in clients[:2]:
+            client.read(1000)
+    for client in clients:
+        client.socket.close()
+    assert wait_until(lambda: server.slots_in_use() + server.metric_sum("musicgen_queue_depth{") == 0) < 10
 
 
-def test_several_at_once(server: Server) -> None:
+def test_concurrent_streams(server: Server) -> None:
     def stream(seed: int) -> bytes:
         body = {"prompt": "calm", "duration": 3, "seed": seed}
         return requests.post(f"{server.url}/stream", json=body, timeout=60).content
@@ -145,36 +147,36 @@ def submit(server: Server, **body: Any) -> str:
     return f"{server.url}{answer.headers['location']}"
 
 
-def test_a_job_is_heard_while_it_is_made_and_goes_on_without_its_listener(server: Server) -> None:
+def test_job_can_be_streamed_and_is_not_affected_by_a_disconnect(server: Server) -> None:
     job = submit(server, duration=30, seed=3)
-    with Reader(server, f"GET {job.removeprefix(server.url)}/stream") as reader:
-        assert b"x-seed: 3" in reader.head.lower()
-        reader.read(5000)
+    with StreamClient(server, f"GET {job.removeprefix(server.url)}/stream") as client:
+        assert b"x-seed: 3" in client.head.lower()
+        client.read(5000)
         assert requests.get(job, timeout=10).json()["state"] == "running"
-    heard = requests.get(f"{job}/stream", timeout=60).content
-    assert len(heard) == 44 + 30 * SECOND
-    until(lambda: requests.get(job, timeout=10).json()["state"] == "done")
+    streamed = requests.get(f"{job}/stream", timeout=60).content
+    assert len(streamed) == 44 + 30 * SECOND
+    wait_until(lambda: requests.get(job, timeout=10).json()["state"] == "done")
     error(requests.get(f"{job}/stream", timeout=10), 409, "not_ready")
     assert requests.get(f"{job}/audio", timeout=10).status_code == 200
     error(requests.get(f"{job}/stream", timeout=10), 404, "unknown_job")
     body = {"prompt": SECRET, "duration": 30, "seed": 3}
-    assert requests.post(f"{server.url}/stream", json=body, timeout=60).content == heard
+    assert requests.post(f"{server.url}/stream", json=body, timeout=60).content == streamed
 
 
-def test_a_cancelled_job_breaks_off_for_its_listener(server: Server) -> None:
+def test_stream_of_a_cancelled_job_is_truncated(server: Server) -> None:
     job = submit(server, duration=LONG)
-    with Reader(server, f"GET {job.removeprefix(server.url)}/stream") as reader:
+    with StreamClient(server, f"GET {job.removeprefix(server.url)}/stream") as client:
         requests.delete(job, timeout=10)
-        assert len(reader.read(LONG * SECOND)) < LONG * SECOND
+        assert len(client.read(LONG * SECOND)) < LONG * SECOND
     requests.delete(job, timeout=10)
 
 
-def test_a_runner_that_dies_breaks_the_stream_and_is_counted(server: Server) -> None:
-    """The last test: it kills the runner."""
-    before = server.figure('musicgen_errors_total{code="unavailable"}')
-    with Reader(server, duration=LONG) as reader:
-        reader.read(1000)
-        server.worker("MusicGenRunner").kill()
-        assert 1000 <= len(reader.read(LONG * SECOND)) < LONG * SECOND  # the connection is closed before the end
-    until(lambda: server.figure('musicgen_errors_total{code="unavailable"}') == before + 1)
+def test_killed_runner_truncates_the_stream_and_is_counted(server: Server) -> None:
+    """This test is the last one, because it kills the runner."""
+    before = server.metric_sum('musicgen_errors_total{code="unavailable"}')
+    with StreamClient(server, duration=LONG) as client:
+        client.read(1000)
+        server.worker_process("MusicGenRunner").kill()
+        assert 1000 <= len(client.read(LONG * SECOND)) < LONG * SECOND  # the connection is closed early
+    wait_until(lambda: server.metric_sum('musicgen_errors_total{code="unavailable"}') == before + 1)
     assert SECRET not in server.log.read_text()

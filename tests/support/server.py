@@ -1,4 +1,4 @@
-"""A real server: `bentoml serve` on a free port, with nothing shared."""
+"""A real server: `bentoml serve` on a free port, with a folder of its own."""
 
 from __future__ import annotations
 
@@ -20,7 +20,13 @@ STARTUP_SECONDS = 240
 
 
 class Server:
-    """Serves while the block lasts. `settings` are MUSICGEN_* variables without the prefix; `hub` leads to a hub."""
+    """A server that runs while the block runs.
+
+    Args:
+        folder: for its log and its files.
+        hub: environment variables of a fake hub; None is no hub.
+        settings: MUSICGEN_* variables without the prefix.
+    """
 
     def __init__(self, folder: Path, hub: dict[str, str] | None = None, **settings: Any) -> None:
         self.log = folder / "server.log"
@@ -65,42 +71,42 @@ class Server:
             except requests.RequestException:
                 pass
             time.sleep(0.1)
-        raise AssertionError(f"the server did not get ready:\n{self.log.read_text()}")
+        raise AssertionError(f"the server did not become ready:\n{self.log.read_text()}")
 
     def stop(self) -> None:
-        """Kill it and what it started: its workers are sessions of their own, no signal to a group reaches them."""
-        family = self.family()
+        """Kill the server and its child processes, which have sessions of their own and get no signal to the group."""
+        children = self.child_processes()
         self.process.kill()
-        for process in family:
+        for process in children:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
         self.process.wait()
 
-    def family(self) -> list[psutil.Process]:
-        """The processes it has started and that live."""
+    def child_processes(self) -> list[psutil.Process]:
+        """Return the running processes that the server has started."""
         try:
             return psutil.Process(self.process.pid).children(recursive=True)
         except psutil.NoSuchProcess:
             return []
 
-    def worker(self, service: str) -> psutil.Process:
-        """The process of one of the two services."""
-        [found] = [each for each in self.family() if service in each.cmdline()]
-        return found
+    def worker_process(self, service: str) -> psutil.Process:
+        """Return the process of MusicGenService or MusicGenRunner."""
+        [worker] = [process for process in self.child_processes() if service in process.cmdline()]
+        return worker
 
-    def figures(self) -> dict[str, float]:
-        """What /metrics says of the music, by name and labels."""
+    def metrics(self) -> dict[str, float]:
+        """Return the metrics of this package by name and labels."""
         text = requests.get(f"{self.url}/metrics", timeout=30).text
         lines = (line.rsplit(" ", 1) for line in text.splitlines() if line.startswith("musicgen_"))
         return {name: float(value) for name, value in lines}
 
-    def figure(self, name: str) -> float:
-        """The sum of those whose name and labels begin so."""
-        return sum(value for full, value in self.figures().items() if full.startswith(name))
+    def metric_sum(self, name: str) -> float:
+        """Return the sum of the metrics whose name and labels begin with `name`."""
+        return sum(value for key, value in self.metrics().items() if key.startswith(name))
 
-    def in_slots(self) -> float:
-        """How many clips are being made."""
-        return self.figure("musicgen_slots_in_use{")
+    def slots_in_use(self) -> float:
+        """Return the number of running requests."""
+        return self.metric_sum("musicgen_slots_in_use{")
 
     def generate(self, timeout: float = 120, **body: Any) -> requests.Response:
         return requests.post(f"{self.url}/generate", json={"prompt": "calm", **body}, timeout=timeout)

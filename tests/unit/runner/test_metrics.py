@@ -36,17 +36,17 @@ def test_metrics_after_known_traffic(tmp_path: Path) -> None:
         assert requests.get(f"{server.url}/nowhere", timeout=5).status_code == 404
         with pytest.raises(requests.Timeout):
             server.generate(duration=200, timeout=0.5)
-        wait_until(lambda: server.figures().get('musicgen_cancellations_total{model="demo"}') == 1, 5)
+        wait_until(lambda: server.metrics().get('musicgen_cancellations_total{model="demo"}') == 1, 5)
         body = {"prompt": "calm", "duration": 200}
         jobs = [requests.post(f"{server.url}/jobs", json=body, timeout=5).json()["id"] for _ in range(2)]
-        wait_until(lambda: server.figures()['musicgen_queue_depth{model="demo"}'] == 1, 10)
-        assert server.in_slots() == 1
+        wait_until(lambda: server.metrics()['musicgen_queue_depth{model="demo"}'] == 1, 10)
+        assert server.slots_in_use() == 1
         for job in reversed(jobs):
             assert requests.delete(f"{server.url}/jobs/{job}", timeout=5).ok
-        wait_until(lambda: server.figures()['musicgen_cancellations_total{model="demo"}'] == 3, 10)
+        wait_until(lambda: server.metrics()['musicgen_cancellations_total{model="demo"}'] == 3, 10)
         response = server.generate(model="me/mine", duration=0.4)
         assert response.status_code == 200, response.text
-        values = server.figures()
+        values = server.metrics()
     assert values['musicgen_model_loads_total{model="me/mine"}'] == 1
     assert values['musicgen_model_evictions_total{model="demo"}'] == 1
     assert values['musicgen_audio_seconds_total{model="demo"}'] == pytest.approx(1.2)
