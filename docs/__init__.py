@@ -1,1 +1,1 @@
-"""The documents; those that are generated, and what generates them."""
+"""The documents, and the program that generates api.md and cli.md."""

@@ -1,16 +1,16 @@
-"""Write the generated documents anew: `make docs`. With `--check` write none, and fail where that would change one."""
+"""Write the generated documents: `make docs`. With `--check` write none, and fail if one differs from the code."""
 
 import os
 import sys
 
 for setting in [name for name in os.environ if name.startswith("MUSICGEN_")]:
-    del os.environ[setting]  # the documents are of the defaults
+    del os.environ[setting]  # the documents show the defaults
 
-from docs.pages import HERE, PAGES  # noqa: E402
+from docs.pages import DOCS_FOLDER, PAGES  # noqa: E402
 
-drifted = [name for name, page in PAGES.items() if (HERE / name).read_text(encoding="utf-8") != page()]
+outdated = [name for name, page in PAGES.items() if (DOCS_FOLDER / name).read_text(encoding="utf-8") != page()]
 if "--check" not in sys.argv:
-    for name in drifted:
-        (HERE / name).write_text(PAGES[name](), encoding="utf-8")
-elif drifted:
-    sys.exit(f"docs/{' and docs/'.join(drifted)} do not match the code: `make docs` writes them anew.")
+    for name in outdated:
+        (DOCS_FOLDER / name).write_text(PAGES[name](), encoding="utf-8")
+elif outdated:
+    sys.exit(f"docs/{' and docs/'.join(outdated)} do not match the code: run `make docs`.")
