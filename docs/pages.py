@@ -23,9 +23,9 @@ Json = Mapping[str, Any]
 # ---- api.md
 
 API = """
-The endpoints, fields and responses of a server. A running server serves the same as an OpenAPI document at
-`GET /docs.json`, with its own maximum duration. [http.md](http.md) shows how to use the API, and lists
-[the error codes](http.md#errors). [sdk.md](sdk.md) describes the Python client.
+The endpoints, fields and responses of a server. `GET /docs.json` of a running server gives the same as an OpenAPI
+document, with its own maximum duration. [http.md](http.md) shows how to use the API and lists [the
+errors](http.md#errors). [sdk.md](sdk.md) describes the Python client.
 """
 OWN_PATHS = (
     "/generate",
