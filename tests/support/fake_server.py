@@ -1,6 +1,6 @@
-"""A server that follows a script, for what the real one cannot be made to do: refuse, fall silent, drop, talk nonsense.
+"""A fake HTTP server with scripted replies, for failures that the real server cannot be made to show.
 
-Where the script says nothing it keeps the jobs' contract: a job is queued, runs, is done, is fetched.
+Without a scripted reply it behaves as the job API does: a job is queued, running and done, and its audio is available.
 """
 
 from __future__ import annotations
@@ -19,36 +19,49 @@ from urllib.parse import parse_qs, urlsplit
 import numpy as np
 import soundfile
 
+from musicgen_bento.client import MusicGenClient
 
-def wav(seconds: float = 0.5) -> bytes:
+
+def _silent_wav(seconds: float) -> bytes:
     file = io.BytesIO()
     soundfile.write(file, np.zeros(int(seconds * 32_000), np.float32), 32_000, format="WAV", subtype="PCM_16")
     return file.getvalue()
 
 
-WAV = wav()
+WAV = _silent_wav(seconds=0.5)
+CLIP_CALLS = ["post", "get", "get", "audio", "delete"]  # the calls for a clip without failures
 
 
 @dataclass(frozen=True)
 class Reply:
-    """One answer of the script. `after` waits for an event or that many seconds; `cut` breaks off after those bytes."""
+    """A scripted response.
+
+    Attributes:
+        status: the HTTP status.
+        body: bytes, or an object that is sent as JSON.
+        headers: HTTP headers.
+        delay: an event to wait for before the response, or a number of seconds.
+        cut_at: close the connection after this number of bytes of the body; -1 sends no response at all.
+    """
 
     status: int = 200
     body: bytes | dict[str, Any] = b""
     headers: dict[str, str] = field(default_factory=dict)
-    after: threading.Event | float = 0.0
-    cut: int | None = None
+    delay: threading.Event | float = 0.0
+    cut_at: int | None = None
 
 
-DROP = Reply(cut=-1)  # the connection closes without a byte
+DROP = Reply(cut_at=-1)
 
 
-def error(status: int, code: str, *, field: str | None = None, retry_after: str | None = None) -> Reply:
+def error_reply(status: int, code: str, *, field: str | None = None, retry_after: str | None = None) -> Reply:
+    """Return an error response of the service."""
     body = {"error": {"code": code, "message": f"It is {code}.", "hint": "Do better.", "field": field}}
     return Reply(status, body, {"Retry-After": retry_after} if retry_after else {})
 
 
-def job(state: str = "running", version: int = 1, **rest: Any) -> dict[str, Any]:
+def job_body(state: str = "running", version: int = 1, **fields: Any) -> dict[str, Any]:
+    """Return the JSON of a job."""
     return {
         "id": "j/1",
         "state": state,
@@ -60,12 +73,20 @@ def job(state: str = "running", version: int = 1, **rest: Any) -> dict[str, Any]
         "audio_seconds": 0.0,
         "error": None,
         "expires_in": None,
-        **rest,
+        **fields,
     }
+
+
+def failed_job_reply(code: str, **fields: Any) -> Reply:
+    """Return the response to a poll of a job that failed with an error of this code."""
+    error = {"code": code, "message": "It failed.", "hint": "Do better.", "field": None, **fields}
+    return Reply(200, job_body("failed", 2, error=error))
 
 
 @dataclass(frozen=True)
 class Request:
+    """A request that the server received."""
+
     method: str
     path: str
     query: dict[str, str]
@@ -73,20 +94,28 @@ class Request:
     headers: dict[str, str]
 
 
-class StandIn:
-    """Answers while the block lasts. `script` holds a list of replies for "METHOD /path"; a job's id is written ID."""
+class FakeServer:
+    """The server, running inside a `with` block.
+
+    Args:
+        script: the first replies to each kind of call: `post`, `get`, `audio`, `stream`, `delete` or `models`.
+
+    Attributes:
+        url: the server's URL.
+        requests: all requests in order.
+    """
 
     def __init__(self, **script: list[Reply]) -> None:
         self.requests: list[Request] = []
         self._script = defaultdict(deque, {name: deque(replies) for name, replies in script.items()})
-        self._jobs: dict[str, Any] = {}
-        stand_in = self
+        self._job: dict[str, Any] = {}
+        server = self
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
 
             def do(self) -> None:
-                stand_in._serve(self)
+                server._serve(self)
 
             do_GET = do_POST = do_DELETE = do
 
@@ -94,10 +123,10 @@ class StandIn:
 
         self._http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self._http.daemon_threads = True
-        self._http.handle_error = lambda *_: None  # type: ignore[method-assign]  # clients leave; that is the point
+        self._http.handle_error = lambda *_: None  # type: ignore[method-assign]  # tests make clients disconnect
         self.url = f"http://127.0.0.1:{self._http.server_port}"
 
-    def __enter__(self) -> StandIn:
+    def __enter__(self) -> FakeServer:
         threading.Thread(target=self._http.serve_forever, args=(0.02,), daemon=True).start()
         return self
 
@@ -106,49 +135,53 @@ class StandIn:
         self._http.server_close()
 
     def calls(self) -> list[str]:
-        """What was asked, in order: `post`, `get`, `audio`, `stream`, `delete`, `models`."""
-        return [_name(request.method, request.path) for request in self.requests]
+        """Return the kinds of all calls in order: `post`, `get`, `audio`, `stream`, `delete` or `models`."""
+        return [_call_kind(request.method, request.path) for request in self.requests]
 
-    def posted(self) -> list[Any]:
-        """The bodies of the jobs."""
+    def posted_jobs(self) -> list[Any]:
+        """Return the bodies of the submitted jobs."""
         return [request.body for request in self.requests if request.path == "/jobs"]
 
     def _serve(self, handler: Any) -> None:
         parts = urlsplit(handler.path)
-        sent = handler.rfile.read(int(handler.headers.get("Content-Length", 0)))
+        content = handler.rfile.read(int(handler.headers.get("Content-Length", 0)))
         query = {name: values[0] for name, values in parse_qs(parts.query).items()}
-        body = json.loads(sent) if sent else None
+        body = json.loads(content) if content else None
         request = Request(handler.command, parts.path, query, body, dict(handler.headers))
         self.requests.append(request)
-        script = self._script[_name(request.method, request.path)]
-        self._answer(handler, script.popleft() if script else self._contract(request))
+        script = self._script[_call_kind(request.method, request.path)]
+        self._send(handler, script.popleft() if script else self._default_reply(request))
 
-    def _contract(self, request: Request) -> Reply:
-        match _name(request.method, request.path):
+    def _default_reply(self, request: Request) -> Reply:
+        match _call_kind(request.method, request.path):
             case "post":
-                self._jobs = job("queued", position=1, seed=request.body["seed"])
-                return Reply(202, self._jobs, {"Location": "/jobs/j%2F1"})
+                self._job = job_body("queued", position=1, seed=request.body["seed"])
+                return Reply(202, self._job, {"Location": "/jobs/j%2F1"})
             case "get":
-                state = {"queued": "running", "running": "done"}[self._jobs["state"]]
-                made = {"running": 0.2, "done": 0.5}[state]
-                more = {"state": state, "audio_seconds": made, "position": None}
-                self._jobs = {**self._jobs, **more, "version": self._jobs["version"] + 1}
-                return Reply(200, self._jobs)
+                state = {"queued": "running", "running": "done"}[self._job["state"]]
+                self._job = {
+                    **self._job,
+                    "state": state,
+                    "audio_seconds": {"running": 0.2, "done": 0.5}[state],
+                    "position": None,
+                    "version": self._job["version"] + 1,
+                }
+                return Reply(200, self._job)
             case "audio" | "stream":
-                return Reply(200, WAV, audio_headers(self._jobs["seed"]))
+                return Reply(200, WAV, audio_headers(self._job["seed"]))
             case "delete":
                 return Reply(204)
             case _:
-                return error(404, "not_found")
+                return error_reply(404, "not_found")
 
     @staticmethod
-    def _answer(handler: Any, reply: Reply) -> None:
-        if isinstance(reply.after, threading.Event):
-            reply.after.wait(10)
+    def _send(handler: Any, reply: Reply) -> None:
+        if isinstance(reply.delay, threading.Event):
+            reply.delay.wait(10)
         else:
-            threading.Event().wait(reply.after)
+            threading.Event().wait(reply.delay)
         body = reply.body if isinstance(reply.body, bytes) else json.dumps(reply.body).encode()
-        if reply.cut == -1:
+        if reply.cut_at == -1:
             handler.close_connection = True
             return
         handler.send_response(reply.status)
@@ -157,11 +190,12 @@ class StandIn:
         if reply.status != 204:
             handler.send_header("Content-Length", str(len(body)))
         handler.end_headers()
-        handler.wfile.write(body[: reply.cut])
-        handler.close_connection = reply.cut is not None
+        handler.wfile.write(body[: reply.cut_at])
+        handler.close_connection = reply.cut_at is not None
 
 
 def audio_headers(seed: int = 1) -> dict[str, str]:
+    """Return the headers of a response that carries WAV."""
     return {
         "Content-Type": "audio/wav",
         "X-Seed": str(seed),
@@ -172,7 +206,8 @@ def audio_headers(seed: int = 1) -> dict[str, str]:
     }
 
 
-def _name(method: str, path: str) -> str:
+def _call_kind(method: str, path: str) -> str:
+    """Return the key of a call in the script."""
     if path == "/models":
         return "models"
     if re.fullmatch("/jobs/j%2F1/audio", path):
@@ -180,3 +215,8 @@ def _name(method: str, path: str) -> str:
     if re.fullmatch("/jobs/j%2F1/stream", path):
         return "stream"
     return method.lower()
+
+
+def make_client(server: FakeServer, **options: Any) -> MusicGenClient:
+    """Return a client of the fake server."""
+    return MusicGenClient(server.url, **options)
