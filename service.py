@@ -1,4 +1,4 @@
-"""What `bentoml serve` and `bentoml build` find; the service itself is musicgen_bento/server/service.py."""
+"""The services for `bentoml serve` and `bentoml build`, which are defined in musicgen_bento/server/service.py."""
 
 from musicgen_bento.server.service import MusicGenRunner, MusicGenService
 

@@ -28,15 +28,15 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 def submit(server: Server, **body: Any) -> str:
-    answer = requests.post(f"{server.url}/jobs", json={"prompt": SECRET, **body}, timeout=20)
-    assert answer.status_code == 202, answer.text
-    return Job.model_validate(answer.json()).id
+    response = requests.post(f"{server.url}/jobs", json={"prompt": SECRET, **body}, timeout=20)
+    assert response.status_code == 202, response.text
+    return Job.model_validate(response.json()).id
 
 
 def poll(server: Server, job: str, **query: Any) -> Job:
-    answer = requests.get(f"{server.url}/jobs/{job}", params=query, timeout=60)
-    assert answer.status_code == 200, answer.text
-    return Job.model_validate(answer.json())
+    response = requests.get(f"{server.url}/jobs/{job}", params=query, timeout=60)
+    assert response.status_code == 200, response.text
+    return Job.model_validate(response.json())
 
 
 def poll_until(server: Server, job: str, *states: str) -> list[Job]:
@@ -65,11 +65,11 @@ def test_job_audio_equals_generate_and_progress_only_grows(server: Server) -> No
     assert audio_seconds == sorted(audio_seconds)
     assert audio_seconds[-1] == 20
     assert len({view.audio_seconds for view in views if view.state == "running"}) > 2
-    answer = requests.get(f"{server.url}/jobs/{job}/audio", timeout=20)
+    response = requests.get(f"{server.url}/jobs/{job}/audio", timeout=20)
     whole = server.generate(prompt=SECRET, duration=20, seed=3)
-    assert answer.content == whole.content
+    assert response.content == whole.content
     names = ("content-type", "x-seed", "x-model", "x-audio-sample-rate", "x-audio-channels", "x-audio-duration")
-    assert [answer.headers[name] for name in names] == [whole.headers[name] for name in names]
+    assert [response.headers[name] for name in names] == [whole.headers[name] for name in names]
     error(requests.get(f"{server.url}/jobs/{job}/audio", timeout=10), 404, "unknown_job")
 
 
@@ -108,12 +108,12 @@ def test_requests_that_generate_refuses_are_refused(server: Server) -> None:
 
 def test_full_queue_and_full_storage_are_429(server: Server) -> None:
     jobs = [submit(server, duration=60) for _ in range(4)]
-    answer = requests.post(f"{server.url}/jobs", json={"prompt": SECRET, "duration": 1}, timeout=10)
-    error(answer, 429, "queue_full")
+    response = requests.post(f"{server.url}/jobs", json={"prompt": SECRET, "duration": 1}, timeout=10)
+    error(response, 429, "queue_full")
     delete(server, *jobs[2:])
-    answer = requests.post(f"{server.url}/jobs", json={"prompt": SECRET, "duration": 300}, timeout=10)
-    error(answer, 429, "job_storage_full")
-    assert int(answer.headers["retry-after"]) >= 1
+    response = requests.post(f"{server.url}/jobs", json={"prompt": SECRET, "duration": 300}, timeout=10)
+    error(response, 429, "job_storage_full")
+    assert int(response.headers["retry-after"]) >= 1
     delete(server, *jobs[:2], *jobs)
 
 
@@ -126,8 +126,8 @@ def test_interrupted_download_can_be_repeated(server: Server) -> None:
         client.sendall(f"GET /jobs/{job}/audio HTTP/1.1\r\nHost: x\r\n\r\n".encode())
         assert client.recv(1000).startswith(b"HTTP/1.1 200 OK")
         time.sleep(0.5)
-    answer = requests.get(f"{server.url}/jobs/{job}/audio", timeout=20)
-    assert len(answer.content) == 44 + 2 * 32_000 * 80
+    response = requests.get(f"{server.url}/jobs/{job}/audio", timeout=20)
+    assert len(response.content) == 44 + 2 * 32_000 * 80
     error(requests.get(f"{server.url}/jobs/{job}", timeout=10), 404, "unknown_job")
 
 

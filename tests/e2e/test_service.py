@@ -67,15 +67,15 @@ def disconnect_clients(server: Server, count: int, after: float) -> None:
 
 
 def test_clip_is_a_wav_of_the_requested_duration(server: Server) -> None:
-    answer = server.generate(prompt=SECRET, duration=1.5, seed=3)
-    assert answer.status_code == 200, answer.text
-    assert answer.headers["content-type"] == "audio/wav"
+    response = server.generate(prompt=SECRET, duration=1.5, seed=3)
+    assert response.status_code == 200, response.text
+    assert response.headers["content-type"] == "audio/wav"
     names = ("x-seed", "x-model", "x-audio-sample-rate", "x-audio-channels", "x-audio-duration")
-    assert [answer.headers[name] for name in names] == ["3", "demo", "32000", "1", "1.500"]
-    assert len(answer.headers["x-request-id"]) == 8
-    audio, rate = soundfile.read(io.BytesIO(answer.content))
-    assert (rate, len(audio), soundfile.info(io.BytesIO(answer.content)).subtype) == (32_000, 48_000, "PCM_16")
-    assert server.generate(prompt=SECRET, duration=1.5, seed=3).content == answer.content
+    assert [response.headers[name] for name in names] == ["3", "demo", "32000", "1", "1.500"]
+    assert len(response.headers["x-request-id"]) == 8
+    audio, rate = soundfile.read(io.BytesIO(response.content))
+    assert (rate, len(audio), soundfile.info(io.BytesIO(response.content)).subtype) == (32_000, 48_000, "PCM_16")
+    assert server.generate(prompt=SECRET, duration=1.5, seed=3).content == response.content
 
 
 def test_random_seed_is_returned(server: Server) -> None:
@@ -104,9 +104,9 @@ def test_api_document_describes_all_fields_and_responses(server: Server) -> None
     assert all(field.get("description") for field in fields.values())
     assert (fields["duration"]["minimum"], fields["duration"]["maximum"]) == (0.1, LONGEST)
     assert fields["prompt"]["examples"]
-    answer = document["paths"]["/generate"]["post"]["responses"]["200"]
-    assert "audio/wav" in answer["content"]
-    assert "X-Seed" in answer["headers"]
+    response = document["paths"]["/generate"]["post"]["responses"]["200"]
+    assert "audio/wav" in response["content"]
+    assert "X-Seed" in response["headers"]
     error_response = document["paths"]["/generate"]["post"]["responses"]["429"]
     assert error_response["content"]["application/json"]["schema"] == {"$ref": "#/components/schemas/ErrorBody"}
     text = json.dumps(document)
@@ -127,9 +127,9 @@ def test_api_document_describes_all_fields_and_responses(server: Server) -> None
     ids=lambda value: str(value)[:60],
 )
 def test_invalid_request_is_400_with_its_field(server: Server, body: dict[str, Any], code: str, field: str) -> None:
-    answer = requests.post(f"{server.url}/generate", json=body, timeout=20)
-    assert error(answer, 400, code)["field"] == field
-    assert SECRET not in answer.text
+    response = requests.post(f"{server.url}/generate", json=body, timeout=20)
+    assert error(response, 400, code)["field"] == field
+    assert SECRET not in response.text
 
 
 def test_errors_of_bentoml_and_starlette_have_the_same_form(server: Server) -> None:
@@ -145,14 +145,14 @@ def test_errors_of_bentoml_and_starlette_have_the_same_form(server: Server) -> N
 
 def test_full_queue_is_429_with_retry_after(server: Server) -> None:
     with ThreadPoolExecutor(16) as clients:
-        answers = [each.result() for each in [clients.submit(server.generate, duration=1) for _ in range(16)]]
-    statuses = [answer.status_code for answer in answers]
+        responses = [each.result() for each in [clients.submit(server.generate, duration=1) for _ in range(16)]]
+    statuses = [response.status_code for response in responses]
     assert set(statuses) == {200, 429}
     assert statuses.count(200) >= SLOTS + QUEUE
-    for answer in answers:
-        if answer.status_code == 429:
-            error(answer, 429, "queue_full")
-            assert int(answer.headers["retry-after"]) >= 1
+    for response in responses:
+        if response.status_code == 429:
+            error(response, 429, "queue_full")
+            assert int(response.headers["retry-after"]) >= 1
 
 
 @pytest.mark.parametrize("after", [0.0, 0.5])
@@ -197,8 +197,8 @@ def test_http_process_does_not_import_torch(server: Server) -> None:
 
 
 def test_log_has_one_line_per_request_without_its_prompt(server: Server) -> None:
-    answer = server.generate(prompt=SECRET, duration=0.5)
-    request_id = answer.headers["x-request-id"]
+    response = server.generate(prompt=SECRET, duration=0.5)
+    request_id = response.headers["x-request-id"]
     wait_until(lambda: f"id={request_id} " in server.log.read_text(), 2)
     lines = [line for line in server.log.read_text().splitlines() if f"id={request_id} " in line]
     assert len(lines) == 1
@@ -237,9 +237,9 @@ def test_killed_runner_is_503_and_is_restarted(server: Server) -> None:
         interrupted = clients.submit(server.generate, duration=LONGEST)
         time.sleep(1)
         server.worker_process("MusicGenRunner").kill()
-        answer = interrupted.result(timeout=10)
-    error(answer, 503, "unavailable")
-    assert int(answer.headers["retry-after"]) >= 1
+        response = interrupted.result(timeout=10)
+    error(response, 503, "unavailable")
+    assert int(response.headers["retry-after"]) >= 1
     started_at = time.monotonic()
     probe = requests.get(f"{server.url}/readyz", timeout=10)
     error(probe, 503, "unavailable")
@@ -250,8 +250,10 @@ def test_killed_runner_is_503_and_is_restarted(server: Server) -> None:
 
 def test_sigterm_finishes_running_requests_and_ends_all_processes(server: Server) -> None:
     """This test is the last one, because it ends the server."""
-    answers: list[requests.Response] = []
-    clients = [threading.Thread(target=lambda: answers.append(server.generate(duration=15))) for _ in range(SLOTS + 1)]
+    responses: list[requests.Response] = []
+    clients = [
+        threading.Thread(target=lambda: responses.append(server.generate(duration=15))) for _ in range(SLOTS + 1)
+    ]
     for client in clients:
         client.start()
     time.sleep(1)
@@ -262,8 +264,8 @@ def test_sigterm_finishes_running_requests_and_ends_all_processes(server: Server
     error(requests.get(f"{server.url}/readyz", timeout=5), 503, "shutting_down")
     for client in clients:
         client.join(timeout=100)
-    assert [answer.status_code for answer in answers] == [200] * (SLOTS + 1)
-    assert {len(answer.content) for answer in answers} == {44 + 2 * 32_000 * 15}
+    assert [response.status_code for response in responses] == [200] * (SLOTS + 1)
+    assert {len(response.content) for response in responses} == {44 + 2 * 32_000 * 15}
     server.process.wait(timeout=15)
     wait_until(lambda: not any(process.is_running() for process in children), 5)
 

@@ -78,15 +78,17 @@ def test_first_samples_arrive_long_before_the_last(server: Server) -> None:
 
 
 def test_pcm_format_has_no_header(server: Server) -> None:
-    answer = requests.post(f"{server.url}/stream", json={"prompt": SECRET, "duration": 1, "format": "pcm"}, timeout=60)
-    assert answer.headers["content-type"] == "audio/pcm;rate=32000;channels=1"
-    assert len(answer.content) == int(answer.headers["content-length"]) == SECOND
+    response = requests.post(
+        f"{server.url}/stream", json={"prompt": SECRET, "duration": 1, "format": "pcm"}, timeout=60
+    )
+    assert response.headers["content-type"] == "audio/pcm;rate=32000;channels=1"
+    assert len(response.content) == int(response.headers["content-length"]) == SECOND
 
 
 @pytest.mark.parametrize("strategy", ["loudness", "peak", "rms"])
 def test_normalization_that_needs_the_whole_clip_is_refused(server: Server, strategy: str) -> None:
-    answer = requests.post(f"{server.url}/stream", json={"prompt": SECRET, "normalize": strategy}, timeout=10)
-    detail = error(answer, 400, "invalid")
+    response = requests.post(f"{server.url}/stream", json={"prompt": SECRET, "normalize": strategy}, timeout=10)
+    detail = error(response, 400, "invalid")
     assert detail.field == "normalize"
     assert "'clip' or 'none'" in detail.message
     assert "POST /generate" in detail.hint
@@ -143,8 +145,8 @@ def test_concurrent_streams(server: Server) -> None:
 
 
 def submit(server: Server, **body: Any) -> str:
-    answer = requests.post(f"{server.url}/jobs", json={"prompt": SECRET, **body}, timeout=20)
-    return f"{server.url}{answer.headers['location']}"
+    response = requests.post(f"{server.url}/jobs", json={"prompt": SECRET, **body}, timeout=20)
+    return f"{server.url}{response.headers['location']}"
 
 
 def test_job_can_be_streamed_and_is_not_affected_by_a_disconnect(server: Server) -> None:

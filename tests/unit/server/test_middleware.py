@@ -32,7 +32,9 @@ async def generate(request: Request) -> Response:
     body = GenerationRequest.model_validate_json(await request.body())
     match body.model:
         case "full":
-            return ErrorResponse(QueueFull("The queue is full.", retry_after=2.1))
+            response = ErrorResponse(QueueFull("The queue is full.", retry_after=2.1))
+            response.headers["Server"] = "BentoML Service"  # BentoML adds this to the response of a handler
+            return response
         case "bento-400":
             return JSONResponse([{"error": SECRET}], status_code=400)
         case "bento-422":
@@ -260,6 +262,12 @@ def test_all_errors_have_the_same_form(
     if status == 500:
         assert response.headers["x-request-id"] in body["message"]
     assert SECRET not in caplog.text
+
+
+def test_headers_that_bentoml_adds_to_an_error_response_are_not_sent(client: TestClient) -> None:
+    response = client.post("/generate", json={"prompt": SECRET, "model": "full"})
+    error(response, 429, "queue_full")
+    assert set(response.headers) == {"content-length", "content-type", "retry-after", "x-request-id"}
 
 
 def test_unexpected_exception_is_logged_by_its_location(client: TestClient, caplog: pytest.LogCaptureFixture) -> None:
