@@ -1,4 +1,4 @@
-"""Every field of every manifest: Kubernetes' own schemas, and this project's for custom resources."""
+"""Validates every field of a manifest against Kubernetes' schemas, or this project's schemas of custom resources."""
 
 from __future__ import annotations
 
@@ -13,34 +13,34 @@ from referencing import Registry, Resource
 
 from deploy.manifests import ROOT, Manifest
 
-VERSIONS = ("1.28", "1.37")  # of Kubernetes: the oldest that these manifests are meant for, and a new one
+KUBERNETES_VERSIONS = ("1.28", "1.37")  # the oldest supported version, and a recent one
 
 
 @cache
-def _custom() -> dict[str, Draft202012Validator]:
-    """Kind, in small letters → what validates it."""
+def _custom_validators() -> dict[str, Draft202012Validator]:
+    """Return the validators of custom resources by kind, in lower case."""
     schemas = {file.stem: json.loads(file.read_text()) for file in (ROOT / "schemas").glob("*.json")}
     common = Registry().with_resource("common.json", Resource.from_contents(schemas.pop("common")))
     return {kind: Draft202012Validator(schema, registry=common) for kind, schema in schemas.items()}
 
 
-def problems(document: Manifest) -> tuple[str, ...]:
-    """What is wrong with one manifest: an unknown field, a wrong type, something missing, an unknown kind."""
-    return _problems(json.dumps(document))
+def find_problems(document: Manifest) -> tuple[str, ...]:
+    """Return the problems of one manifest: unknown fields, wrong types, missing fields, or an unknown kind."""
+    return _cached_problems(json.dumps(document))
 
 
 @cache  # the overlays have most of their manifests in common
-def _problems(text: str) -> tuple[str, ...]:
-    return tuple(_found(json.loads(text)))
+def _cached_problems(text: str) -> tuple[str, ...]:
+    return tuple(_validate(json.loads(text)))
 
 
-def _found(document: Manifest) -> Iterator[str]:
+def _validate(document: Manifest) -> Iterator[str]:
     kind = str(document.get("kind", "")).lower()
-    if validator := _custom().get(kind):
+    if validator := _custom_validators().get(kind):
         for error in validator.iter_errors(document):
             yield f"{error.json_path}: {error.message}"
         return
-    for version in VERSIONS:
+    for version in KUBERNETES_VERSIONS:
         try:
             kubernetes_validate.validate(document, version, strict=True)
         except kubernetes_validate.ValidationError as error:
