@@ -1,7 +1,7 @@
-"""Leaves in the image's environment what the service needs: run by Dockerfile.override after the lock is installed.
+"""Remove what the server does not need from the image's environment. Dockerfile.override runs it after the install.
 
-What the service needs is what pyproject.toml says (the extra `serve`) and what that requires in turn; the rest of the
-lock is for tests and checks. Of the packages that stay, files go that only serve to build or test something.
+The server needs the packages of pyproject.toml (the extra `serve`) and their requirements. The other packages of
+requirements.lock are for tests and checks. Of the remaining packages it removes files for building and testing.
 """
 
 from __future__ import annotations
@@ -17,55 +17,56 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
-# Triton compiles at run time, with a C compiler that the image does not have; torch does without it.
-USELESS = {"triton"}
-# Headers, static libraries, tests; tools to compile and to profile; what no library of torch is linked to.
-FILES = (
+# Triton compiles at run time with a C compiler, which the image does not have. torch runs without it.
+UNUSED_PACKAGES = {"triton"}
+# Headers, static libraries and tests; tools to compile and profile; libraries that torch is not linked to.
+UNUSED_FILES = (
     *("**/*.a", "**/*.lib", "**/tests/", "torch/include/", "torch/share/", "nvidia/**/include/", "nvidia/**/*.bc"),
     *("torch/bin/protoc*", "torch/bin/ptxas", "nvidia/**/libnvperf_*", "nvidia/**/libcusolverMg.*"),
     *("nvidia/**/libnvrtc.alt.*", "nvidia/**/libnvrtc-builtins.alt.*"),
 )
 
 
-def normal(name: str) -> str:
+def canonical(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
-def required(found: Distribution, extras: frozenset[str]) -> Iterator[Requirement]:
-    for line in found.requires or ():
+def requirements_of(package: Distribution, extras: frozenset[str]) -> Iterator[Requirement]:
+    """Yield the requirements of a package on this machine, with some of its extras."""
+    for line in package.requires or ():
         requirement = Requirement(line)
         marker = requirement.marker
         if marker is None or any(marker.evaluate({"extra": extra}) for extra in (extras or {""})):
             yield requirement
 
 
-def needed(roots: list[str]) -> set[str]:
-    """The installed packages that these requirements reach."""
+def required_packages(roots: list[str]) -> set[str]:
+    """Return the installed packages that these requirements need, directly or through others."""
     todo = [Requirement(root) for root in roots]
     seen: set[tuple[str, frozenset[str]]] = set()
     while todo:
         requirement = todo.pop()
-        here = (normal(requirement.name), frozenset(requirement.extras))
-        if here in seen or here[0] in USELESS:
+        name, extras = canonical(requirement.name), frozenset(requirement.extras)
+        if (name, extras) in seen or name in UNUSED_PACKAGES:
             continue
         try:
-            found = distribution(requirement.name)
-        except PackageNotFoundError:  # left out of the lock on purpose: see excludes.txt
+            package = distribution(requirement.name)
+        except PackageNotFoundError:  # excluded from the lock on purpose: see excludes.txt
             continue
-        seen.add(here)
-        todo += required(found, here[1])
+        seen.add((name, extras))
+        todo += requirements_of(package, extras)
     return {name for name, _ in seen}
 
 
 def main() -> None:
     project = tomllib.loads(Path("pyproject.toml").read_text())["project"]
-    # AudioCraft's own requirements are those of 2023; the extra brings what it imports.
-    keep = needed([*project["dependencies"], *project["optional-dependencies"]["serve"]]) | {"audiocraft"}
-    gone = sorted({normal(each.name) for each in distributions()} - keep)
-    print("left out:", *gone)
-    subprocess.run(["uv", "pip", "uninstall", "--quiet", *gone], check=True)
+    # AudioCraft's own requirements are from 2023; the extra has the packages that it imports.
+    keep = required_packages([*project["dependencies"], *project["optional-dependencies"]["serve"]]) | {"audiocraft"}
+    unused = sorted({canonical(each.name) for each in distributions()} - keep)
+    print("removed:", *unused)
+    subprocess.run(["uv", "pip", "uninstall", "--quiet", *unused], check=True)
     site = Path(sysconfig.get_path("purelib"))
-    for pattern in FILES:
+    for pattern in UNUSED_FILES:
         for path in list(site.glob(pattern.rstrip("/"))):
             if path.is_dir() and pattern.endswith("/"):
                 shutil.rmtree(path)
