@@ -1,13 +1,12 @@
-"""When clips' tokens become sound: in blocks, small at first, and those of several clips together where they may.
+"""Schedules the decoding of tokens to audio: blocks of frames, small at first, batched across requests if allowed.
 
-Together is faster: a block has few rows for a product, and on a GPU it is hundreds of small kernels. But a float's last
-bits may depend on the size of its batch, where torch decodes. So where a seed promises the same bytes in any company,
-and the codec does not keep that by itself, a clip is decoded alone, in blocks that are always the same.
+Batched decoding is faster: a block alone has few rows for a matrix product, and on a GPU it is hundreds of small
+kernels. But with torch the last bits of a float may depend on the batch size. If output must be batch-invariant and the
+codec is not, each request is decoded alone, in blocks of fixed sizes.
 """
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, TypeAlias
@@ -19,29 +18,27 @@ from torch import Tensor
 from musicgen_bento.codec.decoder import CodecDecoder, CodecStream
 from musicgen_bento.engine.token_sequence import TokenSequence
 from musicgen_bento.engine.types import AudioChunk
-from musicgen_bento.log import exception_location
+from musicgen_bento.log import exception_location, logger
 
-# Frames to decode at a time: little first, so that sound comes soon, then blocks large enough to be cheap.
+# Sizes of the first blocks of a request in frames: small ones, so that the first audio arrives soon.
 FIRST_CHUNK_FRAMES = (5, 3, 4, 6, 9, 13, 18)
-CHUNK_FRAMES = 24  # twice as many rows as the kernel's convolutions take at once, with AVX-512
-MAX_BATCH_CHANNELS = (
-    16  # channels of sound at most: at the codec's end a block of each is 15,360 samples of 64 channels
-)
-
-_log = logging.getLogger("bentoml.musicgen")
+# Size of the later blocks: twice the rows that the kernel's convolutions process at once with AVX-512.
+CHUNK_FRAMES = 24
+# Most audio channels in a batch. In the codec's last layers a block of one channel has 15,360 samples of 64 features.
+MAX_BATCH_CHANNELS = 16
 
 
 class AudioDecodeState:
-    """A clip's way from tokens to chunks.
+    """The audio decoder's state of one request.
 
     Attributes:
-        clip: its tokens.
-        stream: its way through the codec.
-        over: nothing more can be heard of it.
+        token_sequence: the request's tokens.
+        stream: the codec's state of the request.
+        finished: whether no further chunk follows.
     """
 
-    def __init__(self, clip: TokenSequence, stream: CodecStream, device: torch.device) -> None:
-        self.tokens, self.stream = clip, stream
+    def __init__(self, token_sequence: TokenSequence, stream: CodecStream, device: torch.device) -> None:
+        self.token_sequence, self.stream = token_sequence, stream
         self.finished = False
         self._device = device
         self._blocks = 0
@@ -49,122 +46,129 @@ class AudioDecodeState:
         self._samples = 0
 
     def next_frames(self, tick: int | None) -> Tensor | None:
-        """The tokens of the next block [K, t], if its frames are complete; what is left, once the clip is done.
+        """Return the tokens [K, t] of the next block; None if they are not complete yet.
+
+        Once all tokens of the clip are known, a block may be shorter.
 
         Args:
-            tick: of the engine's steps. Clips that are told it take their later blocks at the same ones. None for a
-                clip that is alone.
+            tick: count of the engine's steps. Requests with the same tick take their later blocks at the same step, so
+                that these can be batched. None for a request that is decoded alone.
         """
-        ahead = self.tokens.complete_frames - self._frames
-        first = self._blocks < len(FIRST_CHUNK_FRAMES)
-        if tick is None or first:
-            size = FIRST_CHUNK_FRAMES[self._blocks] if first else CHUNK_FRAMES
-            due = ahead >= size
-        else:
-            size, due = CHUNK_FRAMES, tick % CHUNK_FRAMES == 0
-        size = min(size, ahead)
-        if self.finished or size == 0 or not (due or self.tokens.done):
+        available = self.token_sequence.complete_frames - self._frames
+        is_first = self._blocks < len(FIRST_CHUNK_FRAMES)
+        size = FIRST_CHUNK_FRAMES[self._blocks] if is_first else CHUNK_FRAMES
+
+        due = available >= size if tick is None or is_first else tick % CHUNK_FRAMES == 0
+        size = min(size, available)
+        if self.finished or size == 0 or not (due or self.token_sequence.done):
             return None
-        begin, self._frames, self._blocks = self._frames, self._frames + size, self._blocks + 1
-        return torch.from_numpy(self.tokens.tokens[:, begin : self._frames]).to(self._device)
+        begin = self._frames
+        self._frames += size
+        self._blocks += 1
+        return torch.from_numpy(self.token_sequence.tokens[:, begin : self._frames]).to(self._device)
 
     def push(self, codes: Tensor) -> AudioChunk | None:
-        """What a block [K, t] adds, decoded alone."""
-        return self.chunk(self.stream.push(codes))
+        """Decode a block [K, t] of this request alone."""
+        return self.to_chunk(self.stream.push(codes))
 
     def finish(self) -> AudioChunk | None:
-        """What is left in the codec at the end."""
-        return self.chunk(self.stream.finish())
+        """Decode what the codec has buffered, at the end of the clip."""
+        return self.to_chunk(self.stream.finish())
 
-    def chunk(self, wav: Tensor | None) -> AudioChunk | None:
-        """What the codec made next [C, n], for the listener; None if that is nothing.
+    def to_chunk(self, wav: Tensor | None) -> AudioChunk | None:
+        """Turn the codec's next samples [C, n] into a chunk; None if there are no samples.
 
         Raises:
-            FloatingPointError: it is NaN or infinity.
+            FloatingPointError: a sample is NaN or infinite.
         """
         if wav is None or wav.shape[-1] == 0:
             return None
         samples = wav.cpu().numpy()
         if not np.isfinite(samples).all():
             raise FloatingPointError
-        begin, self._samples = self._samples, self._samples + samples.shape[1]
-        return AudioChunk(samples, begin)
+        start = self._samples
+        self._samples += samples.shape[1]
+        return AudioChunk(samples, start)
 
 
 Block: TypeAlias = tuple[AudioDecodeState, Tensor]
-"""A clip, and the tokens of its next block [K, t]."""
+"""A request, and the tokens [K, t] of its next block."""
+
+Result: TypeAlias = tuple[AudioDecodeState, AudioChunk | Exception]
+"""A request, and its next chunk or the error that ends it."""
 
 
 class AudioDecodeScheduler:
-    """The sound of an engine's clips.
+    """Decodes the tokens of an engine's running requests to audio.
 
     Args:
-        codec: of the model.
-        device: where it is.
-        alone: whether each clip is decoded alone, also where there are others.
+        codec: the model's codec.
+        device: the codec's device.
+        batched: whether blocks of several requests may be decoded together.
     """
 
-    def __init__(self, codec: CodecDecoder, device: torch.device, *, alone: bool) -> None:
+    def __init__(self, codec: CodecDecoder, device: torch.device, *, batched: bool) -> None:
         self._codec = codec
         self._device = device
-        self._alone = alone
+        self._batched = batched
         self._tick = 0
 
-    def open(self, clip: TokenSequence) -> AudioDecodeState:
-        """Begin a clip."""
-        return AudioDecodeState(clip, self._codec.open_stream(), self._device)
+    def create_state(self, token_sequence: TokenSequence) -> AudioDecodeState:
+        """Create the state of a new request."""
+        return AudioDecodeState(token_sequence, self._codec.open_stream(), self._device)
 
-    def decode_ready(
-        self, sounds: Sequence[AudioDecodeState]
-    ) -> Iterator[tuple[AudioDecodeState, AudioChunk | Exception]]:
-        """What can be heard that could not be a step before; all of the rest of the clips that are done.
+    def decode_ready(self, states: Sequence[AudioDecodeState]) -> Iterator[Result]:
+        """Decode the blocks that are complete at this step, and the rest of the requests whose tokens are all known.
 
-        An exception instead of a chunk is the last that is heard of a clip: it could not be decoded, or is not finite.
+        Yields:
+            A request and its next chunk. An exception instead of a chunk ends the request: its block could not be
+            decoded, or its samples are not finite.
         """
         self._tick += 1
-        tick = None if self._alone or len(sounds) == 1 else self._tick
-        while blocks := [(sound, codes) for sound in sounds if (codes := sound.next_frames(tick)) is not None]:
-            for company in self._companies(blocks):
-                yield from self._decoded(company)
-        for sound in sounds:
-            if sound.tokens.done and not sound.finished:
-                yield from _given(sound, sound.finish)
-                sound.finished = True
+        tick = self._tick if self._batched and len(states) > 1 else None
+        while blocks := [(state, codes) for state in states if (codes := state.next_frames(tick)) is not None]:
+            for batch in self._batches(blocks):
+                yield from self._decode_batch(batch)
+        for state in states:
+            if state.token_sequence.done and not state.finished:
+                yield from _result(state, state.finish)
+                state.finished = True
 
-    def _companies(self, blocks: list[Block]) -> list[list[Block]]:
-        """The blocks that go through the codec together: of clips in the same state."""
-        if self._alone:
+    def _batches(self, blocks: list[Block]) -> list[list[Block]]:
+        """Group the blocks that the codec decodes together: same shape, and codec streams in the same state."""
+        if not self._batched:
             return [[block] for block in blocks]
-        found: dict[Any, list[Block]] = {}
-        for sound, codes in blocks:
-            found.setdefault((codes.shape, sound.stream.state_signature), []).append((sound, codes))
+        groups: dict[Any, list[Block]] = {}
+        for state, codes in blocks:
+            groups.setdefault((codes.shape, state.stream.state_signature), []).append((state, codes))
         size = MAX_BATCH_CHANNELS // 2 if self._codec.stereo else MAX_BATCH_CHANNELS
-        return [same[i : i + size] for same in found.values() for i in range(0, len(same), size)]
+        return [group[i : i + size] for group in groups.values() for i in range(0, len(group), size)]
 
-    def _decoded(self, company: list[Block]) -> Iterator[tuple[AudioDecodeState, AudioChunk | Exception]]:
-        """A block of each. What fails together is tried alone: it may be memory, or one of them."""
-        if len(company) > 1:
+    def _decode_batch(self, batch: list[Block]) -> Iterator[Result]:
+        """Decode one block of each request.
+
+        If a batch fails, its blocks are decoded one by one: the cause may be a lack of memory, or a single request.
+        """
+        if len(batch) > 1:
             try:
-                wavs = self._codec.push([sound.stream for sound, _ in company], [codes for _, codes in company])
+                wavs = self._codec.push([state.stream for state, _ in batch], [codes for _, codes in batch])
             except Exception as error:
-                _log.warning("Clips could not be decoded together: %s", exception_location(error))
+                logger.warning("Batched audio decoding failed; decoding one by one: %s", exception_location(error))
             else:
-                for (sound, _), wav in zip(company, wavs, strict=True):
-                    yield from _given(sound, partial(sound.chunk, wav))
+                for (state, _), wav in zip(batch, wavs, strict=True):
+                    yield from _result(state, partial(state.to_chunk, wav))
                 return
-        for sound, codes in company:
-            yield from _given(sound, partial(sound.push, codes))
+        for state, codes in batch:
+            yield from _result(state, partial(state.push, codes))
 
 
-def _given(
-    sound: AudioDecodeState, chunk_of: Callable[[], AudioChunk | None]
-) -> Iterator[tuple[AudioDecodeState, AudioChunk | Exception]]:
-    """A clip's next chunk, or why there will be none."""
+def _result(state: AudioDecodeState, get_chunk: Callable[[], AudioChunk | None]) -> Iterator[Result]:
+    """Yield the chunk that `get_chunk` returns, or its exception."""
     try:
-        chunk = chunk_of()
+        chunk = get_chunk()
     except Exception as error:
-        sound.finished = True
-        yield sound, error
+        state.finished = True
+        yield state, error
     else:
         if chunk is not None:
-            yield sound, chunk
+            yield state, chunk

@@ -1,6 +1,7 @@
-"""How far a precision is from float32 on a model's own weights, where it matters: what is sampled next.
+"""Measures the distance of a precision from float32 on a model's own weights: how the next-token distributions differ.
 
-Both read the same tokens, chosen by float32 alone, so that a difference is never carried on.
+Both precisions read the same tokens, which float32 chose alone. So an error at one position does not change the inputs
+of the next.
 """
 
 from __future__ import annotations
@@ -25,25 +26,24 @@ PROMPTS = (
     "solo piano, slow and sad",
     "happy acoustic folk with a flute",
 )
-TOP_K, CFG_COEF = 250, 3.0  # MusicGen's own
+TOP_K, CFG_COEF = 250, 3.0  # MusicGen's defaults
 CPU = torch.device("cpu")
-# What counts as the same: on average the distributions differ by a hundredth of a nat, and the likeliest token of a
-# hundred is another in three.
+# The limits of `Distance.is_close`: a hundredth of a nat on average, and another most likely token in 3 of 100 cases.
 MAX_KL, MIN_AGREEMENT = 0.01, 0.97
 
 
 @dataclass(frozen=True, slots=True)
 class Distance:
-    """Of a precision from float32, over the contexts of one kind.
+    """The distance of a precision from float32, over contexts of one kind.
 
     Attributes:
-        precision: by name.
-        contexts: `greedy` or `sampled`: how float32 chose the tokens that both read.
-        kl: Kullback-Leibler divergence of the next token's distribution, guided, in nats: the mean over positions and
+        precision: name of the precision.
+        contexts: how float32 chose the tokens that both read: `greedy` or `sampled`.
+        kl: Kullback-Leibler divergence of the guided next-token distributions in nats, mean over positions and
             codebooks.
-        kl_99: the value that 99% of them stay below.
-        agreement: how often the likeliest token is the same, 0 to 1.
-        distributions: how many were compared.
+        kl_99: the 99th percentile of this divergence.
+        agreement: the fraction of distributions with the same most likely token, 0 to 1.
+        distributions: number of distributions that were compared.
     """
 
     precision: str
@@ -55,69 +55,79 @@ class Distance:
 
     @property
     def is_close(self) -> bool:
-        """Whether it makes no difference that matters."""
+        """Whether the precision is as good as float32, by `MAX_KL` and `MIN_AGREEMENT`."""
         return self.kl <= MAX_KL and self.agreement >= MIN_AGREEMENT
 
 
 def measure_distances(files: CheckpointFiles, precisions: Sequence[Precision], seconds: float) -> Iterator[Distance]:
-    """Of one precision after the other on a CPU, over greedy contexts and over sampled ones of so much music."""
-    reference = loading.build(files, CPU, FLOAT32)
-    leads = [_lead(reference, contexts, seconds) for contexts in ("greedy", "sampled")]
-    del reference
+    """Compare precisions with float32 on a CPU, one after the other.
+
+    Args:
+        files: the model's files.
+        precisions: the precisions to compare.
+        seconds: length of the contexts in seconds of audio, cut to the model's window.
+
+    Yields:
+        For each precision its distance over greedy contexts, then over sampled contexts.
+    """
+    float32_model = loading.build(files, CPU, FLOAT32)
+    references = [_compute_reference(float32_model, contexts, seconds) for contexts in ("greedy", "sampled")]
+    del float32_model
     for precision in precisions:
-        other = loading.build(files, CPU, precision)
-        for lead in leads:
-            yield _distance(other, lead)
-        del other
+        model = loading.build(files, CPU, precision)
+        for reference in references:
+            yield _measure_distance(model, reference)
+        del model
 
 
 @dataclass(frozen=True, slots=True)
-class _Lead:
-    """What float32 read and what it would have said, at each of S positions of B clips.
+class _Reference:
+    """The tokens that float32 chose, and its next-token distributions, at S positions of B prompts.
 
     Attributes:
-        contexts: of which kind.
-        read: [S, B, K].
-        said: log probabilities [S, B, K, card].
-        counts: where a token was wanted at all, [S, K].
+        contexts: `greedy` or `sampled`.
+        inputs: tokens that the model reads [S, B, K].
+        log_probs: log probabilities of the next tokens [S, B, K, codebook_size].
+        is_compared: whether the delay pattern has a token at the next position [S, K].
     """
 
     contexts: str
-    read: Tensor
-    said: Tensor
-    counts: Tensor
+    inputs: Tensor
+    log_probs: Tensor
+    is_compared: Tensor
 
 
-def _lead(model: Checkpoint, contexts: str, seconds: float) -> _Lead:
+def _compute_reference(model: Checkpoint, contexts: str, seconds: float) -> _Reference:
     shape = model.weights.shape
     frames = min(shape.window, round(seconds * model.frame_rate))
-    clips = [TokenSequence(shape.pattern, frames, shape.window, shape.codebook_size) for _ in PROMPTS]
-    count = len(clips)
+    sequences = [TokenSequence(shape.pattern, frames, shape.window, shape.codebook_size) for _ in PROMPTS]
+    count = len(sequences)
     temperature = 0.0 if contexts == "greedy" else 1.0
-    rows = SamplingParams.from_lists(list(range(count)), [temperature] * count, [TOP_K] * count, [0.0] * count, CPU)
-    decoder, read, said, counts = _Steps(model, frames), [], [], []
-    for _ in range(clips[0].steps_left):
-        read.append(torch.tensor([clip.next_input() for clip in clips]))
-        logits = decoder(read[-1])
-        said.append(logits.log_softmax(dim=-1))
-        keys = torch.tensor([clip.noise_step for clip in clips])
-        wanted = [0 <= frame < frames for frame in shape.pattern.frames(clips[0].position + 1)]
-        counts.append(torch.tensor(wanted))
-        for clip, column in zip(clips, sample(logits, rows, keys).tolist(), strict=True):
-            clip.append(column)
-    return _Lead(contexts, torch.stack(read), torch.stack(said), torch.stack(counts))
+    sampling = SamplingParams.from_lists(list(range(count)), [temperature] * count, [TOP_K] * count, [0.0] * count, CPU)
+    stepper, inputs, log_probs, is_compared = _Stepper(model, frames), [], [], []
+    for _ in range(sequences[0].steps_left):
+        inputs.append(torch.tensor([sequence.next_input() for sequence in sequences]))
+        logits = stepper.step(inputs[-1])
+        log_probs.append(logits.log_softmax(dim=-1))
+        next_frames = shape.pattern.frames(sequences[0].position + 1)
+        is_compared.append(torch.tensor([0 <= frame < frames for frame in next_frames]))
+        noise_steps = torch.tensor([sequence.noise_step for sequence in sequences])
+        for sequence, column in zip(sequences, sample(logits, sampling, noise_steps).tolist(), strict=True):
+            sequence.append(column)
+    return _Reference(contexts, torch.stack(inputs), torch.stack(log_probs), torch.stack(is_compared))
 
 
-def _distance(model: Checkpoint, lead: _Lead) -> Distance:
-    decoder, divergences, same = _Steps(model, len(lead.read)), [], []
-    for read, said, counts in zip(lead.read, lead.said, lead.counts, strict=True):
-        other = decoder(read).log_softmax(dim=-1)
-        divergences.append((said.exp() * (said - other)).sum(dim=-1)[:, counts].flatten())
-        same.append((said.argmax(dim=-1) == other.argmax(dim=-1))[:, counts].flatten())
-    kl, agreement = torch.cat(divergences), torch.cat(same).float()
+def _measure_distance(model: Checkpoint, reference: _Reference) -> Distance:
+    stepper, divergences, same_top = _Stepper(model, len(reference.inputs)), [], []
+    positions = zip(reference.inputs, reference.log_probs, reference.is_compared, strict=True)
+    for inputs, expected, is_compared in positions:
+        actual = stepper.step(inputs).log_softmax(dim=-1)
+        divergences.append((expected.exp() * (expected - actual)).sum(dim=-1)[:, is_compared].flatten())
+        same_top.append((expected.argmax(dim=-1) == actual.argmax(dim=-1))[:, is_compared].flatten())
+    kl, agreement = torch.cat(divergences), torch.cat(same_top).float()
     return Distance(
         model.weights.precision.name,
-        lead.contexts,
+        reference.contexts,
         float(kl.mean()),
         float(kl.quantile(0.99)),
         float(agreement.mean()),
@@ -125,20 +135,21 @@ def _distance(model: Checkpoint, lead: _Lead) -> Distance:
     )
 
 
-class _Steps:
-    """A model's logits [B, K, card] for the prompts, position by position."""
+class _Stepper:
+    """Runs a model on PROMPTS, position by position."""
 
     def __init__(self, model: Checkpoint, frames: int) -> None:
         conditioner, shape = TextConditioner(model), model.weights.shape
         self._decoder = create_decoder(model.weights, len(PROMPTS))
-        self._guidance = torch.full((len(PROMPTS),), CFG_COEF)
+        self._cfg_coef = torch.full((len(PROMPTS),), CFG_COEF)
         self._sequences = []
         for prompt in PROMPTS:
             text = conditioner.encode(conditioner.tokenize(prompt))
-            sequence = self._decoder.open(text, guided=True, positions=shape.pattern.last_position(frames))
+            sequence = self._decoder.open_sequence(text, guided=True, max_positions=shape.pattern.last_position(frames))
             if (prefix := self._decoder.prompt_prefix(sequence)).shape[1]:
                 self._decoder.prefill(sequence, prefix)
             self._sequences.append(sequence)
 
-    def __call__(self, read: Tensor) -> Tensor:
-        return self._decoder.step(self._sequences, read, self._guidance)
+    def step(self, inputs: Tensor) -> Tensor:
+        """Return the guided logits [B, K, codebook_size] after the tokens [B, K]."""
+        return self._decoder.step(self._sequences, inputs, self._cfg_coef)

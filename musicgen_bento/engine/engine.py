@@ -1,12 +1,10 @@
-"""Continuous batching: clips of any length join and leave one model's batch at every step."""
+"""Continuous batching: requests of any length join and leave the batch of one model between two steps."""
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -14,7 +12,8 @@ from torch import Tensor
 from musicgen_bento.checkpoint.loading import Checkpoint
 from musicgen_bento.codec.decoder import CodecDecoder
 from musicgen_bento.codec.native_ops import create_ops
-from musicgen_bento.engine.audio_decoder import AudioDecodeScheduler, AudioDecodeState
+from musicgen_bento.engine.audio_decoder import AudioDecodeScheduler
+from musicgen_bento.engine.request import RequestState
 from musicgen_bento.engine.scheduler import Scheduler
 from musicgen_bento.engine.text_conditioner import TextConditioner
 from musicgen_bento.engine.token_sequence import TokenSequence
@@ -32,50 +31,31 @@ from musicgen_bento.errors import GenerationFailed, MusicGenError, QueueFull
 from musicgen_bento.lm.decoder import KVCacheRequest, SequenceState
 from musicgen_bento.lm.factory import create_decoder
 from musicgen_bento.lm.sampling import SamplingParams
-from musicgen_bento.log import exception_location, exception_summary
+from musicgen_bento.log import exception_location, exception_summary, logger
 from musicgen_bento.native import bindings
 
-_log = logging.getLogger("bentoml.musicgen")  # below BentoML's, which has a handler
-
-# Rows of a prefill that the others wait for in a step. On a CPU the time grows with every row.
+# Most rows of a prefill in one step, because the other requests wait for it. On a CPU the time grows with every row.
 PREFILL_ROWS = {"cpu": 32, "cuda": 512}
 
 
-@dataclass(slots=True, eq=False)
-class RequestState:
-    """A clip on its way, from its place in the queue to its last sample."""
-
-    request_id: str
-    params: GenerationParams
-    on_event: EventCallback
-    prompt_ids: Tensor
-    tokens: TokenSequence
-    kv_request: KVCacheRequest
-    queue_position: int = -1
-    sequence: SequenceState | None = None
-    audio: AudioDecodeState | None = None
-    prefill_chunks: list[Tensor] = field(default_factory=list)  # inputs to read before the next step, in pieces
-    aborted: bool = False
-
-    @property
-    def guided(self) -> bool:
-        """Whether classifier-free guidance needs a second row."""
-        return self.params.cfg_coef != 1.0
+def _grant(num_bytes: int) -> bool:
+    """Grant any amount of memory."""
+    return True
 
 
 class Engine:
-    """Makes clips with one model. `step` is called by the device's thread alone, everything else by any.
+    """Runs the requests of one loaded model. Only the device thread calls `step`; any thread calls the rest.
 
     Args:
         checkpoint: the model.
-        max_slots: clips made together.
-        max_queue: clips that may wait.
-        deterministic: where torch makes them, step each clip alone, so that its bits depend on no company: its products
-            round differently in batches of different sizes.
-        threads: how many cores a step may use; by default what torch uses in the calling thread.
-        wake: called when there is work.
-        room: asked before the running clips take more memory, and told when they take less: whether they may take so
-            many bytes together. It may say no only to more than one clip.
+        max_slots: maximum number of running requests.
+        max_queue: maximum number of waiting requests.
+        deterministic: if torch runs the model, step each request alone, which makes output batch-invariant. Products
+            round differently in batches of different sizes. The native kernel is batch-invariant in any case.
+        threads: number of cores that a step uses; by default what torch uses in the calling thread.
+        wake: called when there is work for `step`.
+        reserve_memory: called with the total bytes of all running requests before it grows, and after it shrinks.
+            Returns whether that much may be used. May refuse only a second or later request.
     """
 
     def __init__(
@@ -87,281 +67,317 @@ class Engine:
         deterministic: bool,
         threads: int | None = None,
         wake: Callable[[], None] = lambda: None,
-        reserve_memory: Callable[[int], bool] = lambda bytes: True,
+        reserve_memory: Callable[[int], bool] = _grant,
     ) -> None:
         self.checkpoint = checkpoint
         self._shape = checkpoint.weights.shape
         self._device = checkpoint.weights.device
         self._conditioner = TextConditioner(checkpoint)
         self._threads = self._shape.num_threads(threads)
-        team = bindings.create_thread_pool(self._threads) if self._device.type == "cpu" else None
-        self._decoder = create_decoder(checkpoint.weights, max_slots, deterministic=deterministic, threads=team)
-        layers = create_ops(team)
-        codec = CodecDecoder(checkpoint.codec, layers)
-        # what the kernel makes is the same in any company
+        thread_pool = bindings.create_thread_pool(self._threads) if self._device.type == "cpu" else None
+        self._decoder = create_decoder(checkpoint.weights, max_slots, deterministic=deterministic, threads=thread_pool)
+        codec_ops = create_ops(thread_pool)
+        codec = CodecDecoder(checkpoint.codec, codec_ops)
         self._audio_decoder = AudioDecodeScheduler(
-            codec, self._device, alone=deterministic and not layers.batch_invariant
+            codec, self._device, batched=codec_ops.batch_invariant or not deterministic
         )
-        self._alone = deterministic and not checkpoint.weights.precision.native_kernel
+        self._batched = checkpoint.weights.precision.native_kernel or not deterministic
         self._prefill_rows = PREFILL_ROWS[self._device.type]
         self._wake = wake
-        self._room = reserve_memory
+        self._reserve_memory = reserve_memory
         self._lock = threading.Lock()
         self._scheduler = Scheduler(max_slots, max_queue)
-        self._requests: dict[str, RequestState] = {}  # waiting and running
-        self._running: list[RequestState] = []  # touched by the device's thread alone
-        self._rows: tuple[list[RequestState], SamplingParams, Tensor] | None = None
-        self._step_seconds = 0.0
+        self._requests: dict[str, RequestState] = {}  # waiting and running, by id
+        self._running: list[RequestState] = []  # only the device thread uses it
+        self._sampling_cache: tuple[list[RequestState], SamplingParams, Tensor] | None = None
+        self._step_seconds = 0.0  # moving average
         self._shutdown_error: MusicGenError | None = None
 
     # ---- any thread
 
     def add_request(self, request_id: str, params: GenerationParams, on_event: EventCallback) -> None:
-        """See `Engine.submit`."""
-        ids = self._conditioner.tokenize(params.prompt)
+        """Append a request to the queue.
+
+        Raises:
+            QueueFull: the queue is full; `retry_after` estimates when a slot is free.
+            InvalidRequest: the prompt is too long for T5.
+        """
+        prompt_ids = self._conditioner.tokenize(params.prompt)
         frames = max(1, int(params.duration * self.checkpoint.frame_rate + 1e-6))
-        clip = TokenSequence(self._shape.pattern, frames, self._shape.window, self._shape.codebook_size)
-        positions = self._shape.pattern.last_position(clip.window_frames)
+        tokens = TokenSequence(self._shape.pattern, frames, self._shape.window, self._shape.codebook_size)
+        positions = self._shape.pattern.last_position(tokens.window_frames)
         rows = 1 if params.cfg_coef == 1.0 else 2
-        slot = RequestState(request_id, params, on_event, ids, clip, KVCacheRequest(rows, positions, ids.shape[1]))
+        kv_request = KVCacheRequest(rows, positions, prompt_ids.shape[1])
+        request = RequestState(request_id, params, on_event, prompt_ids, tokens, kv_request)
         with self._lock:
             if self._scheduler.full:
                 raise QueueFull(
                     "The queue is full.",
-                    hint="Ask again later, or start a second server.",
+                    hint="Retry later, or start a second server.",
                     retry_after=self._estimate_wait(),
                 )
-            self._requests[request_id] = slot
-            self._scheduler.submit(request_id, clip.steps_left)
+            self._requests[request_id] = request
+            self._scheduler.submit(request_id, tokens.steps_left)
             self._notify_queue_positions()
         self._wake()
 
     def abort(self, request_id: str) -> None:
-        """See `Engine.cancel`."""
+        """End a request without a further event; its slot is free within a step. Unknown ids are ignored."""
         with self._lock:
-            slot = self._requests.pop(request_id, None)
-            if slot is not None:
-                slot.aborted = True
-                if request_id not in self._scheduler.running:  # a running one keeps its slot till the step ends
+            request = self._requests.pop(request_id, None)
+            if request is not None:
+                request.aborted = True
+                if request_id not in self._scheduler.running:  # a running request keeps its slot until the step ends
                     self._scheduler.remove(request_id)
                 self._notify_queue_positions()
         self._wake()
 
     @property
     def num_requests(self) -> tuple[int, int]:
-        """Clips running and clips waiting."""
+        """Numbers of running and of waiting requests."""
         with self._lock:
-            # a cancelled one has its slot till the step ends, and is not counted
+            # An aborted request keeps its slot until the step ends, but does not count.
             running = len(self._scheduler.running & self._requests.keys())
             return running, len(self._requests) - running
 
+    @property
+    def idle(self) -> bool:
+        """Whether the engine has no request, and no slot is in use."""
+        return not self._requests and not self._running and len(self._scheduler) == 0
+
+    def request_state(self, request_id: str) -> RequestState | None:
+        """The state of a waiting or running request, for inspection; None if the id is unknown."""
+        return self._requests.get(request_id)
+
     def fail_all(self, error: MusicGenError) -> None:
-        """End everything that waits or runs, at the next step: a clip's events come from the device's thread alone."""
+        """Fail all requests at the next step, because events come from the device thread alone."""
         self._shutdown_error = error
         self._wake()
 
-    # ---- the device's thread
+    # ---- the device thread
 
     def step(self) -> bool:
-        """Make 20 ms of every running clip. Whether there was anything to do. Does not raise."""
+        """Generate the next position, 20 ms of audio, of every running request. Does not raise.
+
+        Returns:
+            Whether there was anything to do.
+        """
         try:
             return self._step()
         except Exception as error:
-            for slot in list(self._running):
-                self._fail(slot, "The model failed", error)
+            for request in list(self._running):
+                self._fail(request, "The model failed", error)
             return True
 
     def _step(self) -> bool:
         if self._device.type == "cpu" and torch.get_num_threads() != self._threads:
             torch.set_num_threads(self._threads)
         if self._shutdown_error is not None:
-            self._end_all(self._shutdown_error)
+            self._shut_down(self._shutdown_error)
         self._retire()
         self._admit()
         if not self._running:
             return False
-        began = time.perf_counter()
-        ready = [slot for slot in self._running if not slot.prefill_chunks]
+        start_time = time.perf_counter()
+        ready = [request for request in self._running if not request.prefill_chunks]
         self._prefill()
-        for company in [[slot] for slot in ready] if self._alone else [ready] if ready else []:
-            self._decode(company)
+        self._decode(ready)
         self._emit(ready)
         self._scheduler.tick()
-        self._step_seconds += 0.1 * (time.perf_counter() - began - self._step_seconds)
+        self._step_seconds += 0.1 * (time.perf_counter() - start_time - self._step_seconds)
         return True
 
-    def _end_all(self, error: MusicGenError) -> None:
+    def _shut_down(self, error: MusicGenError) -> None:
         self._shutdown_error = None
         with self._lock:
-            slots = list(self._requests.values())
-        for slot in slots:
-            self._finish(slot, Failed(error))
+            requests = list(self._requests.values())
+        for request in requests:
+            self._finish(request, Failed(error))
+
+    # ---- retire, admit
 
     def _retire(self) -> None:
-        """Free the slots of clips that are done, failed or cancelled."""
+        """Free the slots of requests that are finished, failed or aborted."""
         with self._lock:
-            for slot in self._running:
-                if self._requests.get(slot.request_id) is not slot:
-                    self._scheduler.remove(slot.request_id)
-                    self._close(slot)
-            kept = [slot for slot in self._running if slot.sequence is not None]
-            fewer = len(kept) != len(self._running)
-            if fewer:
-                self._running, self._rows = kept, None
-        if fewer:
-            self._room(self._kv_cache_bytes())
+            for request in self._running:
+                if self._requests.get(request.request_id) is not request:
+                    self._scheduler.remove(request.request_id)
+                    self._release(request)
+            kept = [request for request in self._running if request.sequence_state is not None]
+            has_retired = len(kept) != len(self._running)
+            if has_retired:
+                self._running, self._sampling_cache = kept, None
+        if has_retired:
+            self._reserve_memory(self._kv_cache_bytes())
 
     def _admit(self) -> None:
-        """Give the free slots to those whose turn it is, as far as there is memory for them.
+        """Give free slots to the next requests, as far as memory allows.
 
-        One in a step, where others wait for it: a prompt may take T5 longer than they have sound ahead. The first of
-        all is never refused: nobody is there whose end would make room.
+        One request per step joins running requests, because T5 may take longer for several prompts than the running
+        requests have audio buffered. The first request is never refused: no running request would free memory for it.
         """
-        while (slot := self._next()) is not None and (self._room(self._kv_cache_bytes(slot)) or not self._running):
+        while (request := self._next_waiting()) is not None:
+            if not self._reserve_memory(self._kv_cache_bytes(request)) and self._running:
+                break
             with self._lock:
-                gone = slot.aborted
-                if not gone:
-                    self._scheduler.admit(slot.request_id)
+                aborted = request.aborted
+                if not aborted:
+                    self._scheduler.admit(request.request_id)
                     self._notify_queue_positions()
             try:
-                if not gone:
-                    self._open(slot)
+                if not aborted:
+                    self._start(request)
             except Exception as error:
                 with self._lock:
-                    self._scheduler.remove(slot.request_id)
-                self._close(slot)
-                self._fail(slot, "The clip could not be begun", error)
-            self._room(self._kv_cache_bytes())  # less than while it joined
+                    self._scheduler.remove(request.request_id)
+                self._release(request)
+                self._fail(request, "The request could not be started", error)
+            self._reserve_memory(self._kv_cache_bytes())  # a joining request needs more than a running one
             if len(self._running) > 1:
                 break
 
-    def _next(self) -> RequestState | None:
+    def _next_waiting(self) -> RequestState | None:
         with self._lock:
-            ticket = self._scheduler.next()
-            return None if ticket is None else self._requests[ticket]
+            request_id = self._scheduler.next()
+            return None if request_id is None else self._requests[request_id]
 
     def _kv_cache_bytes(self, joining: RequestState | None = None) -> int:
-        """Bytes that the running clips take; with one more, while it joins them."""
-        return self._decoder.kv_cache_bytes(
-            [slot.kv_request for slot in [*self._running, *([joining] if joining else [])]]
-        )
+        """Bytes of the KV caches of the running requests, and of one more while it joins them."""
+        requests = self._running if joining is None else [*self._running, joining]
+        return self._decoder.kv_cache_bytes([request.kv_request for request in requests])
 
-    def _open(self, slot: RequestState) -> None:
-        clip = slot.tokens
-        text = self._conditioner.encode(slot.prompt_ids)
-        positions = self._shape.pattern.last_position(clip.window_frames)
-        slot.sequence = self._decoder.open(text, slot.guided, positions)
-        slot.audio = self._audio_decoder.open(clip)
-        slot.prefill_chunks = self._split_prefill(slot.sequence, self._decoder.prompt_prefix(slot.sequence))
-        self._running.append(slot)
+    def _start(self, request: RequestState) -> None:
+        """Encode the prompt, create the states of a request that has a slot, and report Started."""
+        tokens = request.token_sequence
+        text = self._conditioner.encode(request.prompt_ids)
+        positions = self._shape.pattern.last_position(tokens.window_frames)
+        request.sequence_state = self._decoder.open_sequence(text, request.guided, positions)
+        request.audio_state = self._audio_decoder.create_state(tokens)
+        prefix = self._decoder.prompt_prefix(request.sequence_state)
+        request.prefill_chunks = self._split_prefill(request.sequence_state, prefix)
+        self._running.append(request)
         checkpoint = self.checkpoint
-        length = clip.frames * checkpoint.hop_length
-        self._notify(slot, Started(checkpoint.name, checkpoint.sample_rate, checkpoint.channels, length))
+        samples = tokens.frames * checkpoint.hop_length
+        self._notify(request, Started(checkpoint.name, checkpoint.sample_rate, checkpoint.channels, samples))
 
-    def _close(self, slot: RequestState) -> None:
-        """Give back what a clip held while it ran."""
-        sequence, slot.sequence, slot.audio = slot.sequence, None, None
-        slot.prefill_chunks.clear()
-        if sequence is not None:  # last: what fails here does not fail again
-            self._decoder.close(sequence)
+    def _release(self, request: RequestState) -> None:
+        """Free what a running request holds."""
+        sequence_state, request.sequence_state, request.audio_state = request.sequence_state, None, None
+        request.prefill_chunks.clear()
+        if sequence_state is not None:  # last, so that an error here does not occur again at the next step
+            self._decoder.close_sequence(sequence_state)
 
-    def _split_prefill(self, sequence: SequenceState, inputs: Tensor) -> list[Tensor]:
-        """Inputs [rows, T, dim] cut so that no piece keeps the others waiting for long."""
-        return list(torch.split(inputs, self._prefill_rows // sequence.rows, dim=1)) if inputs.shape[1] else []
+    # ---- prefill, decode
+
+    def _split_prefill(self, sequence_state: SequenceState, inputs: Tensor) -> list[Tensor]:
+        """Split inputs [rows, T, dim] along T, so that the other requests do not wait long for one chunk."""
+        if not inputs.shape[1]:
+            return []
+        return list(torch.split(inputs, self._prefill_rows // sequence_state.rows, dim=1))
 
     def _prefill(self) -> None:
-        """Read one piece of what one clip knows already; the next step takes the next."""
-        slot = next((slot for slot in self._running if slot.prefill_chunks), None)
-        if slot is not None and slot.sequence is not None:
-            self._decoder.prefill(slot.sequence, slot.prefill_chunks.pop(0))
-            self._running.remove(slot)  # to the end, so that several prefills take turns
-            self._running.append(slot)
+        """Read one prefill chunk of one request; the next step reads the next chunk."""
+        request = next((request for request in self._running if request.prefill_chunks), None)
+        if request is not None and request.sequence_state is not None:
+            self._decoder.prefill(request.sequence_state, request.prefill_chunks.pop(0))
+            self._running.remove(request)  # and to the end, so that several prefills take turns
+            self._running.append(request)
 
-    def _decode(self, slots: list[RequestState]) -> None:
-        """One position of each clip."""
-        rows, cfg_coef = self._sampling_params(slots)
-        sequences = [slot.sequence for slot in slots if slot.sequence is not None]
-        read = [slot.tokens.next_input() for slot in slots]
+    def _decode(self, requests: list[RequestState]) -> None:
+        """Generate one position of each request, in one batch if that is allowed."""
+        if not requests:
+            return
+        batches = [requests] if self._batched else [[request] for request in requests]
+        for batch in batches:
+            self._decode_batch(batch)
+
+    def _decode_batch(self, batch: list[RequestState]) -> None:
+        sampling, cfg_coef = self._sampling_params(batch)
         sampled = self._decoder.step_and_sample(
-            sequences, read, cfg_coef, rows, [slot.tokens.noise_step for slot in slots]
+            [request.sequence_state for request in batch if request.sequence_state is not None],
+            [request.token_sequence.next_input() for request in batch],
+            cfg_coef,
+            sampling,
+            [request.token_sequence.noise_step for request in batch],
         )
-        for slot, column in zip(slots, sampled, strict=True):
+        for request, column in zip(batch, sampled, strict=True):
             if min(column) < 0:
-                error = GenerationFailed("The model gave NaN.", hint="Try another seed, or MUSICGEN_PRECISION=float32.")
-                self._finish(slot, Failed(error))
+                message, hint = "The model produced NaN.", "Try another seed, or MUSICGEN_PRECISION=float32."
+                self._finish(request, Failed(GenerationFailed(message, hint=hint)))
                 continue
-            slot.tokens.append(column)
-            if slot.tokens.window_done and not slot.tokens.done:
-                self._next_window(slot)
+            request.token_sequence.append(column)
+            if request.token_sequence.window_done and not request.token_sequence.done:
+                self._next_window(request)
 
-    def _next_window(self, slot: RequestState) -> None:
-        """Start over with the last part of the window as what is known."""
-        assert slot.sequence is not None
-        slot.sequence.cache.reset()
-        memory = self._decoder.embed(torch.from_numpy(slot.tokens.next_window()).to(self._device))
-        memory = memory.expand(slot.sequence.rows, -1, -1)
-        slot.prefill_chunks = self._split_prefill(
-            slot.sequence, torch.cat([self._decoder.prompt_prefix(slot.sequence), memory], dim=1)
-        )
+    def _next_window(self, request: RequestState) -> None:
+        """Restart the sequence with the prompt and the last frames of the window as context."""
+        sequence_state = request.sequence_state
+        assert sequence_state is not None
+        sequence_state.kv_cache.reset()
+        context_tokens = torch.from_numpy(request.token_sequence.next_window()).to(self._device)
+        context = self._decoder.embed(context_tokens).expand(sequence_state.rows, -1, -1)
+        inputs = torch.cat([self._decoder.prompt_prefix(sequence_state), context], dim=1)
+        request.prefill_chunks = self._split_prefill(sequence_state, inputs)
 
-    def _sampling_params(self, slots: list[RequestState]) -> tuple[SamplingParams, Tensor]:
-        """The clips' parameters as tensors, made anew only when the company changes."""
-        if self._rows is None or self._rows[0] != slots:
-            params = [slot.params for slot in slots]
-            rows = SamplingParams.from_lists(
+    def _sampling_params(self, batch: list[RequestState]) -> tuple[SamplingParams, Tensor]:
+        """The sampling parameters and guidance of a batch as tensors, rebuilt only when the batch changes."""
+        if self._sampling_cache is None or self._sampling_cache[0] != batch:
+            params = [request.params for request in batch]
+            sampling = SamplingParams.from_lists(
                 [p.seed for p in params],
                 [p.temperature for p in params],
                 [p.top_k for p in params],
                 [p.top_p for p in params],
                 self._device,
             )
-            self._rows = (slots, rows, torch.tensor([p.cfg_coef for p in params], device=self._device))
-        return self._rows[1:]
+            self._sampling_cache = (batch, sampling, torch.tensor([p.cfg_coef for p in params], device=self._device))
+        return self._sampling_cache[1:]
 
-    def _emit(self, slots: list[RequestState]) -> None:
-        """Give what can be heard by now."""
-        heard = {slot.audio: slot for slot in slots if slot.audio is not None}
-        for sound, what in self._audio_decoder.decode_ready(list(heard)):
-            if isinstance(what, AudioChunk):
-                self._notify(heard[sound], what)
+    # ---- emit
+
+    def _emit(self, requests: list[RequestState]) -> None:
+        """Decode complete frames to audio, and report the chunks and the finished requests."""
+        by_state = {request.audio_state: request for request in requests if request.audio_state is not None}
+        for audio_state, result in self._audio_decoder.decode_ready(list(by_state)):
+            if isinstance(result, AudioChunk):
+                self._notify(by_state[audio_state], result)
             else:
-                self._fail(heard[sound], "The sound could not be decoded", what)
-        for slot in slots:
-            if slot.tokens.done:
-                self._finish(slot, Finished())
+                self._fail(by_state[audio_state], "The audio could not be decoded", result)
+        for request in requests:
+            if request.token_sequence.done:
+                self._finish(request, Finished())
 
-    # ---- telling
+    def _notify(self, request: RequestState, event: Event) -> None:
+        if not request.aborted:
+            request.on_event(event)
 
-    def _notify(self, slot: RequestState, event: Event) -> None:
-        if not slot.aborted:
-            slot.on_event(event)
-
-    def _finish(self, slot: RequestState, event: Finished | Failed) -> None:
-        """The last event of a clip; its slot is freed before the next step."""
-        if slot.audio is not None:
-            slot.audio.finished = True
+    def _finish(self, request: RequestState, event: Finished | Failed) -> None:
+        """Report the last event of a request; its slot is freed before the next step."""
+        if request.audio_state is not None:
+            request.audio_state.finished = True
         with self._lock:
-            if self._requests.pop(slot.request_id, None) is None:
+            if self._requests.pop(request.request_id, None) is None:
                 return
-            if slot.request_id not in self._scheduler.running:
-                self._scheduler.remove(slot.request_id)
-        self._notify(slot, event)
+            if request.request_id not in self._scheduler.running:
+                self._scheduler.remove(request.request_id)
+        self._notify(request, event)
 
-    def _fail(self, slot: RequestState, what: str, error: Exception) -> None:
-        """End a clip for a reason nobody foresaw."""
-        _log.error("%s: %s", what, exception_location(error))
-        self._finish(slot, Failed(GenerationFailed(f"{what} ({exception_summary(error)}).", hint="Try again.")))
+    def _fail(self, request: RequestState, message: str, error: Exception) -> None:
+        """Fail a request because of an unexpected error."""
+        logger.error("%s: %s", message, exception_location(error))
+        failure = GenerationFailed(f"{message} ({exception_summary(error)}).", hint="Try again.")
+        self._finish(request, Failed(failure))
 
     def _notify_queue_positions(self) -> None:
-        """Tell those who wait, where that has changed."""
-        for place, ticket in enumerate(self._scheduler.queue()):
-            slot = self._requests[ticket]
-            if slot.queue_position != place:
-                slot.queue_position = place
-                self._notify(slot, Queued(place))
+        """Report the queue positions that have changed."""
+        for queue_position, request_id in enumerate(self._scheduler.queue()):
+            request = self._requests[request_id]
+            if request.queue_position != queue_position:
+                request.queue_position = queue_position
+                self._notify(request, Queued(queue_position))
 
     def _estimate_wait(self) -> float:
-        """Seconds until the next slot is free, at the speed of late."""
-        running = [self._requests[ticket] for ticket in self._scheduler.running if ticket in self._requests]
-        left = min((slot.tokens.steps_left for slot in running), default=0)
-        return max(1.0, left * self._step_seconds)
+        """Seconds until a slot is free, at the present speed; at least 1."""
+        running_ids = self._scheduler.running & self._requests.keys()
+        steps = min((self._requests[request_id].token_sequence.steps_left for request_id in running_ids), default=0)
+        return max(1.0, steps * self._step_seconds)

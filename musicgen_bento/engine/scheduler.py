@@ -1,8 +1,10 @@
-"""Who gets a slot, and when. Pure Python: no torch, no threads, no clock but the count of steps.
+"""The queue in front of an engine's slots: which request gets the next free slot.
 
-Fairness: a waiting clip's turn comes in the order of `arrived + steps`, the step it came at plus the steps it takes.
-A short clip passes long ones that are waiting, and still no clip starves: one of n steps is passed only by clips
-that came less than n steps after it.
+Pure Python: no torch, no threads, and no clock except the count of steps.
+
+Fairness: waiting requests start in the order of `arrival + steps`, the step of their arrival plus the number of steps
+they need. A short request overtakes long ones, and no request starves: a request of n steps is overtaken only by
+requests that arrive less than n steps after it.
 """
 
 from __future__ import annotations
@@ -13,62 +15,64 @@ from dataclasses import dataclass, field
 
 @dataclass(order=True, slots=True)
 class _Waiting:
-    due: int
-    number: int
-    ticket: str = field(compare=False)
+    """A waiting request, ordered by its due step and then by its arrival."""
+
+    due_step: int
+    arrival: int
+    request_id: str = field(compare=False)
 
 
 class Scheduler:
     """A bounded queue in front of a fixed number of slots.
 
     Args:
-        max_slots: clips that run at once.
-        max_queue: clips that may wait.
+        max_slots: maximum number of running requests.
+        max_queue: maximum number of waiting requests once all slots are in use.
     """
 
     def __init__(self, max_slots: int, max_queue: int) -> None:
         self.max_slots = max_slots
         self.max_queue = max_queue
         self.running: set[str] = set()
-        self._waiting: list[_Waiting] = []
-        self._clock = 0
-        self._count = 0
+        self._waiting: list[_Waiting] = []  # a heap
+        self._step = 0
+        self._arrivals = 0
 
     def __len__(self) -> int:
-        """Clips that wait or run."""
+        """Number of waiting and running requests."""
         return len(self.running) + len(self._waiting)
 
     @property
     def full(self) -> bool:
-        """Whether one more clip has no place. The slots that are free count as places."""
+        """Whether no further request can be submitted. Free slots count as free queue positions."""
         return len(self) >= self.max_slots + self.max_queue
 
-    def submit(self, ticket: str, steps: int) -> None:
-        """Put a clip into the queue. The caller has asked `full`."""
-        self._count += 1
-        heapq.heappush(self._waiting, _Waiting(self._clock + steps, self._count, ticket))
+    def submit(self, request_id: str, steps: int) -> None:
+        """Append a request that needs `steps` steps to the queue. The caller has checked `full`."""
+        self._arrivals += 1
+        heapq.heappush(self._waiting, _Waiting(self._step + steps, self._arrivals, request_id))
 
     def tick(self) -> None:
-        """A step of the model has been made."""
-        self._clock += 1
+        """Count one step of the engine."""
+        self._step += 1
 
     def next(self) -> str | None:
-        """The ticket that gets the next slot, if there is a free one."""
-        return self._waiting[0].ticket if self._waiting and len(self.running) < self.max_slots else None
+        """The id of the request that gets the next slot; None if no slot is free or no request waits."""
+        return self._waiting[0].request_id if self._waiting and len(self.running) < self.max_slots else None
 
-    def admit(self, ticket: str) -> None:
-        """Give a waiting clip its slot."""
-        self.remove(ticket)
-        self.running.add(ticket)
+    def admit(self, request_id: str) -> None:
+        """Move a waiting request to a slot."""
+        self.remove(request_id)
+        self.running.add(request_id)
 
-    def remove(self, ticket: str) -> None:
-        """Take a clip out, done or cancelled, running or waiting. An unknown ticket is no error."""
-        self.running.discard(ticket)
-        kept = [entry for entry in self._waiting if entry.ticket != ticket]
+    def remove(self, request_id: str) -> None:
+        """Remove a waiting or running request. Unknown ids are ignored."""
+        self.running.discard(request_id)
+        kept = [waiting for waiting in self._waiting if waiting.request_id != request_id]
         if len(kept) != len(self._waiting):
             heapq.heapify(kept)
             self._waiting = kept
 
     def queue(self) -> list[str]:
-        """The waiting tickets, next first."""
-        return [entry.ticket for entry in sorted(self._waiting)]
+        """The ids of the waiting requests, next first."""
+        return [waiting.request_id for waiting in sorted(self._waiting)]

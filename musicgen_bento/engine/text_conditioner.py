@@ -1,4 +1,4 @@
-"""A prompt to what the language model hears of it."""
+"""Encodes a prompt into the embeddings that the language model attends to."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from musicgen_bento.lm.weights import MAX_PROMPT_TOKENS
 
 
 class TextConditioner:
-    """T5 and the projection to the language model's width.
+    """T5, and the projection of its output to the language model's width.
 
-    A prompt is encoded alone, at its own length: in a padded batch T5 rounds differently, and a clip must not depend
-    on who asks beside it.
+    Each prompt is encoded alone, at its own length. T5 rounds differently in a padded batch, and the audio of a request
+    must not depend on other requests.
     """
 
     def __init__(self, checkpoint: Checkpoint) -> None:
@@ -28,27 +28,27 @@ class TextConditioner:
         self._bias = checkpoint.weights.text_bias
 
     def tokenize(self, prompt: str) -> Tensor:
-        """Token ids [1, L], the end token included. Emoji become words: T5 knows none.
+        """Split a prompt into token ids [1, L], with the end token. Emoji become words, because T5 knows no emoji.
 
         Raises:
-            InvalidRequest: more than 512 tokens.
+            InvalidRequest: the prompt has more than 512 tokens.
         """
         ids: Tensor = self._tokenizer([spell_emoji(prompt)], return_tensors="pt")["input_ids"]
         if ids.shape[1] > MAX_PROMPT_TOKENS:
             raise InvalidRequest(
                 f"The prompt is {ids.shape[1]} tokens long.",
-                hint=f"Shorten it: T5 reads at most {MAX_PROMPT_TOKENS}.",
+                hint=f"Shorten it: T5 reads at most {MAX_PROMPT_TOKENS} tokens.",
                 field="prompt",
             )
         return ids
 
     @torch.inference_mode()
     def encode(self, ids: Tensor) -> Tensor:
-        """Token ids [1, L] → [L, dim] in the language model's dtype."""
+        """Encode token ids [1, L] as embeddings [L, dim] in the language model's dtype."""
         hidden: Tensor = self._encoder(input_ids=ids.to(self._weight.device)).last_hidden_state[0]
         return F.linear(hidden.to(self._weight.dtype), self._weight, self._bias)
 
 
 def spell_emoji(text: str) -> str:
-    """Every emoji by its name, as words: a saxophone's picture becomes ` saxophone `."""
+    """Replace each emoji by its name between spaces: the saxophone becomes ` saxophone `."""
     return emoji.replace_emoji(text, lambda _, data: " " + data["en"].strip(":").replace("_", " ") + " ")

@@ -1,4 +1,4 @@
-"""What goes into an engine and what comes out of it."""
+"""Types at the boundary of the engine: the parameters of a request, and the events that the engine reports."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from numpy.typing import NDArray
 from musicgen_bento.errors import MusicGenError
 
 Samples: TypeAlias = NDArray[np.float32]
-"""Audio [C, T], float32, not normalised: values beyond ±1 are possible."""
+"""Audio [C, T], float32, not normalized: values beyond ±1 are possible."""
 
 
 @dataclass(frozen=True, slots=True)
 class GenerationParams:
-    """One clip to make.
+    """The parameters of one request.
 
     Attributes:
-        prompt: what it should sound like.
-        duration: length in seconds; cut to whole frames.
-        seed: 0 to 2**32 - 1.
-        temperature: 0 is greedy.
-        top_k: sample among the k most probable tokens; 0 is off. Ignored where top_p is on.
+        prompt: a description of the music.
+        duration: length of the clip in seconds; rounded down to whole frames.
+        seed: seed of the sampling noise, 0 to 2**32 - 1.
+        temperature: sampling temperature; 0 is greedy.
+        top_k: sample among the k most probable tokens; 0 is off. Ignored if top_p is on.
         top_p: sample among the most probable tokens of this total probability; 0 is off.
-        cfg_coef: classifier-free guidance; 1 is off and costs half.
+        cfg_coef: strength of classifier-free guidance; 1 turns it off and halves the cost.
     """
 
     prompt: str
@@ -40,7 +40,12 @@ class GenerationParams:
 
 @dataclass(frozen=True, slots=True)
 class Queued:
-    """In the queue; `place` 0 is next. `loading`: the queue before the model, which is on its way into memory."""
+    """The request waits.
+
+    Attributes:
+        queue_position: number of requests before this one; 0 is next.
+        loading: whether the request waits for its model to be loaded; otherwise it waits for a slot.
+    """
 
     queue_position: int
     loading: bool = False
@@ -48,7 +53,7 @@ class Queued:
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """The clip has a slot. What it will be like is known from here on.
+    """The request has a slot. The format of the clip is known from here on.
 
     Attributes:
         model: the model's catalogue id or folder.
@@ -65,7 +70,12 @@ class Started:
 
 @dataclass(frozen=True, slots=True)
 class AudioChunk:
-    """The next piece of audio. `position` is the number of samples before it."""
+    """The next samples of the clip.
+
+    Attributes:
+        samples: audio [C, n].
+        start: number of samples before this chunk, per channel.
+    """
 
     samples: Samples
     start: int
@@ -73,47 +83,32 @@ class AudioChunk:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """All chunks have been given."""
+    """The request is finished: all chunks have been reported."""
 
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """There will be no (more) audio."""
+    """The request has failed: no more audio follows."""
 
     error: MusicGenError
 
 
 Event: TypeAlias = Queued | Started | AudioChunk | Finished | Failed
-"""A clip's story: Waiting*, Started, Chunk*, Finished; Failed may end it at any point."""
+"""The events of a request, in order: Queued*, Started, AudioChunk*, Finished. Failed may end them at any point."""
 
 EventCallback: TypeAlias = Callable[[Event], None]
-"""Called with each event, from the engine's threads, in order. Must return at once and not raise."""
-
-
-class Engine(Protocol):
-    """Makes clips for one loaded model."""
-
-    def submit(self, ticket: str, params: GenerationParams, listener: EventCallback) -> None:
-        """Give a clip a place in the queue.
-
-        Raises:
-            QueueFull: no place is left; `retry_after` says when to ask again.
-            InvalidRequest: this model cannot make it.
-        """
-
-    def cancel(self, ticket: str) -> None:
-        """Forget a clip: no further event, its slot free within a step. Unknown tickets are ignored."""
+"""Receives the events of a request, in order, on the engine's threads. Must not block or raise."""
 
 
 @dataclass(frozen=True, slots=True)
 class LoadProgress:
-    """How far a model is on its way into memory.
+    """Progress of a model that is being loaded.
 
     Attributes:
-        step: downloading; waiting, for others to leave memory; loading, into it.
-        done_bytes: while downloading, what is here of it.
-        total_bytes: while downloading, what there is to come in all.
-        ahead: while waiting, how many models come before it.
+        step: `downloading` its files; `waiting` for memory; or `loading` the files into memory.
+        done_bytes: bytes downloaded so far, while downloading.
+        total_bytes: bytes to download in total, while downloading.
+        ahead: number of models before this one in the queue for memory, while waiting.
     """
 
     step: str
@@ -124,14 +119,14 @@ class LoadProgress:
 
 @dataclass(frozen=True, slots=True)
 class ModelStatus:
-    """What the pool knows of a model.
+    """The state of a model as clients see it.
 
     Attributes:
-        id: its name.
-        state: downloadable, cached, loading or loaded.
-        default: whether it is the one of a request that names none.
-        memory_bytes: what it takes in memory with one clip: counted once its files are here, about so much before.
-        progress: while it is loading.
+        id: the model's name.
+        state: `downloadable`, `cached`, `loading` or `loaded`.
+        default: whether requests that name no model use this one.
+        memory_bytes: memory of the model with one request; an estimate until its files are fetched.
+        progress: progress of the load, while `loading`.
     """
 
     id: str
@@ -141,29 +136,24 @@ class ModelStatus:
     progress: LoadProgress | None = None
 
 
-class Pool(Protocol):
-    """All models of one device, by name; loads them when they are asked for."""
+class RequestSink(Protocol):
+    """Accepts requests for any model of a device, as `ModelPool` does."""
 
-    def add_request(
-        self, request_id: str, model: str, params: GenerationParams, on_event: EventCallback
-    ) -> None:
-        """Take a clip for a model (catalogue id, alias, or hub id or folder).
+    def add_request(self, request_id: str, model: str, params: GenerationParams, on_event: EventCallback) -> None:
+        """Accept or refuse a request; never blocks.
 
-        Never waits: a model that is not in memory is loaded on a thread of its own, and the clip waits for it.
+        If the model is not in memory, it is loaded on another thread and the request waits for it.
+
+        Args:
+            request_id: unique among the unfinished requests.
+            model: catalogue id, alias, id on the Hugging Face Hub, or folder.
+            params: the parameters of the request.
+            on_event: receives the request's events. Later errors arrive there as Failed.
 
         Raises:
-            UnknownModel, InvalidRequest, QueueFull, ShuttingDown: at once. Whatever goes wrong later comes
-                to the listener as Failed.
+            UnknownModel, InvalidRequest, QueueFull, ShuttingDown: the request is refused.
+            ValueError: the id is in use.
         """
 
-    def abort(self, ticket: str) -> None:
-        """Forget a clip, waiting, loading or running."""
-
-    def ready(self) -> bool:
-        """Whether all preloaded models are in memory. Raises what kept one of them out."""
-
-    def statuses(self) -> list[ModelStatus]:
-        """The state of every model of the catalogue, of others in memory, and of the default model."""
-
-    def close(self, drain_seconds: float = 0.0) -> None:
-        """Take no more clips, let what runs finish for so long, then stop the threads."""
+    def abort(self, request_id: str) -> None:
+        """End a request without a further event, whether it waits or runs. Unknown ids are ignored."""

@@ -1,4 +1,4 @@
-"""The one thread that owns a device and serves the engines on it in turn."""
+"""The thread that owns a device and steps all engines on it in turn."""
 
 from __future__ import annotations
 
@@ -7,48 +7,48 @@ from typing import Protocol
 
 
 class Steppable(Protocol):
-    """What the thread serves."""
+    """What the device thread steps: an engine."""
 
     def step(self) -> bool:
-        """Do one step; whether there was anything to do. Does not raise."""
+        """Do one step; return whether there was anything to do. Does not raise."""
 
 
 class DeviceThread:
-    """Calls `step` of every engine, one after the other, and sleeps while none has work."""
+    """Calls `step` of every engine, one after the other, and sleeps while no engine has work."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._engines: tuple[Steppable, ...] = ()
-        self._removed: list[threading.Event] = []
+        self._removals: list[threading.Event] = []
         self._work = threading.Event()
         self._closed = False
         self._thread = threading.Thread(target=self._run, name="musicgen-device", daemon=True)
         self._thread.start()
 
     def add(self, engine: Steppable) -> None:
-        """Serve one more engine."""
+        """Start to step an engine."""
         with self._lock:
             self._engines = (*self._engines, engine)
         self.wake()
 
     def remove(self, engine: Steppable) -> None:
-        """Serve an engine no more. Waits until the thread has let go of it, so that its memory is free with it."""
+        """Stop stepping an engine. Blocks until the thread holds no reference to it, so its memory can be freed."""
         released = threading.Event()
         with self._lock:
             self._engines = tuple(each for each in self._engines if each is not engine)
-            self._removed.append(released)
+            self._removals.append(released)
         self.wake()
         while not released.wait(0.1) and self._thread.is_alive():
             pass
 
     def wake(self) -> None:
-        """There may be work."""
+        """Wake the thread, because an engine may have work."""
         self._work.set()
 
     def close(self) -> None:
-        """Stop after the step that runs and one more, and wait for them.
+        """Stop the thread after the current step and one more, and wait for them without a limit.
 
-        However long they take: the thread must not come back from the kernel or torch to an interpreter that is gone.
+        A thread that returns from the kernel or torch after the interpreter has shut down would crash the process.
         """
         self._closed = True
         self.wake()
@@ -59,10 +59,10 @@ class DeviceThread:
         while not closed:
             closed = self._closed
             self._work.clear()
-            with self._lock:  # between two rounds the thread has no engine in its hands
-                removed, self._removed = self._removed, []
-            for each in removed:
-                each.set()
-            stepped = [engine.step() for engine in self._engines]
-            if not any(stepped) and not self._closed:
+            with self._lock:  # between two rounds the thread references no engine
+                removals, self._removals = self._removals, []
+            for released in removals:
+                released.set()
+            had_work = [engine.step() for engine in self._engines]
+            if not any(had_work) and not self._closed:
                 self._work.wait()

@@ -1,8 +1,22 @@
-"""A model that somebody has asked for: on its way into memory, in line for it, or there; and who waits for it."""
+"""One model of the pool: its state, its files or engine, and its requests.
+
+    FETCHING --> QUEUED --> LOADING --> LOADED --> EVICTING
+        |         |  ^         |                    |   |
+        |         |  `---------+--------------------'   |
+      error       |          error    requests wait     | no request waits
+        |     no request       |                        |
+        '---------+------------+------------------------'
+                  v
+               REMOVED
+
+Whether a LOADING or LOADED model drains is not part of the state: `MemoryBudget.accepts_requests` decides it for each
+request, because the set of victims changes with every request and every eviction.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from enum import Enum, auto
 
 from musicgen_bento.checkpoint.download import DownloadProgress
 from musicgen_bento.checkpoint.loading import CheckpointFiles
@@ -11,9 +25,20 @@ from musicgen_bento.engine.engine import Engine
 from musicgen_bento.engine.types import EventCallback, GenerationParams, LoadProgress, ModelStatus, Queued
 
 
+class ModelState(Enum):
+    """The state of a model in the pool."""
+
+    FETCHING = auto()  # its files are downloaded and opened
+    QUEUED = auto()  # it waits for memory
+    LOADING = auto()  # memory is reserved; the files are read into it
+    LOADED = auto()  # its engine runs
+    EVICTING = auto()  # its engine is removed from memory
+    REMOVED = auto()  # the pool has dropped the entry; the next request creates another
+
+
 @dataclass(slots=True, eq=False)
 class PendingRequest:
-    """A clip that waits for its model; `place` is what it was told last."""
+    """A request that waits for its model. `queue_position` is the position that was last reported."""
 
     request_id: str
     params: GenerationParams
@@ -23,77 +48,130 @@ class PendingRequest:
 
 @dataclass(slots=True, eq=False)
 class ModelEntry:
-    """One model of the pool, which locks.
+    """One model of the pool. The pool's lock guards all fields.
 
     Attributes:
-        source: where its files are.
-        kept: to be loaded though nobody waits for it.
-        finding: its files are looked for, and fetched.
-        building: it is being read into memory.
-        download: how much has come.
-        files: what was found, until it is read.
-        bytes: what it takes in memory with one clip; 0 until that is known.
-        clip: the part of it that is for the clip.
-        engine: once it is in memory.
-        coming: clips that are made when it is there.
-        waiting: clips that are made after others had their turn.
-        using: tickets of the clips that its engine has.
+        source: location of the files.
+        pinned: whether the model is loaded even if no request waits for it; reset when memory is reserved for it.
+        state: see the diagram above.
+        download: progress of the download.
+        files: the opened files, until they are loaded.
+        memory_bytes: bytes of the model with one request; 0 until the files are fetched.
+        request_bytes: the part of `memory_bytes` for that request.
+        engine: the engine, while LOADED.
+        pending: requests that start as soon as the model is loaded.
+        deferred: requests that start after the memory queue admits the model: it is not admitted yet, or drains.
+        active: ids of the requests that the engine has.
     """
 
     source: Source
     pinned: bool
-    fetching: bool = True
-    loading: bool = False
+    state: ModelState = ModelState.FETCHING
     download: DownloadProgress = field(default_factory=DownloadProgress)
     files: CheckpointFiles | None = None
-    bytes: int = 0
-    clip: int = 0
+    memory_bytes: int = 0
+    request_bytes: int = 0
     engine: Engine | None = None
-    deferred: list[PendingRequest] = field(default_factory=list)
     pending: list[PendingRequest] = field(default_factory=list)
+    deferred: list[PendingRequest] = field(default_factory=list)
     active: set[str] = field(default_factory=set)
 
-    @property
-    def queued(self) -> list[PendingRequest]:
-        """Clips that its engine does not have yet."""
-        return self.deferred + self.pending
+    # ---- transitions
+
+    def set_fetched(self, files: CheckpointFiles, memory_bytes: int, request_bytes: int) -> None:
+        """FETCHING to QUEUED."""
+        self.state, self.files = ModelState.QUEUED, files
+        self.memory_bytes, self.request_bytes = memory_bytes, request_bytes
+
+    def set_loading(self) -> None:
+        """QUEUED to LOADING."""
+        self.state = ModelState.LOADING
+
+    def set_loaded(self, engine: Engine) -> None:
+        """LOADING to LOADED. The size of the model is now measured instead of estimated."""
+        self.state, self.engine = ModelState.LOADED, engine
+        self.memory_bytes = engine.checkpoint.num_bytes + self.request_bytes
+
+    def set_evicting(self) -> Engine | None:
+        """LOADED to EVICTING; return the engine and drop the reference to it."""
+        engine, self.engine = self.engine, None
+        self.state = ModelState.EVICTING
+        return engine
+
+    def set_evicted(self) -> None:
+        """EVICTING to QUEUED. The residency manager removes the entry if no request waits for it."""
+        self.state = ModelState.QUEUED
+
+    def set_removed(self) -> None:
+        """Any state to REMOVED."""
+        self.state = ModelState.REMOVED
+
+    def take_files(self) -> CheckpointFiles | None:
+        """Return the opened files and drop the reference to them. None if they must be fetched again."""
+        files, self.files = self.files, None
+        return files
+
+    # ---- requests
 
     @property
-    def idle(self) -> bool:
-        """Nothing is done for it, nobody waits for it, and it is not in memory."""
-        return not (self.fetching or self.loading or self.pinned or self.engine or self.queued)
+    def waiting(self) -> list[PendingRequest]:
+        """The requests that the engine does not have yet, next first."""
+        return self.pending + self.deferred
 
-    def remove(self, ticket: str) -> None:
-        """Forget a clip that waits."""
-        self.deferred = [request for request in self.deferred if request.request_id != ticket]
-        self.pending = [request for request in self.pending if request.request_id != ticket]
+    @property
+    def is_unused(self) -> bool:
+        """Whether no request waits for the model, and it is neither in memory nor on its way there."""
+        busy = self.state in (ModelState.FETCHING, ModelState.LOADING, ModelState.LOADED)
+        return not (busy or self.pinned or self.waiting)
+
+    def add_waiting(self, request: PendingRequest, *, deferred: bool) -> None:
+        """Append a request to the deferred or the pending ones, and report the queue positions."""
+        (self.deferred if deferred else self.pending).append(request)
         self.notify_queue_positions()
 
-    def clear(self) -> list[PendingRequest]:
-        """Forget all clips that wait, and say which."""
-        unbegun, self.deferred, self.pending = self.queued, [], []
-        return unbegun
+    def remove_waiting(self, request_id: str) -> None:
+        """Remove a waiting request, and report the queue positions. Unknown ids are ignored."""
+        self.pending = [request for request in self.pending if request.request_id != request_id]
+        self.deferred = [request for request in self.deferred if request.request_id != request_id]
+        self.notify_queue_positions()
+
+    def promote_deferred(self) -> None:
+        """Make the deferred requests pending, because the memory queue has admitted the model."""
+        self.pinned = False
+        self.pending, self.deferred = self.waiting, []
+
+    def take_pending(self) -> list[PendingRequest]:
+        """Remove and return the pending requests, because the engine can run them now."""
+        requests, self.pending = self.pending, []
+        return requests
+
+    def take_waiting(self) -> list[PendingRequest]:
+        """Remove and return all waiting requests."""
+        requests, self.pending, self.deferred = self.waiting, [], []
+        return requests
 
     def notify_queue_positions(self) -> None:
-        """Tell those who wait, where that has changed."""
-        for place, request in enumerate(self.queued):
-            if request.queue_position != place:
-                request.queue_position = place
-                request.on_event(Queued(place, loading=True))
+        """Report the queue positions that have changed."""
+        for queue_position, request in enumerate(self.waiting):
+            if request.queue_position != queue_position:
+                request.queue_position = queue_position
+                request.on_event(Queued(queue_position, loading=True))
 
-    def status(self, line: list[ModelEntry], default: bool) -> ModelStatus:
-        """As clients see it.
+    def status(self, memory_queue: list[ModelEntry], default: bool) -> ModelStatus:
+        """The state as clients see it.
 
         Args:
-            line: who waits for memory, next first.
-            default: whether it is the model of a request that names none.
+            memory_queue: the models that wait for memory, next first.
+            default: whether requests that name no model use this one.
         """
-        name, size = self.source.name, self.bytes or None
+        name, num_bytes = self.source.name, self.memory_bytes or None
         if self.engine is not None:
-            return ModelStatus(name, "loaded", default, size)
-        if self in line:
-            return ModelStatus(name, "loading", default, size, LoadProgress("waiting", ahead=line.index(self)))
-        done, total = self.download.received_bytes, self.download.total_bytes
-        if self.fetching and done < total:
-            return ModelStatus(name, "loading", default, size, LoadProgress("downloading", done, total))
-        return ModelStatus(name, "loading", default, size, LoadProgress("loading"))
+            return ModelStatus(name, "loaded", default, num_bytes)
+        downloaded, total = self.download.received_bytes, self.download.total_bytes
+        if self in memory_queue:
+            progress = LoadProgress("waiting", ahead=memory_queue.index(self))
+        elif self.state is ModelState.FETCHING and downloaded < total:
+            progress = LoadProgress("downloading", downloaded, total)
+        else:
+            progress = LoadProgress("loading")
+        return ModelStatus(name, "loading", default, num_bytes, progress)

@@ -1,9 +1,21 @@
-"""Who may be in memory, and who leaves for whom. Pure Python: no torch, no threads, no clock but the count of uses.
+"""Decides which models may be in memory, and which are evicted for others.
 
-A model takes its weights and the largest clip it may be asked for, so that one that is in memory can always make one
-clip; further clips take their room while they run. Who does not fit stands in line. For the first in line the least
-recently used leave, idle ones at once, and where that is not enough busy ones too: they are closed to new clips, and
-leave when those they have are done. So nobody waits for ever, and nothing in use is taken away.
+Pure Python: no torch, no threads, and no clock except the count of uses.
+
+A model reserves memory for its weights and for the largest allowed request, so a loaded model can always run one
+request. Memory for additional requests is reserved while they run.
+
+A model that does not fit is queued. For the model at the head of the queue, least-recently-used models are evicted:
+idle ones immediately, then, if that is not enough, busy ones. A busy victim drains: it accepts no new requests and is
+evicted when its active requests finish. New requests for a draining model are queued behind the head. Two models that
+do not fit together therefore alternate; neither starves, and no model in use is evicted. A smaller model may overtake
+the head if that does not delay the head. Memory for an additional request may evict an idle model, never a busy one.
+
+    memory   |---- A, busy: drains ----|---- B, idle: evicted ----|---- C: stays ----|-- free --|
+             |<------------------ victims ----------------------->|
+    queue    D (head), A (for its new requests), E (overtakes D if it fits into what D leaves over)
+
+    D is admitted as soon as its size is free. The victims are as few models as free that much.
 """
 
 from __future__ import annotations
@@ -17,188 +29,208 @@ Key = TypeVar("Key", bound=Hashable)
 
 @dataclass(slots=True)
 class _Model:
-    """In memory, or being loaded into room that is its own already."""
+    """A model that is in memory, or is being loaded into memory that is reserved for it."""
 
-    size: int  # one clip included
-    clip: int
-    used: int  # when, in uses
-    more: int = 0  # clips beyond the one
-    users: int = 0
+    base_bytes: int  # the model with one request
+    request_bytes: int  # the part of `base_bytes` for that request
+    last_use: int  # value of the use counter
+    extra_bytes: int = 0  # for requests beyond the first
+    active_requests: int = 0
     loaded: bool = False
-    leaving: bool = False
+    evicting: bool = False
 
     @property
     def idle(self) -> bool:
-        return self.loaded and not self.users
+        return self.loaded and not self.active_requests
 
     @property
-    def bytes(self) -> int:
-        return self.size + self.more
+    def num_bytes(self) -> int:
+        return self.base_bytes + self.extra_bytes
 
 
 @dataclass(frozen=True, slots=True)
 class Decision(Generic[Key]):
-    """What is to be done now: who comes in, and who is to be taken out of memory."""
+    """The models to load or reopen now, and the models to evict now."""
 
     admit: list[Key] = field(default_factory=list)
     evict: list[Key] = field(default_factory=list)
 
 
 class MemoryBudget(Generic[Key]):
-    """Bytes, and the models that share them.
+    """Shares a number of bytes among models.
 
     Args:
-        total: bytes for all of them.
+        total: bytes that all models and requests may use together.
     """
 
     def __init__(self, total: int) -> None:
         self.total = total
         self._models: dict[Key, _Model] = {}
-        self._line: dict[Key, tuple[int, int]] = {}  # size and clip, first come first
-        self._short: dict[Key, int] = {}  # bytes that a model's next clip lacked
+        self._queue: dict[Key, tuple[int, int]] = {}  # base_bytes and request_bytes, in order of arrival
+        self._shortfall: dict[Key, int] = {}  # bytes missing for a model's next request
         self._uses = 0
 
     @property
     def free(self) -> int:
-        """Bytes that nobody has. Below zero where a model turned out larger than it was thought to be."""
-        return self.total - sum(model.bytes for model in self._models.values())
+        """Bytes that are not reserved. Negative if a model turned out larger than its estimate."""
+        return self.total - sum(model.num_bytes for model in self._models.values())
 
     def queue(self) -> list[Key]:
-        """Who waits to come in, next first."""
-        return list(self._line)
+        """The models that wait for memory, next first."""
+        return list(self._queue)
 
-    # ---- a model's way
+    # ---- the life of a model
 
-    def request(self, key: Key, size: int, clip: int) -> None:
-        """Get in line; `decide` says when it may come in. Who stands there keeps the place.
+    def enqueue(self, key: Key, base_bytes: int, request_bytes: int) -> None:
+        """Append a model to the queue, unless it is queued already. `decide` tells when it is admitted.
 
-        One that is in memory, but closed, asks to be open again: after those who came before it.
+        A draining model is queued to be reopened for new requests, after the models that were queued before it.
 
         Args:
             key: the model.
-            size: what it takes with one clip, at most `total`.
-            clip: the part of it that is for the clip.
+            base_bytes: bytes of the model with one request, at most `total`.
+            request_bytes: the part of `base_bytes` for that request.
 
         Raises:
-            ValueError: it can never come in.
+            ValueError: the model is larger than the budget.
         """
-        if size > self.total:
-            raise ValueError(f"{size} bytes of {self.total}")
-        self._line.setdefault(key, (size, clip))
+        if base_bytes > self.total:
+            raise ValueError(f"{base_bytes} bytes of {self.total}")
+        self._queue.setdefault(key, (base_bytes, request_bytes))
 
-    def cancel_request(self, key: Key) -> None:
-        """Leave the line. One that is not there is no error."""
-        self._line.pop(key, None)
+    def cancel(self, key: Key) -> None:
+        """Remove a model from the queue. A model that is not queued is ignored."""
+        self._queue.pop(key, None)
 
-    def loaded(self, key: Key, size: int, clip: int) -> None:
-        """It is in memory, and this is what it takes, measured."""
+    def set_loaded(self, key: Key, base_bytes: int, request_bytes: int) -> None:
+        """Record that a model is in memory, with its measured size."""
         model = self._models[key]
-        model.size, model.clip, model.loaded = size, clip, True
+        model.base_bytes, model.request_bytes, model.loaded = base_bytes, request_bytes, True
 
     def remove(self, key: Key) -> None:
-        """It is not in memory any more, or could not be loaded: its bytes are free."""
+        """Free the bytes of a model that has been evicted, or whose load has failed."""
         del self._models[key]
-        self._short.pop(key, None)
+        self._shortfall.pop(key, None)
 
     def acquire(self, key: Key) -> None:
-        """A clip was given to it."""
+        """Record that a request has started to use a model."""
         self._uses += 1
         model = self._models[key]
-        model.users, model.used = model.users + 1, self._uses
+        model.active_requests += 1
+        model.last_use = self._uses
 
     def release(self, key: Key) -> None:
-        """A clip of its is over."""
-        self._models[key].users -= 1
-        self._short.pop(key, None)  # it may have been that clip which lacked them; if not, it says so again
+        """Record that a request has ended."""
+        self._models[key].active_requests -= 1
+        self._shortfall.pop(key, None)  # perhaps of the ended request; otherwise the next `resize` records it again
 
-    def resize(self, key: Key, clips: int) -> bool:
-        """Let the running clips of a model take so many bytes together; whether they may. Less is always granted."""
+    def resize(self, key: Key, requests_bytes: int) -> bool:
+        """Set the bytes of all running requests of a model together.
+
+        Returns:
+            Whether the bytes are granted. Fewer bytes than before are always granted.
+        """
         model = self._models.get(key)
         if model is None:
             return True
-        more = max(0, clips - model.clip)
-        if more > model.more and more - model.more > self._spare():
-            self._short[key] = more - model.more
+        extra_bytes = max(0, requests_bytes - model.request_bytes)
+        growth = extra_bytes - model.extra_bytes
+        if growth > 0 and growth > self._spare():
+            self._shortfall[key] = growth
             return False
-        model.more = more
-        self._short.pop(key, None)
+        model.extra_bytes = extra_bytes
+        self._shortfall.pop(key, None)
         return True
 
-    # ---- who comes, who goes
+    # ---- decisions
 
-    def is_draining(self, key: Key) -> bool:
-        """Whether its new clips have to wait in line, since it must leave for who is there."""
+    def accepts_requests(self, key: Key) -> bool:
+        """Whether a new request may use the model. If not, the request waits until the queued model is admitted.
+
+        False for a model that is not in memory, is queued, drains, or is being evicted.
+        """
         model = self._models.get(key)
-        return key in self._line or model is None or model.leaving or key in self._victims()
+        return model is not None and not model.evicting and key not in self._queue and key not in self._victims()
 
     def decide(self) -> Decision[Key]:
-        """What can be done now. Each is told once: who enters has its room, who leaves takes no more clips."""
+        """Return what can be done now. Each admission and eviction is returned once.
+
+        Memory of an admitted model is reserved from now on, and an evicted model accepts no more requests.
+        """
         decision: Decision[Key] = Decision()
-        while entering := [key for key in self._line if self._may_enter(key)][:1]:
-            self._enter(*entering)
-            decision.admit.extend(entering)
+        while (key := self._next_admissible()) is not None:
+            self._admit(key)
+            decision.admit.append(key)
         for key in self._victims():
             if self._models[key].idle:
-                self._models[key].leaving = True
+                self._models[key].evicting = True
                 decision.evict.append(key)
         return decision
 
-    def _may_enter(self, key: Key) -> bool:
-        model = self._models.get(key)
-        if model is not None:  # it never left
-            return not model.leaving and key not in self._victims()
-        size = self._line[key][0]
-        first = next(iter(self._line)) == key
-        # Who stands behind may pass, where the first does not have to wait longer for it.
-        return size <= (self.free if first else self._spare())
+    def _next_admissible(self) -> Key | None:
+        """The first queued model that may be admitted now."""
+        return next((key for key in self._queue if self._is_admissible(key)), None)
 
-    def _enter(self, key: Key) -> None:
-        size, clip = self._line.pop(key)
+    def _is_admissible(self, key: Key) -> bool:
+        model = self._models.get(key)
+        if model is not None:  # still in memory; it can be reopened
+            return not model.evicting and key not in self._victims()
+        base_bytes, _ = self._queue[key]
+        is_head = next(iter(self._queue)) == key
+        return base_bytes <= (self.free if is_head else self._spare())
+
+    def _admit(self, key: Key) -> None:
+        base_bytes, request_bytes = self._queue.pop(key)
         if key not in self._models:
             self._uses += 1
-            self._models[key] = _Model(size, clip, self._uses)
+            self._models[key] = _Model(base_bytes, request_bytes, self._uses)
 
     def _spare(self) -> int:
-        """Bytes that can be given away without delay for the first in line."""
-        return min(self.free, self.free + self._coming(self._victims()) - self._wanted())
+        """Bytes that can be given away without a delay for the head of the queue."""
+        return min(self.free, self.free + self._reclaimable(self._victims()) - self._head_demand())
 
-    def _wanted(self) -> int:
-        """Bytes that the first in line needs; none where it is in memory and stays."""
-        for key, (size, _) in self._line.items():
+    def _head_demand(self) -> int:
+        """Bytes that the head of the queue needs; 0 if it is in memory and stays."""
+        for key, (base_bytes, _) in self._queue.items():
             model = self._models.get(key)
-            return size if model is None or model.leaving else 0
+            return base_bytes if model is None or model.evicting else 0
         return 0
 
-    def _coming(self, victims: Iterable[Key]) -> int:
-        """Bytes that come free with these and with those who are on their way out."""
-        return sum(model.bytes for key, model in self._models.items() if model.leaving or key in set(victims))
+    def _reclaimable(self, victims: Iterable[Key]) -> int:
+        """Bytes that become free with the victims and with the models that are being evicted."""
+        keys = set(victims)
+        return sum(model.num_bytes for key, model in self._models.items() if model.evicting or key in keys)
 
     def _victims(self) -> list[Key]:
-        """Who has to leave, beside those on their way: the least recently used, and no more than it takes."""
-        staying = {key: model for key, model in self._models.items() if not model.leaving}
-        idle_first = sorted(staying, key=lambda key: (not staying[key].idle, staying[key].used))
-        coming = self.free + self._coming(())
-        if wanted := self._wanted():
-            return _enough({key: staying[key].bytes for key in idle_first}, wanted - coming)
-        idle = {key: staying[key].bytes for key in idle_first if staying[key].idle}
-        if coming < 0:
-            return _enough(idle, -coming)
-        # A clip more is worth an idle model, if that is what it takes; busy ones make one clip in any case.
-        short = max(self._short.values(), default=0) - coming
-        return _enough(idle, short) if sum(idle.values()) >= short else []
+        """The models to evict next, besides those that are being evicted: least recently used, and no more than needed.
+
+        Busy models are victims only for the head of the queue.
+        """
+        kept = {key: model for key, model in self._models.items() if not model.evicting}
+        idle_first = sorted(kept, key=lambda key: (not kept[key].idle, kept[key].last_use))
+        expected_free = self.free + self._reclaimable(())
+        if head_demand := self._head_demand():
+            sizes = {key: kept[key].num_bytes for key in idle_first}
+            return _smallest_prefix_covering(sizes, head_demand - expected_free)
+        idle_sizes = {key: kept[key].num_bytes for key in idle_first if kept[key].idle}
+        if expected_free < 0:
+            return _smallest_prefix_covering(idle_sizes, -expected_free)
+        # An additional request evicts idle models only, and only if these are enough: a model can run one in any case.
+        shortfall = max(self._shortfall.values(), default=0) - expected_free
+        return _smallest_prefix_covering(idle_sizes, shortfall) if sum(idle_sizes.values()) >= shortfall else []
 
 
-def _enough(sizes: dict[Key, int], wanted: int) -> list[Key]:
-    """The first of these that have so many bytes together, less those that are not needed for it."""
-    taken: list[Key] = []
-    have = 0
+def _smallest_prefix_covering(sizes: dict[Key, int], demand: int) -> list[Key]:
+    """The first keys whose sizes sum up to at least `demand`, without those that are not needed for it."""
+    chosen: list[Key] = []
+    total = 0
     for key, size in sizes.items():
-        if have >= wanted:
+        if total >= demand:
             break
-        taken.append(key)
-        have += size
-    for key in list(taken):
-        if have - sizes[key] >= wanted:
-            taken.remove(key)
-            have -= sizes[key]
-    return taken
+        chosen.append(key)
+        total += size
+    for key in list(chosen):
+        if total - sizes[key] >= demand:
+            chosen.remove(key)
+            total -= sizes[key]
+    return chosen

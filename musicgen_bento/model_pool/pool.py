@@ -1,4 +1,4 @@
-"""The models of one device by name: who asks for which, what they are told, and what becomes of their clips."""
+"""The models of one device by name: resolves names, passes requests to engines, and reports states."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from musicgen_bento.errors import MusicGenError, QueueFull, ShuttingDown
 from musicgen_bento.log import logger
 from musicgen_bento.model_catalog import CATALOG, find_model
 from musicgen_bento.model_pool.device_thread import DeviceThread
-from musicgen_bento.model_pool.entry import ModelEntry, PendingRequest
+from musicgen_bento.model_pool.entry import ModelEntry, ModelState, PendingRequest
 from musicgen_bento.model_pool.loader import Loader, as_load_error
 from musicgen_bento.model_pool.residency import ModelResidencyManager
 
-RETRY_AFTER = 30.0
-MOST_SOUGHT = 16  # models whose files are looked for at a time: each has a thread, and a queue
+RETRY_AFTER_SECONDS = 30.0
+MAX_CONCURRENT_FETCHES = 16  # models whose files are fetched at a time: each has a thread and a queue of requests
 
 
 class ModelPool:
-    """See `types.Pool`. Begins to load the preloaded models at once.
+    """Runs requests on any model of one device, and loads models on demand. Preloading starts at once.
 
     Args:
-        settings: the operator's.
-        allow_any_model: whether names outside the catalogue mean repositories on the hub.
-        allow_folders: whether they may mean folders of this machine.
-        loaded: told the name of every model that is in memory now.
-        evicted: told the name of every model that had to leave it.
+        settings: the operator's settings.
+        allow_any_model: whether names outside the catalogue mean repositories on the Hugging Face Hub.
+        allow_folders: whether names may mean folders of this machine.
+        on_loaded: called with the name of each model that has been loaded into memory.
+        on_evicted: called with the name of each model that has been evicted from memory.
     """
 
     def __init__(
@@ -42,221 +42,229 @@ class ModelPool:
         *,
         allow_any_model: bool = False,
         allow_folders: bool = False,
-        loaded: Callable[[str], None] = lambda name: None,
-        evicted: Callable[[str], None] = lambda name: None,
+        on_loaded: Callable[[str], None] = lambda name: None,
+        on_evicted: Callable[[str], None] = lambda name: None,
     ) -> None:
         self._settings = settings
         self._allow_any_model, self._allow_folders = allow_any_model, allow_folders
-        self._loaded, self._evicted = loaded, evicted
+        self._report_loaded, self._report_evicted = on_loaded, on_evicted
         self._loader = Loader(settings)
         self.device = self._loader.device
         self._lock = threading.RLock()
-        self._thread = DeviceThread()
-        self._tickets: dict[str, ModelEntry] = {}
-        self._failures: dict[Source, tuple[float, MusicGenError]] = {}  # of preloaded ones
-        self._were_ready: set[Source] = set()
+        self._device_thread = DeviceThread()
+        self._entries_by_request: dict[str, ModelEntry] = {}
+        self._preload_failures: dict[Source, tuple[float, MusicGenError]] = {}  # with the time of the failure
+        self._loaded_before: set[Source] = set()
         self._closing = False
-        self._own: dict[str, Source] = {}  # what the operator has set, by either name
-        self._misconfigured: MusicGenError | None = None
+        self._operator_models: dict[str, Source] = {}  # models of the settings, by the name there and by `Source.name`
+        self._settings_error: MusicGenError | None = None
         for model in (settings.default_model, *settings.preload):
             try:
                 source = resolve_model(model, any_model=True, folders=True)
-            except MusicGenError as error:  # told by `ready`; the models that can be had are served
-                self._misconfigured = error
+            except MusicGenError as error:  # raised by `ready`; the other models are served
+                self._settings_error = error
             else:
-                self._own[model] = self._own[source.name] = source
-        self._preloaded = {self._own[model] for model in settings.preload if model in self._own}
-        self._memory = ModelResidencyManager(self._loader, self._lock, self._thread, self, self._preloaded)
-        atexit.register(self.close)  # before the interpreter goes, nobody may be at work
+                self._operator_models[model] = self._operator_models[source.name] = source
+        self._preloads = {self._operator_models[model] for model in settings.preload if model in self._operator_models}
+        self._residency = ModelResidencyManager(self._loader, self._lock, self._device_thread, self, self._preloads)
+        atexit.register(self.close)  # no thread may run in torch or the kernel when the interpreter shuts down
         with self._lock:
-            for source in self._preloaded:
-                self._resident(source)
+            for source in self._preloads:
+                self._entry(source)
 
     def add_request(self, request_id: str, model: str, params: GenerationParams, on_event: EventCallback) -> None:
-        """See `Pool.submit`."""
-        source = self._own.get(model)  # what the operator has set may be anything
+        """Accept or refuse a request; never blocks. See `RequestSink.add_request`."""
+        source = self._operator_models.get(model)  # the operator's models may be any repository or folder
         if source is None:
             source = resolve_model(model, any_model=self._allow_any_model, folders=self._allow_folders)
         with self._lock:
-            if request_id in self._tickets:
-                raise ValueError(f"request id {request_id} is in use")
             if self._closing:
-                raise ShuttingDown("The server is shutting down.", hint="Ask again in a moment.", retry_after=5.0)
-            sought = sum(each.fetching for each in self._memory.residents.values())
-            if source.location not in self._memory.residents and sought >= MOST_SOUGHT:
-                raise QueueFull(
-                    "Too many models are being fetched already.", hint="Ask again later.", retry_after=RETRY_AFTER
-                )
-            resident = self._resident(source)
-            self._tickets[request_id] = resident
+                raise ShuttingDown()
+            if request_id in self._entries_by_request:
+                raise ValueError(f"request id {request_id} is in use")
+            self._check_fetch_limit(source)
+            entry = self._entry(source)
+            self._entries_by_request[request_id] = entry
             try:
-                self._take(resident, PendingRequest(request_id, params, self._forgetting(request_id, on_event)))
+                self._dispatch(entry, PendingRequest(request_id, params, self._until_last_event(request_id, on_event)))
             except BaseException:
-                del self._tickets[request_id]
+                del self._entries_by_request[request_id]
                 raise
 
-    def abort(self, ticket: str) -> None:
-        """See `Pool.cancel`."""
+    def abort(self, request_id: str) -> None:
+        """End a request without a further event, whether it waits or runs. Unknown ids are ignored."""
         with self._lock:
-            resident = self._tickets.pop(ticket, None)
-            if resident is None:
+            entry = self._entries_by_request.pop(request_id, None)
+            if entry is None:
                 return
-            engine = resident.engine
-            resident.remove(ticket)
-            self._release(resident, ticket)
-            self._memory.forget(resident)
+            engine = entry.engine
+            entry.remove_waiting(request_id)
+            self._release(entry, request_id)
+            self._residency.discard_if_unused(entry)
         if engine is not None:
-            engine.abort(ticket)
+            engine.abort(request_id)
+
+    @property
+    def idle(self) -> bool:
+        """Whether no request waits or runs."""
+        return not self._entries_by_request
 
     def ready(self) -> bool:
-        """See `Pool.ready`. A preload that failed for a passing reason is tried again, now and then."""
-        if self._misconfigured is not None:
-            raise self._misconfigured
+        """Whether every preloaded model has been loaded. A failed preload is retried after the error's `retry_after`.
+
+        Raises:
+            MusicGenError: a model of the settings is unknown, or a preload has failed.
+        """
+        if self._settings_error is not None:
+            raise self._settings_error
         with self._lock:
             if self._closing:
                 return False
-            for source in self._preloaded - self._were_ready:
-                failed_at, error = self._failures.get(source, (0.0, None))
-                lasting = error is not None and (error.retry_after or math.inf) > time.monotonic() - failed_at
-                if source.location not in self._memory.residents and error is not None and lasting:
-                    raise error
-                self._resident(source)
-            return self._preloaded <= self._were_ready
+            for source in self._preloads - self._loaded_before:
+                failed_at, error = self._preload_failures.get(source, (0.0, None))
+                if error is not None and source.location not in self._residency.entries:
+                    retry_after = error.retry_after or math.inf
+                    if time.monotonic() - failed_at < retry_after:
+                        raise error
+                self._entry(source)
+            return self._preloads <= self._loaded_before
 
     def statuses(self) -> list[ModelStatus]:
-        """See `Pool.statuses`."""
-        default = self._own.get(self._settings.default_model)
+        """The state of every catalogue model, of the default model, and of other models in memory."""
+        default = self._operator_models.get(self._settings.default_model)
         listed = [*([default] if default else []), *(Source(card.id, card.folder or card.id) for card in CATALOG)]
-        found = {
-            source.name: ModelStatus(source.name, source.state, source == default, self._estimate(source.name))
+        statuses = {
+            source.name: ModelStatus(source.name, source.state, source == default, self._estimate_bytes(source.name))
             for source in listed
         }
         with self._lock:
-            line = self._memory.line()
-            for each in self._memory.residents.values():
-                if not each.idle:
-                    found[each.source.name] = each.status(line, each.source == default)
-        return list(found.values())
+            memory_queue = self._residency.queue()
+            for entry in self._residency.entries.values():
+                if not entry.is_unused:
+                    statuses[entry.source.name] = entry.status(memory_queue, entry.source == default)
+        return list(statuses.values())
 
     def request_counts(self) -> dict[str, tuple[int, int]]:
-        """Clips running and clips waiting, by model."""
+        """Numbers of running and of waiting requests, by model."""
         with self._lock:
-            asked = [(each.source.name, each.engine, len(each.queued)) for each in self._memory.residents.values()]
-        found = {}
-        for name, engine, unbegun in asked:
-            running, waiting = engine.num_requests if engine else (0, 0)
-            found[name] = running, waiting + unbegun
-        return found
+            snapshot = [
+                (entry.source.name, entry.engine, len(entry.waiting)) for entry in self._residency.entries.values()
+            ]
+        counts = {}
+        for name, engine, waiting_for_model in snapshot:
+            running, waiting_for_slot = engine.num_requests if engine else (0, 0)
+            counts[name] = running, waiting_for_slot + waiting_for_model
+        return counts
 
-    def close(self, drain_seconds: float = 0.0) -> None:
-        """See `Pool.close`."""
+    def close(self) -> None:
+        """Refuse new requests, fail the unfinished ones, and stop the threads."""
         atexit.unregister(self.close)
-        deadline = time.monotonic() + drain_seconds
+        error = ShuttingDown("The server shut down before the request was finished.")
         with self._lock:
             self._closing = True
-        while self._tickets and time.monotonic() < deadline:
-            time.sleep(0.02)
-        error = ShuttingDown("The server shut down before the clip was done.", hint="Ask again.", retry_after=5.0)
-        with self._lock:
-            self._memory.close()
-            residents = list(self._memory.residents.values())
-            unbegun = [request for each in residents for request in each.clear()]
-            engines = [each.engine for each in residents if each.engine is not None]
-        for request in unbegun:
+            self._residency.close()
+            entries = list(self._residency.entries.values())
+            waiting = [request for entry in entries for request in entry.take_waiting()]
+            engines = [entry.engine for entry in entries if entry.engine is not None]
+        for request in waiting:
             request.on_event(Failed(error))
         for engine in engines:
             engine.fail_all(error)
-        self._thread.close()
-        self._memory.join()
+        self._device_thread.close()
+        self._residency.join()
 
     # ---- models
 
-    def _resident(self, source: Source) -> ModelEntry:
-        return self._memory.resident(source, kept=source in self._preloaded - self._were_ready)
+    def _entry(self, source: Source) -> ModelEntry:
+        pinned = source in self._preloads - self._loaded_before
+        return self._residency.get_or_create(source, pinned=pinned)
 
-    def _estimate(self, name: str) -> int | None:
-        """About what a model takes in memory."""
+    def _check_fetch_limit(self, source: Source) -> None:
+        entries = self._residency.entries
+        fetches = sum(entry.state is ModelState.FETCHING for entry in entries.values())
+        if source.location not in entries and fetches >= MAX_CONCURRENT_FETCHES:
+            raise QueueFull("Too many models are being fetched.", hint="Retry later.", retry_after=RETRY_AFTER_SECONDS)
+
+    def _estimate_bytes(self, name: str) -> int | None:
+        """Estimated bytes of a catalogue model in memory; None for other models."""
         card = find_model(name)
         if card is None:
             return None
         return card.memory_bytes(self._loader.precision, self._settings.max_duration)
 
-    def begin(self, resident: ModelEntry) -> None:
-        """See `memory.Owner.begin`."""
-        requests, resident.deferred = resident.deferred, []
-        for request in requests:
+    def on_loaded(self, entry: ModelEntry) -> None:
+        """Record a loaded model; see `ResidencyCallbacks.on_loaded`."""
+        self._loaded_before.add(entry.source)
+        self._preload_failures.pop(entry.source, None)
+        self._report_loaded(entry.source.name)
+
+    def on_ready(self, entry: ModelEntry) -> None:
+        """Start the pending requests of a model; see `ResidencyCallbacks.on_ready`."""
+        for request in entry.take_pending():
             try:
-                self._hand_over(resident, request)
+                self._start(entry, request)
             except Exception as error:
-                request.on_event(Failed(as_load_error(resident.source.name, error)))
+                request.on_event(Failed(as_load_error(entry.source.name, error)))
 
-    def came(self, resident: ModelEntry) -> None:
-        """See `memory.Owner.came`."""
-        self._were_ready.add(resident.source)
-        self._failures.pop(resident.source, None)
-        self._loaded(resident.source.name)
-
-    def left(self, resident: ModelEntry) -> None:
-        """See `memory.Owner.left`."""
-        self._evicted(resident.source.name)
-
-    def failed(self, resident: ModelEntry, error: MusicGenError) -> None:
-        """See `memory.Owner.failed`."""
-        logger.error("loading %s failed: %s", resident.source.name, error.code)
+    def on_load_failed(self, entry: ModelEntry, error: MusicGenError) -> None:
+        """Fail the waiting requests of a model; see `ResidencyCallbacks.on_load_failed`."""
+        logger.error("Loading %s failed: %s", entry.source.name, error.code)
         with self._lock:
-            if resident.source in self._preloaded:
-                self._failures[resident.source] = (time.monotonic(), error)
-            unbegun = resident.clear()
-        for request in unbegun:
+            if entry.source in self._preloads:
+                self._preload_failures[entry.source] = (time.monotonic(), error)
+            waiting = entry.take_waiting()
+        for request in waiting:
             request.on_event(Failed(error))
 
-    # ---- clips
+    def on_evicted(self, entry: ModelEntry) -> None:
+        """Report an evicted model; see `ResidencyCallbacks.on_evicted`."""
+        self._report_evicted(entry.source.name)
 
-    def _take(self, resident: ModelEntry, request: PendingRequest) -> None:
-        """To the engine; while it is not in memory, or others come first, to those who wait for it."""
-        closed = self._memory.closed(resident)
-        if resident.engine is not None and not closed:
-            self._hand_over(resident, request)
+    # ---- requests
+
+    def _dispatch(self, entry: ModelEntry, request: PendingRequest) -> None:
+        """Pass a request to the model's engine, or to the requests that wait for the model."""
+        accepts_requests = self._residency.accepts_requests(entry)
+        if entry.engine is not None and accepts_requests:
+            self._start(entry, request)
             return
-        places = max_slots(self.device, self._settings) + self._settings.max_queue
-        if len(resident.queued) + len(resident.active) >= places:  # a closed one may still be at those that it has
+        capacity = max_slots(self.device, self._settings) + self._settings.max_queue
+        if len(entry.waiting) + len(entry.active) >= capacity:  # a draining model has active requests
             raise QueueFull(
-                f"{resident.source.name} is still loading and its queue is full.",
-                hint="Ask again later.",
-                retry_after=RETRY_AFTER,
+                f"{entry.source.name} is still loading, and its queue is full.",
+                hint="Retry later.",
+                retry_after=RETRY_AFTER_SECONDS,
             )
-        if closed:
-            self._memory.want(resident)
-            resident.pending.append(request)
-        else:
-            resident.deferred.append(request)
-        resident.notify_queue_positions()
+        if not accepts_requests:
+            self._residency.enqueue(entry)
+        entry.add_waiting(request, deferred=not accepts_requests)
 
-    def _hand_over(self, resident: ModelEntry, request: PendingRequest) -> None:
-        assert resident.engine is not None
-        self._memory.use(resident)
-        resident.active.add(request.request_id)
+    def _start(self, entry: ModelEntry, request: PendingRequest) -> None:
+        """Pass a request to the engine of a loaded model."""
+        assert entry.engine is not None
+        self._residency.acquire(entry)
+        entry.active.add(request.request_id)
         try:
-            resident.engine.add_request(request.request_id, request.params, request.on_event)
+            entry.engine.add_request(request.request_id, request.params, request.on_event)
         except BaseException:
-            self._release(resident, request.request_id)
+            self._release(entry, request.request_id)
             raise
 
-    def _release(self, resident: ModelEntry, ticket: str) -> None:
-        """A clip is over; if the engine had it, that has one less."""
-        if ticket in resident.active:
-            resident.active.discard(ticket)
-            self._memory.release(resident)
+    def _release(self, entry: ModelEntry, request_id: str) -> None:
+        """Release the model if its engine has the request."""
+        if request_id in entry.active:
+            entry.active.discard(request_id)
+            self._residency.release(entry)
 
-    def _forgetting(self, ticket: str, listener: EventCallback) -> Callable[[Event], None]:
-        """The listener, and after the last event no memory of the ticket."""
+    def _until_last_event(self, request_id: str, on_event: EventCallback) -> EventCallback:
+        """Wrap an event callback: forget the request before its last event is reported."""
 
-        def listen(event: Event) -> None:
+        def forward(event: Event) -> None:
             if isinstance(event, Finished | Failed):
                 with self._lock:
-                    resident = self._tickets.pop(ticket, None)
-                    if resident is not None:
-                        self._release(resident, ticket)
-            listener(event)
+                    entry = self._entries_by_request.pop(request_id, None)
+                    if entry is not None:
+                        self._release(entry, request_id)
+            on_event(event)
 
-        return listen
+        return forward

@@ -1,12 +1,12 @@
-"""Models into the device's memory and out of it: files, a place in line, the load, and the way out for others.
+"""Moves models into and out of a device's memory: fetches files, queues for memory, loads, evicts.
 
-A model's files are looked for, and fetched, on a thread of its own. Then it stands in line for memory, and is read into
-it, on a thread again. `budget.py` decides who comes and who goes; the keeper, one more thread, does it.
+The files of each model are fetched on a thread of their own. Then the model waits in the queue for memory, and is read
+into memory on another thread. `memory_budget.py` decides which models are loaded and evicted; the residency thread
+carries that out.
 """
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections.abc import Callable, Collection
@@ -17,233 +17,248 @@ from musicgen_bento.checkpoint.source import Source
 from musicgen_bento.device import check_fits_budget
 from musicgen_bento.engine.engine import Engine
 from musicgen_bento.errors import MusicGenError
+from musicgen_bento.log import logger
 from musicgen_bento.model_pool.device_thread import DeviceThread
-from musicgen_bento.model_pool.entry import ModelEntry
+from musicgen_bento.model_pool.entry import ModelEntry, ModelState
 from musicgen_bento.model_pool.loader import Loader, as_load_error
 from musicgen_bento.model_pool.memory_budget import MemoryBudget
 
-_log = logging.getLogger("bentoml.musicgen")  # below BentoML's, which has a handler
-
-NETWORK_SECONDS = 5.0  # how long those are waited for that may be waiting for the hub
+NETWORK_TIMEOUT_SECONDS = 5.0  # at shutdown, for all threads together that may wait for the hub
 
 
-class Owner(Protocol):
-    """Whom the models are loaded for. Called with the lock held, `failed` without."""
+class ResidencyCallbacks(Protocol):
+    """Notifications about models. Called with the lock held, except `on_load_failed`."""
 
-    def came(self, resident: ModelEntry) -> None:
-        """It is in memory now."""
+    def on_loaded(self, entry: ModelEntry) -> None:
+        """Handle that a model has been loaded into memory."""
 
-    def begin(self, resident: ModelEntry) -> None:
-        """It is there, and open: the clips that were coming with it can be made."""
+    def on_ready(self, entry: ModelEntry) -> None:
+        """Handle that a model accepts requests: it has been loaded, or has stopped draining."""
 
-    def failed(self, resident: ModelEntry, error: MusicGenError) -> None:
-        """It cannot be loaded, and is forgotten already."""
+    def on_load_failed(self, entry: ModelEntry, error: MusicGenError) -> None:
+        """Handle that a model could not be fetched or loaded; its entry is removed already. Called without the lock."""
 
-    def left(self, resident: ModelEntry) -> None:
-        """It is not in memory any more."""
+    def on_evicted(self, entry: ModelEntry) -> None:
+        """Handle that a model has been evicted from memory."""
 
 
 class ModelResidencyManager:
-    """The models of one device, within the budget. Methods without a word on the lock want it held.
+    """Loads and evicts the models of one device within the memory budget.
+
+    The caller of a public method holds the lock, unless the method says otherwise.
+
+    Attributes:
+        entries: the models of the pool by the location of their files.
 
     Args:
-        loader: of the device.
-        lock: guards the models and who waits for them.
-        thread: serves those that are in memory.
-        owner: told what becomes of them.
-        together: what the operator wants in memory from the start.
+        loader: loader of the device.
+        lock: guards the entries; the pool holds it too.
+        device_thread: steps the engines of the loaded models.
+        callbacks: notified about models.
+        preloads: the models to load at start.
     """
 
     def __init__(
-        self, loader: Loader, lock: threading.RLock, thread: DeviceThread, owner: Owner, together: Collection[Source]
+        self,
+        loader: Loader,
+        lock: threading.RLock,
+        device_thread: DeviceThread,
+        callbacks: ResidencyCallbacks,
+        preloads: Collection[Source],
     ) -> None:
-        self._loader, self._lock, self._thread, self._owner = loader, lock, thread, owner
-        self._together = together
+        self._loader, self._lock, self._device_thread, self._callbacks = loader, lock, device_thread, callbacks
+        self._preloads = preloads
         self._changed = threading.Condition(lock)
         self._budget: MemoryBudget[ModelEntry] = MemoryBudget(loader.budget)
         self._closed = False
-        self._at_work: dict[threading.Thread, bool] = {}  # and whether it may be waiting for the hub
-        self.residents: dict[object, ModelEntry] = {}  # by the place of their files
-        self._work(self._keep, "musicgen-keeper")
+        self._threads: dict[threading.Thread, bool] = {}  # value: whether the thread may wait for the hub
+        self.entries: dict[object, ModelEntry] = {}
+        self._start_thread(self._residency_loop, "musicgen-residency")
 
-    def resident(self, source: Source, *, kept: bool) -> ModelEntry:
-        """The model's; where there is none, one whose files are looked for from now on. However many ask, once.
+    def get_or_create(self, source: Source, *, pinned: bool) -> ModelEntry:
+        """Return the entry of a model. Create it if there is none, and start to fetch its files.
 
         Args:
-            source: where its files are.
-            kept: whether it is to be loaded though nobody waits for it.
+            source: location of the files.
+            pinned: whether a new entry is loaded even if no request waits for it.
         """
-        found = self.residents.get(source.location)
-        if found is None:
-            found = self.residents[source.location] = ModelEntry(source, kept)
-            self._work(partial(self._find, found), f"find {source.name}", fetches=not source.is_local)
-        return found
+        entry = self.entries.get(source.location)
+        if entry is None:
+            entry = self.entries[source.location] = ModelEntry(source, pinned)
+            self._start_thread(partial(self._fetch, entry), f"fetch {source.name}", uses_network=not source.is_local)
+        return entry
 
-    def line(self) -> list[ModelEntry]:
-        """Who waits for memory, next first."""
+    def queue(self) -> list[ModelEntry]:
+        """The models that wait for memory, next first."""
         return self._budget.queue()
 
-    def closed(self, resident: ModelEntry) -> bool:
-        """Whether its new clips have to wait: it is not in memory, or must leave it for another that came first."""
-        return self._budget.is_draining(resident)
+    def accepts_requests(self, entry: ModelEntry) -> bool:
+        """Whether a new request may use the model; see `MemoryBudget.accepts_requests`."""
+        return self._budget.accepts_requests(entry)
 
-    def want(self, resident: ModelEntry) -> None:
-        """Stand in line for memory; how much is known once the files are here.
+    def enqueue(self, entry: ModelEntry) -> None:
+        """Append a model to the queue for memory. While FETCHING it does nothing: the size is unknown until then.
 
         Raises:
-            ModelTooLarge: it turned out larger than it was thought to be.
+            ModelTooLarge: the model is larger than the budget; its measured size may exceed the estimate.
         """
-        if resident.bytes:
-            check_fits_budget(resident.source.name, resident.bytes, self._loader.budget)
-            self._budget.request(resident, resident.bytes, resident.clip)
+        if entry.memory_bytes:
+            check_fits_budget(entry.source.name, entry.memory_bytes, self._loader.budget)
+            self._budget.enqueue(entry, entry.memory_bytes, entry.request_bytes)
             self._changed.notify_all()
 
-    def use(self, resident: ModelEntry) -> None:
-        """Its engine is given a clip: it stays until the clip is over."""
-        self._budget.acquire(resident)
+    def acquire(self, entry: ModelEntry) -> None:
+        """Keep a model in memory for a request, until `release`."""
+        self._budget.acquire(entry)
 
-    def release(self, resident: ModelEntry) -> None:
-        """A clip of its engine is over."""
-        self._budget.release(resident)
+    def release(self, entry: ModelEntry) -> None:
+        """Record that a request of the model has ended."""
+        self._budget.release(entry)
         self._changed.notify_all()
 
-    def forget(self, resident: ModelEntry) -> None:
-        """One clip less may wait for it: without any it leaves the line, and is forgotten unless it is in memory."""
-        if not resident.pending and not resident.pinned:
-            self._budget.cancel_request(resident)
+    def discard_if_unused(self, entry: ModelEntry) -> None:
+        """Take a model without deferred requests out of the memory queue, and remove it from the pool if unused."""
+        if not entry.deferred and not entry.pinned:
+            self._budget.cancel(entry)
             self._changed.notify_all()
-        if resident.idle and self.residents.get(resident.source.location) is resident:
-            del self.residents[resident.source.location]
+        if entry.is_unused:
+            self._remove(entry)
 
     def close(self) -> None:
-        """Load nothing more."""
+        """Start no further load or eviction."""
         self._closed = True
         self._changed.notify_all()
 
     def join(self) -> None:
-        """Wait for what cannot be stopped, without the lock.
+        """Wait for the threads, which cannot be stopped. Called without the lock.
 
-        A load is waited for to its end: an interpreter that goes while torch or the kernel is at work crashes.
+        A load is waited for without a limit: the process crashes if the interpreter shuts down while torch or the
+        kernel runs.
         """
-        deadline = time.monotonic() + NETWORK_SECONDS
-        for thread, fetches in list(self._at_work.items()):
-            thread.join(max(0.0, deadline - time.monotonic()) if fetches else None)
+        deadline = time.monotonic() + NETWORK_TIMEOUT_SECONDS
+        for thread, uses_network in list(self._threads.items()):
+            thread.join(max(0.0, deadline - time.monotonic()) if uses_network else None)
 
-    # ---- the threads, without the lock
+    # ---- the threads; their methods are called without the lock, except `_admit` and `_check_preloads_fit`
 
-    def _work(self, what: Callable[[], None], name: str, *, fetches: bool = False) -> None:
-        def work() -> None:
+    def _start_thread(self, target: Callable[[], None], name: str, *, uses_network: bool = False) -> None:
+        def run() -> None:
             try:
-                what()
+                target()
             finally:
-                del self._at_work[threading.current_thread()]
+                del self._threads[threading.current_thread()]
 
-        thread = threading.Thread(target=work, name=name, daemon=True)
-        self._at_work[thread] = fetches
+        thread = threading.Thread(target=run, name=name, daemon=True)
+        self._threads[thread] = uses_network
         thread.start()
 
-    def _find(self, resident: ModelEntry) -> None:
-        """Have the files here, then stand in line."""
+    def _fetch(self, entry: ModelEntry) -> None:
+        """Fetch the files of a model, then queue it for memory."""
         try:
-            files = self._loader.fetch(resident.source, resident.download)
+            files = self._loader.fetch(entry.source, entry.download)
             with self._lock:
-                resident.files, resident.fetching = files, False
-                resident.bytes, resident.clip = self._loader.sizes(files)
-                self._fit_together(resident)
-                room = resident.bytes <= self._budget.free and not self._budget.queue()
-                if resident.queued or resident.pinned or room:
-                    self.want(resident)
-                else:  # nobody waits any more, and others would have to go, or to wait
-                    self.forget(resident)
+                entry.set_fetched(files, *self._loader.memory_requirements(files))
+                self._check_preloads_fit(entry)
+                fits_now = entry.memory_bytes <= self._budget.free and not self._budget.queue()
+                if entry.waiting or entry.pinned or fits_now:
+                    self.enqueue(entry)
+                else:  # all its requests were aborted, and loading it would evict or delay other models
+                    self.discard_if_unused(entry)
         except Exception as error:
-            self._failed(resident, as_load_error(resident.source.name, error))
+            self._fail(entry, as_load_error(entry.source.name, error))
 
-    def _fit_together(self, resident: ModelEntry) -> None:
-        """Whether what the operator wants from the start goes into the budget together.
+    def _check_preloads_fit(self, entry: ModelEntry) -> None:
+        """Check that the preloaded models fit into the budget together.
 
         Raises:
-            ModelTooLarge: it does not.
+            ModelTooLarge: they do not fit.
         """
-        if resident.source in self._together and len(self._together) > 1:
-            wanted = [each for each in self.residents.values() if each.source in self._together]
-            names = ", ".join(each.source.name for each in wanted)
-            check_fits_budget(f"MUSICGEN_PRELOAD ({names})", sum(each.bytes for each in wanted), self._loader.budget)
+        if entry.source in self._preloads and len(self._preloads) > 1:
+            preloaded = [each for each in self.entries.values() if each.source in self._preloads]
+            names = ", ".join(each.source.name for each in preloaded)
+            num_bytes = sum(each.memory_bytes for each in preloaded)
+            check_fits_budget(f"MUSICGEN_PRELOAD ({names})", num_bytes, self._loader.budget)
 
-    def _keep(self) -> None:
-        """Do what the budget decides, whenever something has changed."""
+    def _residency_loop(self) -> None:
+        """Carry out the decisions of the memory budget whenever something has changed."""
         while True:
             with self._lock:
                 if self._closed:
                     return
                 decision = self._budget.decide()
-                for resident in decision.admit:
-                    self._enter(resident)
+                for entry in decision.admit:
+                    self._admit(entry)
                 if not decision.admit and not decision.evict:
                     self._changed.wait()
-            for resident in decision.evict:
-                self._leave(resident)
+            for entry in decision.evict:
+                self._evict(entry)
 
-    def _enter(self, resident: ModelEntry) -> None:
-        """There is room for it; or it never left, and is open again."""
-        resident.pinned = False
-        resident.deferred, resident.pending = resident.queued, []
-        if resident.engine is not None:
-            self._owner.begin(resident)
-        elif not resident.loading:
-            resident.loading = True
-            fetches = not resident.source.is_local  # a file may have gone from the cache since
-            self._work(partial(self._build, resident), f"load {resident.source.name}", fetches=fetches)
+    def _admit(self, entry: ModelEntry) -> None:
+        """Load a model for which memory is reserved now, or reopen one that is still in memory."""
+        entry.promote_deferred()
+        if entry.state is ModelState.LOADED:
+            self._callbacks.on_ready(entry)
+        elif entry.state is ModelState.QUEUED:
+            entry.set_loading()
+            uses_network = not entry.source.is_local  # files may have been deleted from the cache since
+            self._start_thread(partial(self._load, entry), f"load {entry.source.name}", uses_network=uses_network)
 
-    def _build(self, resident: ModelEntry) -> None:
-        """Read a model into memory, and let it begin."""
-        files, resident.files = resident.files, None
+    def _load(self, entry: ModelEntry) -> None:
+        """Read a model into memory, and start its pending requests."""
+        files = entry.take_files()
         engine: Engine | None = None
         try:
-            files = files or self._loader.fetch(resident.source, resident.download)
-            engine = self._loader.build(files, wake=self._thread.wake, room=partial(self._room, resident))
+            files = files or self._loader.fetch(entry.source, entry.download)
+            reserve_memory = partial(self._reserve_memory, entry)
+            engine = self._loader.build(files, wake=self._device_thread.wake, reserve_memory=reserve_memory)
         except Exception as error:
-            failure = as_load_error(resident.source.name, error)
+            failure = as_load_error(entry.source.name, error)
         files = None
         if engine is None:
-            self._loader.release_cached_memory()  # what was read of it
+            self._loader.release_cached_memory()  # of the part that was read
             with self._lock:
-                self._budget.remove(resident)
-            self._failed(resident, failure)
+                self._budget.remove(entry)
+            self._fail(entry, failure)
             return
         with self._lock:
-            resident.bytes = engine.checkpoint.num_bytes + resident.clip
-            self._budget.loaded(resident, resident.bytes, resident.clip)
-            resident.engine, resident.loading = engine, False
-            self._thread.add(engine)
-            self._owner.came(resident)
-            self._owner.begin(resident)
+            entry.set_loaded(engine)
+            self._budget.set_loaded(entry, entry.memory_bytes, entry.request_bytes)
+            self._device_thread.add(engine)
+            self._callbacks.on_loaded(entry)
+            self._callbacks.on_ready(entry)
             self._changed.notify_all()
 
-    def _room(self, resident: ModelEntry, clips: int) -> bool:
-        """Whether the running clips of a model may take so many bytes together."""
+    def _reserve_memory(self, entry: ModelEntry, requests_bytes: int) -> bool:
+        """Set the bytes of all running requests of a model together; return whether they are granted."""
         with self._lock:
             self._changed.notify_all()
-            return self._budget.resize(resident, clips)
+            return self._budget.resize(entry, requests_bytes)
 
-    def _failed(self, resident: ModelEntry, error: MusicGenError) -> None:
-        """The next who asks begins anew."""
+    def _fail(self, entry: ModelEntry, error: MusicGenError) -> None:
+        """Remove a model whose files or load failed. The next request for it starts over."""
         with self._lock:
-            self._budget.cancel_request(resident)
-            if self.residents.get(resident.source.location) is resident:
-                del self.residents[resident.source.location]
+            self._budget.cancel(entry)
+            self._remove(entry)
             self._changed.notify_all()
-        self._owner.failed(resident, error)
+        self._callbacks.on_load_failed(entry, error)
 
-    def _leave(self, resident: ModelEntry) -> None:
-        """Take a model that nobody uses out of memory."""
+    def _evict(self, entry: ModelEntry) -> None:
+        """Remove an idle model from memory."""
         with self._lock:
-            engine, resident.engine = resident.engine, None
+            engine = entry.set_evicting()
         if engine is not None:
-            self._thread.remove(engine)
+            self._device_thread.remove(engine)
         del engine
         self._loader.release_cached_memory()
         with self._lock:
-            self._budget.remove(resident)
-            self._owner.left(resident)
-            self.forget(resident)
-        _log.info("%s has left memory for another", resident.source.name)
+            self._budget.remove(entry)
+            self._callbacks.on_evicted(entry)
+            entry.set_evicted()
+            self.discard_if_unused(entry)
+        logger.info("%s was evicted to free memory for another model", entry.source.name)
+
+    def _remove(self, entry: ModelEntry) -> None:
+        """Remove an entry from the pool, if it has not been replaced by a newer entry."""
+        entry.set_removed()
+        if self.entries.get(entry.source.location) is entry:
+            del self.entries[entry.source.location]

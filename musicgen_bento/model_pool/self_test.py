@@ -1,49 +1,58 @@
-"""The built-in model, heard before anyone else hears it: a machine that computes wrongly is found at its start."""
+"""Checks the output of the built-in model when it is loaded, to find a machine that computes wrongly."""
 
 from __future__ import annotations
 
 import numpy as np
 
+from musicgen_bento.engine.audio_assembler import AudioAssembler
 from musicgen_bento.engine.engine import Engine
-from musicgen_bento.engine.types import AudioChunk, Event, Failed, GenerationParams
+from musicgen_bento.engine.types import Event, Failed, GenerationParams, Samples
 from musicgen_bento.errors import LoadFailed
 
 PROMPTS = ("fast rock with drums", "slow music box, high, no drums")
-SECONDS = 0.5
-SILENCE = 1e-4  # RMS
+DURATION_SECONDS = 0.5
+SILENCE_RMS = 1e-4
 
 
 def run_self_test(engine: Engine) -> None:
-    """Make two short clips, and the first again. The engine is not in anyone else's hands yet.
+    """Generate two short clips, and the first one again, on the calling thread. No other thread uses the engine yet.
 
     Raises:
-        LoadFailed: a clip is silent, the same seed gives other samples, or another prompt gives the same ones.
-        MusicGenError: a clip could not be made.
+        LoadFailed: a clip is silent, the same seed gives other samples, or another prompt gives the same samples.
+        MusicGenError: a clip could not be generated.
     """
-    one, other = (_listen(engine, prompt) for prompt in PROMPTS)
-    again = _listen(engine, PROMPTS[0])
-    if any(np.sqrt(np.mean(clip**2)) < SILENCE for clip in (one, other)):
-        raise _wrong("is silent")
-    if not np.array_equal(one, again):
-        raise _wrong("gives another clip for the same seed")
-    if np.array_equal(one, other):
-        raise _wrong("does not hear its prompt")
+    first, second = (_generate(engine, prompt) for prompt in PROMPTS)
+    repeated = _generate(engine, PROMPTS[0])
+    if any(np.sqrt(np.mean(samples**2)) < SILENCE_RMS for samples in (first, second)):
+        raise _self_test_error("its output is silent")
+    if not np.array_equal(first, repeated):
+        raise _self_test_error("the same seed gives different audio")
+    if np.array_equal(first, second):
+        raise _self_test_error("the prompt does not affect the audio")
 
 
-def _listen(engine: Engine, prompt: str) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
-    """A clip's samples [T], made on this thread."""
-    events: list[Event] = []
-    engine.add_request("canary", GenerationParams(prompt=prompt, duration=SECONDS, seed=1), events.append)
+def _generate(engine: Engine, prompt: str) -> Samples:
+    """Return the samples [C, T] of a clip."""
+    assembler = AudioAssembler()
+    failures: list[Failed] = []
+
+    def on_event(event: Event) -> None:
+        assembler.on_event(event)
+        if isinstance(event, Failed):
+            failures.append(event)
+
+    params = GenerationParams(prompt=prompt, duration=DURATION_SECONDS, seed=1)
+    engine.add_request("self-test", params, on_event)
     while engine.step():
         pass
-    for event in events:
-        if isinstance(event, Failed):
-            raise event.error
-    return np.concatenate([event.samples[0] for event in events if isinstance(event, AudioChunk)])
+    for failure in failures:
+        raise failure.error
+    assert assembler.samples is not None
+    return assembler.samples
 
 
-def _wrong(what: str) -> LoadFailed:
+def _self_test_error(finding: str) -> LoadFailed:
     return LoadFailed(
-        f"The built-in model {what}: this machine, or what is installed on it, does not compute as it should.",
-        hint="Install the locked environment anew (`make setup`), or set MUSICGEN_DEVICE or MUSICGEN_PRECISION.",
+        f"The built-in model failed its self-test: {finding}. This machine or its software computes incorrectly.",
+        hint="Reinstall the locked environment (`make setup`), or set MUSICGEN_DEVICE or MUSICGEN_PRECISION.",
     )

@@ -1,4 +1,4 @@
-"""Law 2. A clip is bit-equal alone, in any company, and whoever joins or leaves: by the kernel or `deterministic`."""
+"""Invariant: batch composition does not change the output of a request, by the kernel or with `deterministic`."""
 
 from __future__ import annotations
 
@@ -15,21 +15,25 @@ from numpy.typing import NDArray
 from musicgen_bento.engine.engine import Engine
 from musicgen_bento.engine.types import GenerationParams
 from musicgen_bento.precision import FLOAT32, FLOAT32_NATIVE, INT8, Precision
-from tests.support.tiny_checkpoints import Recipe
-from tests.support.tiny_models import MONO, PREPEND, STEREO, EventLog, engine, make_one, params
+from tests.support.tiny_checkpoints import RandomModelConfig
+from tests.support.tiny_models import MONO, PREPEND, STEREO, EventLog, create_engine, params, run_request, tokens_of
 
-SHORT_WINDOW = replace(MONO, window=2, seed=5)  # so short that clips leave it
-EXACT = pytest.mark.parametrize("how", [FLOAT32_NATIVE, INT8, FLOAT32], ids=["float32", "int8", "float32 by torch"])
+SHORT_WINDOW = replace(MONO, window=2, seed=5)  # in seconds; requests need several windows
+BATCH_INVARIANT_PRECISIONS = pytest.mark.parametrize(
+    "precision", [FLOAT32_NATIVE, INT8, FLOAT32], ids=["float32", "int8", "float32 by torch"]
+)
 
 
-def exact(recipe: Recipe, how: Precision, slots: int = 3) -> Engine:
-    return engine(recipe, slots=slots, deterministic=not how.native_kernel, how=how)
+def batch_invariant_engine(config: RandomModelConfig, precision: Precision, slots: int = 3) -> Engine:
+    return create_engine(config, max_slots=slots, deterministic=not precision.native_kernel, precision=precision)
 
 
 @cache
-def alone(recipe: Recipe, how: Precision, request: GenerationParams) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    result = make_one(exact(recipe, how), request)
-    return result.tokens, result.story.audio
+def run_alone(
+    config: RandomModelConfig, precision: Precision, request: GenerationParams
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    result = run_request(batch_invariant_engine(config, precision), request)
+    return result.tokens, result.events.audio
 
 
 requests = st.builds(
@@ -44,60 +48,64 @@ requests = st.builds(
 )
 
 
-@EXACT
+@BATCH_INVARIANT_PRECISIONS
 @settings(max_examples=25, deadline=None)
 @given(
-    recipe=st.sampled_from([MONO, STEREO, PREPEND]),
+    config=st.sampled_from([MONO, STEREO, PREPEND]),
     script=st.lists(st.tuples(requests, st.integers(0, 30), st.one_of(st.none(), st.integers(0, 40))), max_size=9),
 )
-def test_whoever_joins_leaves_or_is_cancelled(how: Precision, recipe: Recipe, script: list[Any]) -> None:
-    """A script is a list of (request, step at which it joins, steps after which it is cancelled)."""
-    model = exact(recipe, how)
-    stories = [EventLog() for _ in script]
+def test_batch_composition_does_not_change_output(
+    precision: Precision, config: RandomModelConfig, script: list[Any]
+) -> None:
+    """A script is a list of (request, step at which it is added, steps until it is aborted)."""
+    engine = batch_invariant_engine(config, precision)
+    logs = [EventLog() for _ in script]
     tokens: dict[int, NDArray[np.int64]] = {}
     for step in range(1_000):
-        for number, (request, joins, leaves) in enumerate(script):
-            if step == joins:
-                model.add_request(str(number), request, stories[number])
-                tokens[number] = model._requests[str(number)].tokens.tokens
-            if leaves is not None and step == joins + leaves:
-                model.abort(str(number))
-        if not model.step() and step > 80:
+        for number, (request, added_at, steps_until_abort) in enumerate(script):
+            if step == added_at:
+                engine.add_request(str(number), request, logs[number])
+                tokens[number] = tokens_of(engine, str(number))
+            if steps_until_abort is not None and step == added_at + steps_until_abort:
+                engine.abort(str(number))
+        if not engine.step() and step > 80:
             break
     for number, (request, _, _) in enumerate(script):
-        expected_tokens, expected_audio = alone(recipe, how, request)
-        heard = stories[number].audio
-        if heard.size:
-            assert np.array_equal(heard, expected_audio[:, : heard.shape[1]])  # what came before a cancel, too
-        if stories[number].end is not None:
+        expected_tokens, expected_audio = run_alone(config, precision, request)
+        audio = logs[number].audio
+        if audio.size:
+            assert np.array_equal(audio, expected_audio[:, : audio.shape[1]])  # also before an abort
+        if logs[number].end is not None:
             assert np.array_equal(tokens[number], expected_tokens)
-            assert heard.shape == expected_audio.shape
+            assert audio.shape == expected_audio.shape
 
 
-@EXACT
-def test_past_the_window_in_company(how: Precision) -> None:
-    model = exact(SHORT_WINDOW, how)
+@BATCH_INVARIANT_PRECISIONS
+def test_batch_composition_does_not_change_output_beyond_the_first_window(precision: Precision) -> None:
+    engine = batch_invariant_engine(SHORT_WINDOW, precision)
     long, other = params(duration=4.0, seed=3), params("techno", duration=3.0, seed=4)
-    stories = {"long": EventLog(), "other": EventLog()}
-    model.add_request("long", long, stories["long"])
+    logs = {"long": EventLog(), "other": EventLog()}
+    engine.add_request("long", long, logs["long"])
     for _ in range(70):
-        model.step()
-    model.add_request("other", other, stories["other"])
-    while model.step():
+        engine.step()
+    engine.add_request("other", other, logs["other"])
+    while engine.step():
         pass
-    assert np.array_equal(stories["long"].audio, alone(SHORT_WINDOW, how, long)[1])
-    assert np.array_equal(stories["other"].audio, alone(SHORT_WINDOW, how, other)[1])
+    assert np.array_equal(logs["long"].audio, run_alone(SHORT_WINDOW, precision, long)[1])
+    assert np.array_equal(logs["other"].audio, run_alone(SHORT_WINDOW, precision, other)[1])
 
 
-@pytest.mark.parametrize("recipe", [MONO, STEREO, PREPEND])
-def test_without_it_rows_are_independent_up_to_rounding(recipe: Recipe) -> None:
-    """In a batch the products round differently; what is heard before the first different token does not."""
-    crowd = engine(recipe, slots=4, how=FLOAT32)
-    stories = [EventLog() for _ in range(4)]
-    for number, story in enumerate(stories):
-        crowd.add_request(str(number), params(duration=0.3, seed=number, temperature=0), story)
-    while crowd.step():
+@pytest.mark.parametrize("config", [MONO, STEREO, PREPEND])
+def test_torch_without_deterministic_is_batch_invariant_up_to_rounding(config: RandomModelConfig) -> None:
+    """In a batch the products round differently, which does not change the tokens of this greedy request."""
+    engine = create_engine(config, max_slots=4, precision=FLOAT32)
+    logs = [EventLog() for _ in range(4)]
+    for number, log in enumerate(logs):
+        engine.add_request(str(number), params(duration=0.3, seed=number, temperature=0), log)
+    while engine.step():
         pass
-    for story in stories:
-        expected = make_one(engine(recipe, how=FLOAT32), params(duration=0.3, temperature=0)).story.audio
-        np.testing.assert_allclose(story.audio, expected, atol=1e-5)
+    for log in logs:
+        expected = run_request(
+            create_engine(config, precision=FLOAT32), params(duration=0.3, temperature=0)
+        ).events.audio
+        np.testing.assert_allclose(log.audio, expected, atol=1e-5)

@@ -1,4 +1,7 @@
-"""Tiny models for the tests, each written and loaded once: by the engine, and by AudioCraft itself."""
+"""Tiny random models for the tests, as this package and as AudioCraft load them; and helpers to run requests on them.
+
+Each model is written and loaded once.
+"""
 
 from __future__ import annotations
 
@@ -26,55 +29,55 @@ from musicgen_bento.engine.types import AudioChunk, Event, EventCallback, Failed
 from musicgen_bento.model_pool.loader import Loader
 from musicgen_bento.model_pool.pool import ModelPool
 from musicgen_bento.precision import FLOAT32_NATIVE, Precision
-from tests.support.tiny_checkpoints import Recipe, write
+from tests.support.tiny_checkpoints import RandomModelConfig, write_checkpoint
 
 CPU = torch.device("cpu")
-torch.set_num_threads(1)  # a tiny model is no faster with two, and much slower where the cores are busy
+torch.set_num_threads(1)  # a tiny model is no faster with two threads, and much slower on busy cores
 
-MONO = Recipe()
-STEREO = Recipe(stereo=True)
-PREPEND = Recipe(prepend=True)
+MONO = RandomModelConfig()
+STEREO = RandomModelConfig(stereo=True)
+PREPEND = RandomModelConfig(prepend=True)
 
 
 @cache
-def folder(recipe: Recipe) -> Path:
-    """A folder with the model, gone when the tests are over."""
+def folder(config: RandomModelConfig) -> Path:
+    """Write the model to a temporary folder, which is deleted after the tests."""
     path = Path(tempfile.mkdtemp(prefix="musicgen-test-"))
     atexit.register(shutil.rmtree, path, ignore_errors=True)
-    return write(path, recipe)
+    return write_checkpoint(path, config)
 
 
-def takes(source: Source, precision: Any = "auto") -> int:
-    """Bytes of a model with one clip, on a CPU."""
-    return Loader(Settings(device="cpu", precision=precision)).sizes(loading.open_files(source))[0]
-
-
-@cache
-def load(recipe: Recipe, how: Precision = FLOAT32_NATIVE) -> Checkpoint:
-    """The model as the engine has it."""
-    return loading.load(Source("tiny", folder(recipe)), CPU, how)
+def memory_with_one_request(source: Source, precision: Any = "auto") -> int:
+    """Bytes of a model with its largest request, on a CPU."""
+    return Loader(Settings(device="cpu", precision=precision)).memory_requirements(loading.open_files(source))[0]
 
 
 @cache
-def reference(recipe: Recipe) -> Any:
-    """The model as AudioCraft has it."""
-    return MusicGen.get_pretrained(str(folder(recipe)), device="cpu")
+def load(config: RandomModelConfig, precision: Precision = FLOAT32_NATIVE) -> Checkpoint:
+    """Load the model for an engine."""
+    return loading.load(Source("tiny", folder(config)), CPU, precision)
 
 
-def engine(
-    recipe: Recipe = MONO,
+@cache
+def reference(config: RandomModelConfig) -> Any:
+    """Load the model with AudioCraft."""
+    return MusicGen.get_pretrained(str(folder(config)), device="cpu")
+
+
+def create_engine(
+    config: RandomModelConfig = MONO,
     *,
-    slots: int = 4,
-    queue: int = 64,
+    max_slots: int = 4,
+    max_queue: int = 64,
     deterministic: bool = False,
-    how: Precision = FLOAT32_NATIVE,
+    precision: Precision = FLOAT32_NATIVE,
 ) -> Engine:
-    return Engine(load(recipe, how), max_slots=slots, max_queue=queue, deterministic=deterministic)
+    return Engine(load(config, precision), max_slots=max_slots, max_queue=max_queue, deterministic=deterministic)
 
 
 @dataclass
 class EventLog:
-    """What a listener heard."""
+    """An event callback that records the events of a request."""
 
     events: list[Event] = field(default_factory=list)
 
@@ -109,23 +112,33 @@ def submit(pool: ModelPool, model: str, request: GenerationParams, on_event: Eve
 
 @dataclass
 class Result:
-    story: EventLog
+    """The events and the tokens [K, frames] of a request."""
+
+    events: EventLog
     tokens: NDArray[np.int64]
 
 
-def make(model: Engine, requests: Mapping[str, GenerationParams]) -> dict[str, Result]:
-    """Submit all at once and step until nothing is left."""
+def tokens_of(engine: Engine, request_id: str) -> NDArray[np.int64]:
+    """The token array [K, frames] of a request, which the engine fills."""
+    request = engine.request_state(request_id)
+    assert request is not None
+    return request.token_sequence.tokens
+
+
+def run_requests(engine: Engine, requests: Mapping[str, GenerationParams]) -> dict[str, Result]:
+    """Add all requests at once, and step until the engine is idle."""
     results = {}
-    for ticket, request in requests.items():
-        story = EventLog()
-        model.add_request(ticket, request, story)
-        results[ticket] = Result(story, model._requests[ticket].tokens.tokens)
-    while model.step():
+    for request_id, request in requests.items():
+        log = EventLog()
+        engine.add_request(request_id, request, log)
+        results[request_id] = Result(log, tokens_of(engine, request_id))
+    while engine.step():
         pass
     return results
 
 
-def make_one(model: Engine, request: GenerationParams) -> Result:
-    result = make(model, {"only": request})["only"]
-    assert isinstance(result.story.end, Finished), result.story.end
+def run_request(engine: Engine, request: GenerationParams) -> Result:
+    """Run one request, which must finish."""
+    result = run_requests(engine, {"only": request})["only"]
+    assert isinstance(result.events.end, Finished), result.events.end
     return result

@@ -1,4 +1,4 @@
-"""Waiting for what other threads and processes do."""
+"""Waiting for other threads and processes."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import time
 from collections.abc import Callable
 
 
-def until(condition: Callable[[], object], seconds: float = 60) -> float:
-    """How long it took to become true; fails when it does not."""
-    began = time.monotonic()
+def wait_until(condition: Callable[[], object], timeout_seconds: float = 60) -> float:
+    """Wait until the condition is true, and return the seconds that took; fail after the timeout."""
+    start = time.monotonic()
     while not condition():
-        assert time.monotonic() - began < seconds, "it did not happen in time"
+        assert time.monotonic() - start < timeout_seconds, "the condition did not become true in time"
         time.sleep(0.02)
-    return time.monotonic() - began
+    return time.monotonic() - start

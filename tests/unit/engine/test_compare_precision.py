@@ -1,4 +1,4 @@
-"""`verify`: the distance of a precision from float32."""
+"""The distance of a precision from float32, and the command `verify`."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from musicgen_bento.engine import compare_precision
 from musicgen_bento.lm import packed_weights
 from musicgen_bento.lm.linear import DenseLinear
 from musicgen_bento.precision import FLOAT16_WEIGHTS, FLOAT32_NATIVE, INT8
-from tests.support.tiny_checkpoints import Recipe
+from tests.support.tiny_checkpoints import RandomModelConfig
 from tests.support.tiny_models import MONO, PREPEND, STEREO, folder
 
 
 @pytest.mark.parametrize("recipe", [MONO, STEREO, PREPEND])
-def test_float32_is_no_distance_from_itself_and_fewer_bits_are_further(recipe: Recipe) -> None:
+def test_distance_is_zero_for_float32_and_grows_with_fewer_bits(recipe: RandomModelConfig) -> None:
     files = loading.open_files(Source("tiny", folder(recipe)))
-    found = list(compare_precision.measure_distances(files, [FLOAT32_NATIVE, FLOAT16_WEIGHTS, INT8], seconds=0.2))
-    assert [each.contexts for each in found] == ["greedy", "sampled"] * 3
-    assert [each.precision for each in found[::2]] == ["float32", "float16", "int8"]
+    distances = list(compare_precision.measure_distances(files, [FLOAT32_NATIVE, FLOAT16_WEIGHTS, INT8], seconds=0.2))
+    assert [each.contexts for each in distances] == ["greedy", "sampled"] * 3
+    assert [each.precision for each in distances[::2]] == ["float32", "float16", "int8"]
     codebooks = 8 if recipe.stereo else 4
-    for same, half, int8 in zip(found[:2], found[2:4], found[4:], strict=True):
+    for same, half, int8 in zip(distances[:2], distances[2:4], distances[4:], strict=True):
         assert (
             same.distributions
             == half.distributions
@@ -36,7 +36,7 @@ def test_float32_is_no_distance_from_itself_and_fewer_bits_are_further(recipe: R
         assert same.kl <= half.kl < int8.kl <= int8.kl_99
 
 
-def test_a_precision_that_computes_wrongly_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wrong_weights_are_not_close(monkeypatch: pytest.MonkeyPatch) -> None:
     files = loading.open_files(Source("tiny", folder(MONO)))
     pack = packed_weights._Packer.__call__
     monkeypatch.setattr(
@@ -47,7 +47,7 @@ def test_a_precision_that_computes_wrongly_is_found(monkeypatch: pytest.MonkeyPa
     assert not any(each.is_close for each in compare_precision.measure_distances(files, [INT8], seconds=0.2))
 
 
-def test_the_command_prints_a_table_and_a_verdict() -> None:
+def test_verify_prints_a_table_and_a_verdict() -> None:
     command = ["verify", str(folder(MONO)), "-p", "float16", "--seconds", "0.2"]
     done = CliRunner().invoke(PROGRAM, command, catch_exceptions=False)
     assert done.exit_code == 0

@@ -8,64 +8,69 @@ import pytest
 
 from musicgen_bento.engine.engine import Engine
 from musicgen_bento.engine.types import Failed, Finished, Started
-from tests.support.tiny_models import EventLog, engine, params
+from tests.support.tiny_models import EventLog, create_engine, params
 
 
-def test_prompts_do_not_stop_the_sound_of_those_who_play() -> None:
-    """T5 may take longer for a crowd's prompts than a clip has sound ahead: one joins in each step."""
-    model, crowd = engine(slots=5), [EventLog() for _ in range(4)]
-    player = EventLog()
-    model.add_request("player", params(duration=2.0), player)
-    model.step()
-    for number, story in enumerate(crowd):
-        model.add_request(f"crowd-{number}", params(), story)
-    for joined in range(1, 5):
-        before = position(model)
-        model.step()
-        assert sum(any(isinstance(event, Started) for event in story.events) for story in crowd) == joined
-        assert position(model) == before + 1
+def has_started(log: EventLog) -> bool:
+    return any(isinstance(event, Started) for event in log.events)
 
 
-def test_what_fails_when_a_clip_ends_does_not_fail_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A device that is broken: clips end with an error, and the thread does not go round for ever."""
-    model, stories = engine(), [EventLog(), EventLog()]
-    for number, story in enumerate(stories):
-        model.add_request(str(number), params(duration=2.0), story)
-    model.step()
-    model.step()
+def position(engine: Engine, request_id: str) -> int:
+    """The position of a running request."""
+    request = engine.request_state(request_id)
+    assert request is not None
+    return request.token_sequence.position
 
-    def broken(*_: Any) -> None:
+
+def test_one_waiting_request_starts_per_step_and_running_requests_advance() -> None:
+    """T5 may take longer for several prompts than a running request has audio buffered."""
+    engine, waiting = create_engine(max_slots=5), [EventLog() for _ in range(4)]
+    engine.add_request("running", params(duration=2.0), EventLog())
+    engine.step()
+    for number, log in enumerate(waiting):
+        engine.add_request(f"waiting-{number}", params(), log)
+    for started in range(1, 5):
+        before = position(engine, "running")
+        engine.step()
+        assert sum(has_started(log) for log in waiting) == started
+        assert position(engine, "running") == before + 1
+
+
+def test_failing_cleanup_does_not_fail_again_at_the_next_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a broken device requests end with an error, and the thread does not loop for ever."""
+    engine, logs = create_engine(), [EventLog(), EventLog()]
+    for number, log in enumerate(logs):
+        engine.add_request(str(number), params(duration=2.0), log)
+    engine.step()
+    engine.step()
+
+    def fail(*_: Any) -> None:
         raise RuntimeError("device-side assert")
 
-    monkeypatch.setattr(model._decoder, "step_and_sample", broken)
-    monkeypatch.setattr(model._decoder, "close", broken)
+    monkeypatch.setattr(engine._decoder, "step_and_sample", fail)
+    monkeypatch.setattr(engine._decoder, "close_sequence", fail)
     steps = 0
-    while model.step():
+    while engine.step():
         steps += 1
         assert steps < 10
-    assert all(isinstance(story.end, Failed) for story in stories)
-    assert model._running == []
+    assert all(isinstance(log.end, Failed) for log in logs)
+    assert engine.idle
     later = EventLog()
-    model.add_request("later", params(duration=0.2), later)
-    model.step()
-    assert later.events  # it is heard of
+    engine.add_request("later", params(duration=0.2), later)
+    engine.step()
+    assert later.events
 
 
-def test_the_first_clip_is_never_refused() -> None:
-    """Nobody is there whose end would make room for it."""
-    model, first, second = engine(slots=2), EventLog(), EventLog()
-    model._room = lambda bytes: False
-    model.add_request("first", params(duration=0.4), first)
-    model.add_request("second", params(duration=0.4), second)
-    model.step()
-    assert any(isinstance(event, Started) for event in first.events)
-    assert not any(isinstance(event, Started) for event in second.events)
-    while model.step():
+def test_the_first_request_starts_even_if_memory_is_refused() -> None:
+    """No other request is running whose end would free memory for it."""
+    engine, first, second = create_engine(max_slots=2), EventLog(), EventLog()
+    engine._reserve_memory = lambda num_bytes: False
+    engine.add_request("first", params(duration=0.4), first)
+    engine.add_request("second", params(duration=0.4), second)
+    engine.step()
+    assert has_started(first)
+    assert not has_started(second)
+    while engine.step():
         pass
     assert isinstance(first.end, Finished)
     assert isinstance(second.end, Finished)
-
-
-def position(model: Engine) -> int:
-    """How far the player is."""
-    return next(slot.tokens.position for slot in model._running if slot.request_id == "player")

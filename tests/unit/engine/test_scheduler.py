@@ -1,4 +1,4 @@
-"""The scheduler's promises: bounded, fair between short and long, nobody starves."""
+"""The scheduler: bounded, fair between short and long requests, no starvation."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from musicgen_bento.engine.scheduler import Scheduler
 def admit(scheduler: Scheduler) -> list[str]:
     """Fill the free slots."""
     admitted = []
-    while (ticket := scheduler.next()) is not None:
-        scheduler.admit(ticket)
-        admitted.append(ticket)
+    while (request_id := scheduler.next()) is not None:
+        scheduler.admit(request_id)
+        admitted.append(request_id)
     return admitted
 
 
-def test_a_short_clip_passes_long_ones_that_wait() -> None:
+def test_short_request_overtakes_waiting_long_requests() -> None:
     scheduler = Scheduler(max_slots=1, max_queue=10)
     scheduler.submit("running", 3000)
     admit(scheduler)
@@ -26,19 +26,19 @@ def test_a_short_clip_passes_long_ones_that_wait() -> None:
     assert scheduler.queue() == ["short", "long"]
 
 
-def test_a_long_clip_is_passed_only_for_as_long_as_it_takes() -> None:
-    """A stream of short clips, one a step, into one slot: the long one runs before those that come too late."""
+def test_long_request_is_overtaken_only_by_requests_that_arrive_within_its_own_steps() -> None:
+    """One short request arrives at each step: the long request runs before those that arrive too late."""
     scheduler = Scheduler(max_slots=1, max_queue=1000)
     scheduler.submit("long", 200)
     for step in range(300):
         scheduler.submit(f"short {step}", 10)
         scheduler.tick()
     order = scheduler.queue()
-    assert order.index("long") == 190  # the shorts of steps 0 to 189 are due before it, that of 190 with it
+    assert order.index("long") == 190  # the requests of steps 0 to 189 are due earlier, that of 190 at the same step
     assert order[191] == "short 190"
 
 
-def test_first_come_first_served_among_equals() -> None:
+def test_requests_of_equal_length_run_in_order_of_arrival() -> None:
     scheduler = Scheduler(max_slots=2, max_queue=10)
     for name in "abcde":
         scheduler.submit(name, 50)
@@ -46,7 +46,7 @@ def test_first_come_first_served_among_equals() -> None:
     assert scheduler.queue() == ["c", "d", "e"]
 
 
-def test_free_slots_count_as_places() -> None:
+def test_free_slots_count_as_queue_positions() -> None:
     scheduler = Scheduler(max_slots=2, max_queue=0)
     scheduler.submit("a", 1)
     assert not scheduler.full
@@ -67,23 +67,23 @@ actions = st.lists(
 
 
 @given(slots=st.integers(1, 4), queue=st.integers(0, 6), script=actions)
-def test_whatever_happens(slots: int, queue: int, script: list[tuple[str, int]]) -> None:
+def test_invariants_hold_for_any_sequence_of_actions(slots: int, queue: int, script: list[tuple[str, int]]) -> None:
     scheduler = Scheduler(slots, queue)
-    alive: set[str] = set()
+    unfinished: set[str] = set()
     for number, (action, value) in enumerate(script):
         if action == "submit" and not scheduler.full:
             scheduler.submit(str(number), value)
-            alive.add(str(number))
+            unfinished.add(str(number))
         elif action == "remove":
             scheduler.remove(str(value))
-            alive.discard(str(value))
+            unfinished.discard(str(value))
         elif action == "step":
             for _ in range(value):
                 scheduler.tick()
             admitted = admit(scheduler)
             assert scheduler.running.issuperset(admitted)
-            assert len(scheduler.running) == min(slots, len(alive))  # no slot stays free while one waits
+            assert len(scheduler.running) == min(slots, len(unfinished))  # no slot is free while a request waits
         assert len(scheduler.running) <= slots
         assert len(scheduler) <= slots + queue
-        assert scheduler.running | set(scheduler.queue()) == alive
+        assert scheduler.running | set(scheduler.queue()) == unfinished
         assert not scheduler.running & set(scheduler.queue())

@@ -12,9 +12,9 @@ from musicgen_bento.model_pool.memory_budget import Decision, MemoryBudget
 
 def enter(budget: MemoryBudget[str], key: str, size: int, clip: int = 0) -> None:
     """In memory, without waiting."""
-    budget.request(key, size, clip)
+    budget.enqueue(key, size, clip)
     assert key in budget.decide().admit
-    budget.loaded(key, size, clip)
+    budget.set_loaded(key, size, clip)
 
 
 def use_and_release(budget: MemoryBudget[str], *keys: str) -> None:
@@ -25,8 +25,8 @@ def use_and_release(budget: MemoryBudget[str], *keys: str) -> None:
 
 def test_what_fits_comes_in_at_once() -> None:
     budget: MemoryBudget[str] = MemoryBudget(10)
-    budget.request("a", 4, 1)
-    budget.request("b", 6, 1)
+    budget.enqueue("a", 4, 1)
+    budget.enqueue("b", 6, 1)
     assert budget.decide() == Decision(["a", "b"], [])
     assert budget.free == 0
     assert budget.decide() == Decision()
@@ -34,7 +34,7 @@ def test_what_fits_comes_in_at_once() -> None:
 
 def test_what_can_never_fit_is_refused() -> None:
     with pytest.raises(ValueError, match="11 bytes of 10"):
-        MemoryBudget[str](10).request("a", 11, 1)
+        MemoryBudget[str](10).enqueue("a", 11, 1)
 
 
 def test_the_least_recently_used_leaves() -> None:
@@ -42,7 +42,7 @@ def test_the_least_recently_used_leaves() -> None:
     for key in "abc":
         enter(budget, key, 3)
     use_and_release(budget, "b", "a", "c")
-    budget.request("d", 4, 0)
+    budget.enqueue("d", 4, 0)
     assert budget.decide() == Decision([], ["b"])
     assert budget.decide() == Decision()  # told once
     budget.remove("b")
@@ -53,7 +53,7 @@ def test_no_more_leave_than_it_takes() -> None:
     budget: MemoryBudget[str] = MemoryBudget(10)
     enter(budget, "small", 1)
     enter(budget, "large", 9)
-    budget.request("new", 8, 0)
+    budget.enqueue("new", 8, 0)
     assert budget.decide().evict == ["large"]
 
 
@@ -61,12 +61,12 @@ def test_one_in_use_stays_until_its_clips_are_over_and_takes_no_new_ones() -> No
     budget: MemoryBudget[str] = MemoryBudget(10)
     enter(budget, "a", 8)
     budget.acquire("a")
-    budget.request("b", 8, 0)
+    budget.enqueue("b", 8, 0)
     assert budget.decide() == Decision()
-    assert budget.is_draining("a")
+    assert not budget.accepts_requests("a")
     budget.release("a")
     assert budget.decide() == Decision([], ["a"])
-    assert budget.is_draining("a")
+    assert not budget.accepts_requests("a")
 
 
 def test_an_idle_one_leaves_before_a_busy_one_that_was_used_earlier() -> None:
@@ -75,18 +75,18 @@ def test_an_idle_one_leaves_before_a_busy_one_that_was_used_earlier() -> None:
     enter(budget, "idle", 5)
     budget.acquire("busy")
     use_and_release(budget, "idle")
-    budget.request("c", 5, 0)
+    budget.enqueue("c", 5, 0)
     assert budget.decide().evict == ["idle"]
-    assert not budget.is_draining("busy")
+    assert budget.accepts_requests("busy")
 
 
 def test_two_loads_never_take_more_than_there_is() -> None:
     budget: MemoryBudget[str] = MemoryBudget(10)
-    budget.request("a", 6, 0)
-    budget.request("b", 6, 0)
+    budget.enqueue("a", 6, 0)
+    budget.enqueue("b", 6, 0)
     assert budget.decide().admit == ["a"]
     assert budget.queue() == ["b"]
-    assert budget.is_draining("a")  # as soon as it has made what it was loaded for, b's turn comes
+    assert not budget.accepts_requests("a")  # as soon as it has made what it was loaded for, b's turn comes
     budget.remove("a")  # its load failed: its room is free
     assert budget.decide().admit == ["b"]
 
@@ -95,9 +95,9 @@ def test_a_small_one_passes_where_the_first_does_not_wait_longer_for_it() -> Non
     budget: MemoryBudget[str] = MemoryBudget(10)
     enter(budget, "a", 8)
     budget.acquire("a")
-    budget.request("large", 9, 0)
-    budget.request("medium", 2, 0)
-    budget.request("small", 1, 0)
+    budget.enqueue("large", 9, 0)
+    budget.enqueue("medium", 2, 0)
+    budget.enqueue("small", 1, 0)
     assert budget.decide().admit == ["small"]  # 10 - 9 is over for it, not for medium
     budget.release("a")
     assert budget.decide().evict == ["a"]
@@ -109,27 +109,27 @@ def test_a_closed_one_opens_again_when_the_first_in_line_has_left() -> None:
     budget: MemoryBudget[str] = MemoryBudget(10)
     enter(budget, "a", 8)
     budget.acquire("a")
-    budget.request("b", 8, 0)
-    budget.request("a", 8, 0)  # a clip for the closed one
+    budget.enqueue("b", 8, 0)
+    budget.enqueue("a", 8, 0)  # a clip for the closed one
     assert budget.decide() == Decision()
-    budget.cancel_request("b")
+    budget.cancel("b")
     assert budget.decide() == Decision(["a"], [])
-    assert not budget.is_draining("a")
+    assert budget.accepts_requests("a")
 
 
 def test_turns_are_taken() -> None:
     """Two that do not fit together, both asked for all the time."""
     budget: MemoryBudget[str] = MemoryBudget(10)
     order = []
-    budget.request("a", 8, 0)
-    budget.request("b", 8, 0)
+    budget.enqueue("a", 8, 0)
+    budget.enqueue("b", 8, 0)
     for _ in range(6):
         [key] = budget.decide().admit
         order.append(key)
-        budget.loaded(key, 8, 0)
+        budget.set_loaded(key, 8, 0)
         budget.acquire(key)
-        assert budget.is_draining(key)
-        budget.request(key, 8, 0)  # more clips for it already
+        assert not budget.accepts_requests(key)
+        budget.enqueue(key, 8, 0)  # more clips for it already
         assert budget.decide() == Decision()
         budget.release(key)
         assert budget.decide().evict == [key]
@@ -182,19 +182,19 @@ def test_clips_take_nothing_that_the_first_in_line_waits_for() -> None:
     enter(budget, "b", 4, 1)
     budget.acquire("b")
     budget.acquire("a")
-    budget.request("c", 5, 1)  # b, of 4, will leave for it; with the 1 that is free that is just enough
+    budget.enqueue("c", 5, 1)  # b, of 4, will leave for it; with the 1 that is free that is just enough
     assert not budget.resize("a", 2)
-    budget.cancel_request("c")
+    budget.cancel("c")
     assert budget.resize("a", 2)
 
 
 def test_one_that_is_larger_than_thought_costs_the_idle_theirs() -> None:
     budget: MemoryBudget[str] = MemoryBudget(10)
     enter(budget, "a", 4)
-    budget.request("b", 6, 0)
+    budget.enqueue("b", 6, 0)
     budget.decide()
     budget.acquire("b")
-    budget.loaded("b", 7, 0)
+    budget.set_loaded("b", 7, 0)
     assert budget.free == -1
     assert budget.decide().evict == ["a"]
 
@@ -216,14 +216,14 @@ class Life(RuleBasedStateMachine):
         self.leaving: set[int] = set()
 
     def take(self, key: int) -> None:
-        if key in self.loaded and not self.budget.is_draining(key):
+        if key in self.loaded and self.budget.accepts_requests(key):
             self.budget.acquire(key)
             self.clips[key] += 1
-        elif key in self.loading and not self.budget.is_draining(key):
+        elif key in self.loading and self.budget.accepts_requests(key):
             self.loading[key] += 1
         else:
             self.held[key] += 1
-            self.budget.request(key, self.SIZES[key], self.CLIP)
+            self.budget.enqueue(key, self.SIZES[key], self.CLIP)
 
     def settle(self) -> None:
         decision = self.budget.decide()
@@ -244,7 +244,7 @@ class Life(RuleBasedStateMachine):
     def end_load(self, key: int) -> None:
         came = self.loading.pop(key)
         self.loaded.add(key)
-        self.budget.loaded(key, self.SIZES[key], self.CLIP)
+        self.budget.set_loaded(key, self.SIZES[key], self.CLIP)
         for _ in range(came):
             self.budget.acquire(key)
             self.clips[key] += 1
@@ -270,7 +270,7 @@ class Life(RuleBasedStateMachine):
         key = data.draw(st.sampled_from([key for key, held in self.held.items() if held]))
         self.held[key] -= 1
         if not self.held[key]:
-            self.budget.cancel_request(key)
+            self.budget.cancel(key)
         self.settle()
 
     @precondition(lambda self: any(self.clips.values()))
@@ -319,9 +319,9 @@ class Life(RuleBasedStateMachine):
             if not waiting:
                 return
             for key in self.loaded - self.leaving:
-                if not self.budget.is_draining(key):
+                if self.budget.accepts_requests(key):
                     self.take(key)  # never idle by itself
-                while self.clips[key] > (not self.budget.is_draining(key)):
+                while self.clips[key] > (self.budget.accepts_requests(key)):
                     self.end_clip(key)
             for key in list(self.loading):
                 self.end_load(key)

@@ -36,7 +36,7 @@ from tests.support import wait
 from tests.support.tiny_models import MONO, EventLog, folder, params, submit
 
 open_files = loading.open_files
-until = partial(wait.until, seconds=30)
+until = partial(wait.wait_until, timeout_seconds=30)
 
 
 class Loads:
@@ -346,11 +346,11 @@ def test_a_large_model_gets_all_cores_after_a_small_one(
         pool, story = open_pool(allow_folders=True), EventLog()
         submit(pool, "demo", params(duration=0.1), story)
         until(lambda: story.end)
-        monkeypatch.setattr("musicgen_bento.lm.weights.SMALL_HEADS", 1)
+        monkeypatch.setattr("musicgen_bento.lm.weights.ONE_THREAD_HEAD_PARAMS", 1)
         story = EventLog()
         submit(pool, str(folder(MONO)), params(duration=0.1), story)
         until(lambda: story.end)
-        assert sorted(entry.engine._threads for entry in pool._memory.residents.values() if entry.engine) == [1, 2]
+        assert sorted(entry.engine._threads for entry in pool._memory.entries.values() if entry.engine) == [1, 2]
     finally:
         torch.set_num_threads(cores)
 
@@ -404,7 +404,7 @@ def test_close_fails_what_is_not_done_in_time(open_pool: Callable[..., ModelPool
     submit(pool, "small", params(), loading)
     threading.Timer(0.5, loads.go.set).start()
     pool.close(drain_seconds=0.1)
-    assert not pool._memory._at_work
+    assert not pool._memory._threads
     for story in (running, loading):
         assert isinstance(story.end, Failed)
         assert isinstance(story.end.error, ShuttingDown)

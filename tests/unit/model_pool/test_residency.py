@@ -31,15 +31,15 @@ from musicgen_bento.model_pool.device_thread import DeviceThread
 from musicgen_bento.model_pool.loader import Loader
 from musicgen_bento.model_pool.pool import ModelPool
 from musicgen_bento.precision import FLOAT16_WEIGHTS, FLOAT32_NATIVE, INT8, Precision
-from tests.support.tiny_models import MONO, STEREO, EventLog, folder, params, submit, takes
-from tests.support.wait import until
+from tests.support.tiny_models import MONO, STEREO, EventLog, folder, params, submit, memory_with_one_request
+from tests.support.wait import wait_until
 
 ROOT = Path(__file__).parents[3]
 
 
 def one_takes(precision: Any = "auto") -> int:
     """Bytes of the tiny model with one clip."""
-    return takes(Source("tiny", folder(MONO)), precision)
+    return memory_with_one_request(Source("tiny", folder(MONO)), precision)
 
 
 class Turns:
@@ -51,7 +51,7 @@ class Turns:
         chosen = Settings(device="cpu", preload=(), memory_budget=budget, **settings)
         self.came: list[str] = []
         self.left: list[str] = []
-        self.pool = ModelPool(chosen, allow_folders=True, loaded=self.came.append, evicted=self.left.append)
+        self.pool = ModelPool(chosen, allow_folders=True, on_loaded=self.came.append, on_evicted=self.left.append)
 
     def ask(self, name: str, duration: float = 0.1) -> EventLog:
         story = EventLog()
@@ -63,7 +63,7 @@ class Turns:
 
     def make(self, name: str, duration: float = 0.1) -> None:
         story = self.ask(name, duration)
-        until(lambda: story.end)
+        wait_until(lambda: story.end)
         assert isinstance(story.end, Finished), story.end
 
     def state(self, name: str) -> tuple[str, str | None, int | None]:
@@ -131,15 +131,15 @@ def test_the_least_recently_used_of_two_makes_room_for_a_third(turns: Callable[.
 def test_a_clip_in_the_making_keeps_its_model_and_the_other_waits_in_line(turns: Callable[..., Turns]) -> None:
     two = turns()
     long = two.ask("a", duration=25)
-    until(lambda: heard(long))
+    wait_until(lambda: heard(long))
     other = two.ask("b")
-    until(lambda: two.state("b") == ("loading", "waiting", 0))
+    wait_until(lambda: two.state("b") == ("loading", "waiting", 0))
     assert two.state("a") == ("loaded", None, None)
     assert other.events == [Queued(0, loading=True)]
     assert two.pool.request_counts()["b"] == (0, 1)
-    until(lambda: long.end)
+    wait_until(lambda: long.end)
     assert isinstance(long.end, Finished)
-    until(lambda: other.end)
+    wait_until(lambda: other.end)
     assert isinstance(other.end, Finished)
     assert two.left == ["a"]
 
@@ -149,9 +149,9 @@ def test_who_comes_after_waits_behind_who_waits_and_nobody_starves(turns: Callab
     two = turns(max_slots=2)
     order: list[str] = []
     first = two.ask("a", duration=12)
-    until(lambda: heard(first))
+    wait_until(lambda: heard(first))
     stories = {"b": two.ask("b")}
-    until(lambda: two.state("b")[1] == "waiting")
+    wait_until(lambda: two.state("b")[1] == "waiting")
     stories |= {f"a{number}": two.ask("a") for number in range(3)}
     watched = dict(stories)
     while watched:
@@ -167,13 +167,13 @@ def test_who_comes_after_waits_behind_who_waits_and_nobody_starves(turns: Callab
 def test_one_who_leaves_the_line_sends_nobody_away(turns: Callable[..., Turns]) -> None:
     two = turns()
     long = two.ask("a", duration=25)
-    until(lambda: heard(long))
+    wait_until(lambda: heard(long))
     two.ask("b")
-    until(lambda: two.state("b")[1] == "waiting")
+    wait_until(lambda: two.state("b")[1] == "waiting")
     held = two.ask("a")
     assert not heard(held)
     two.pool.abort(two.tickets[1])
-    until(lambda: held.end)
+    wait_until(lambda: held.end)
     assert isinstance(held.end, Finished)
     assert long.end is None  # made beside it, by the model that was to leave
     assert two.left == []
@@ -192,9 +192,9 @@ def test_a_load_that_fails_gives_its_room_back(turns: Callable[..., Turns], monk
     with monkeypatch.context() as patch:
         patch.setattr(loading, "build", half)
         story = two.ask("a")
-        until(lambda: story.end)
+        wait_until(lambda: story.end)
     assert isinstance(story.end, Failed)
-    until(lambda: two.pool._memory._budget.free == two.pool._loader.budget)
+    wait_until(lambda: two.pool._memory._budget.free == two.pool._loader.budget)
     gc.collect()
     assert not alive  # the error that was told holds on to nothing
     two.make("b")
@@ -212,11 +212,11 @@ def test_two_loads_at_once_take_turns(turns: Callable[..., Turns], monkeypatch: 
 
     monkeypatch.setattr(loading, "build", slow)
     stories = [two.ask("a"), two.ask("b")]
-    until(lambda: at_once)
+    wait_until(lambda: at_once)
     time.sleep(0.3)
     assert len(at_once) == 1
     go.set()
-    until(lambda: all(story.end for story in stories))
+    wait_until(lambda: all(story.end for story in stories))
     assert all(isinstance(story.end, Finished) for story in stories)
     assert sorted(at_once) == ["a", "b"]
 
@@ -227,29 +227,29 @@ def test_many_clients_of_three_models_all_get_their_clips(turns: Callable[..., T
     for number in range(0, len(stories), 5):
         three.pool.abort(three.tickets[number])
     kept = [story for number, story in enumerate(stories) if number % 5]
-    until(lambda: all(story.end for story in kept))
+    wait_until(lambda: all(story.end for story in kept))
     assert all(isinstance(story.end, Finished) for story in kept)
-    until(lambda: not three.pool._tickets)
-    assert three.pool._memory.line() == []
+    wait_until(lambda: not three.pool._tickets)
+    assert three.pool._memory.queue() == []
 
 
 def test_more_clips_than_there_is_room_for_are_made_one_after_the_other(turns: Callable[..., Turns]) -> None:
     one = turns(memory_budget=one_takes("float32"), precision="float32", max_slots=8)
     stories = [one.ask("a", duration=20) for _ in range(3)]
-    until(lambda: any(heard(story) for story in stories))
+    wait_until(lambda: any(heard(story) for story in stories))
     running, waiting = one.pool.request_counts()["a"]
     assert (running, waiting) == (1, 2)
     for ticket in one.tickets[1:]:
         one.pool.abort(ticket)
     short = [one.ask("a") for _ in range(4)]
     one.pool.abort(one.tickets[0])
-    until(lambda: all(story.end for story in short))
+    wait_until(lambda: all(story.end for story in short))
 
 
 def test_a_model_larger_than_the_budget_is_refused_with_the_numbers(turns: Callable[..., Turns]) -> None:
     one = turns(memory_budget=one_takes() - 1)
     story = one.ask("a")
-    until(lambda: story.end)
+    wait_until(lambda: story.end)
     assert isinstance(story.end, Failed)
     assert isinstance(story.end.error, ModelTooLarge)
     size = f"{one_takes() / 1e6:.1f} MB"
@@ -260,9 +260,9 @@ def test_a_model_larger_than_the_budget_is_refused_with_the_numbers(turns: Calla
 def test_a_released_model_that_cannot_fit_is_not_fetched(turns: Callable[..., Turns]) -> None:
     one, story = turns(memory_budget=10**9, precision="float32"), EventLog()
     submit(one.pool, "large", params(), story)
-    until(lambda: story.end)
+    wait_until(lambda: story.end)
     assert isinstance(story.end, Failed)
-    assert "facebook/musicgen-large takes 16.5 GB of memory with one clip, and models may take 1.0 GB." in str(
+    assert "facebook/musicgen-large needs 16.5 GB of memory with one clip; the memory budget is 1.0 GB." in str(
         story.end.error
     )
 
@@ -279,7 +279,7 @@ def test_preloads_that_do_not_fit_together_are_told_by_readiness(tmp_path: Path)
                 return "MUSICGEN_PRELOAD" in error.message
             return False
 
-        until(refuses)
+        wait_until(refuses)
     finally:
         pool.close()
 
@@ -288,12 +288,12 @@ def test_a_preloaded_model_that_had_to_leave_is_no_unreadiness(tmp_path: Path) -
     a, b = (str(shutil.copytree(folder(MONO), tmp_path / name)) for name in "ab")
     left: list[str] = []
     settings = Settings(device="cpu", preload=(a,), memory_budget=int(1.5 * one_takes()))
-    pool = ModelPool(settings, allow_folders=True, evicted=left.append)
+    pool = ModelPool(settings, allow_folders=True, on_evicted=left.append)
     try:
-        until(pool.ready)
+        wait_until(pool.ready)
         story = EventLog()
         submit(pool, b, params(duration=0.1), story)
-        until(lambda: story.end)
+        wait_until(lambda: story.end)
         assert left == ["a"]
         assert pool.ready()
         time.sleep(0.2)
@@ -305,13 +305,13 @@ def test_a_preloaded_model_that_had_to_leave_is_no_unreadiness(tmp_path: Path) -
 def test_close_while_one_waits_in_line(turns: Callable[..., Turns]) -> None:
     two = turns()
     long = two.ask("a", duration=300)
-    until(lambda: heard(long))
+    wait_until(lambda: heard(long))
     other = two.ask("b")
-    until(lambda: two.state("b")[1] == "waiting")
+    wait_until(lambda: two.state("b")[1] == "waiting")
     two.pool.close()
     assert isinstance(long.end, Failed)
     assert isinstance(other.end, Failed)
-    assert not two.pool._memory._at_work
+    assert not two.pool._memory._threads
 
 
 # ---- what is known before
@@ -336,7 +336,7 @@ def test_an_estimate_is_exact_for_the_shape_of_the_released_ones(precision: Prec
 def test_what_a_card_says_of_memory_is_what_the_files_say() -> None:
     card, loader = CATALOG[0], Loader(Settings(device="cpu", precision="float32"))
     files = loading.open_files(Source(card.id, card.folder or ""))
-    assert card.memory_bytes(FLOAT32_NATIVE, 300) == loader.sizes(files)[0]
+    assert card.memory_bytes(FLOAT32_NATIVE, 300) == loader.memory_requirements(files)[0]
     assert (card.layers, card.dim) == (files.shape.layers, files.shape.dim)
 
 
@@ -377,7 +377,7 @@ def test_free_memory_is_what_the_container_leaves(tmp_path: Path, monkeypatch: p
     limit, current = tmp_path / "memory.max", tmp_path / "memory.current"
     (tmp_path / "memory.stat").write_text("anon 5\ninactive_file 300\n")
     current.write_text("1000\n")
-    monkeypatch.setattr("musicgen_bento.machine.CGROUPS", ((limit, current, "inactive_file"),))
+    monkeypatch.setattr("musicgen_bento.device.CGROUP_MEMORY_FILES", ((limit, current, "inactive_file"),))
     limit.write_text("max\n")
     assert free_memory(cpu) == pytest.approx(machine, rel=0.2)
     limit.write_text("5000\n")
@@ -409,10 +409,10 @@ def test_a_large_model_and_a_small_one_step_in_turn() -> None:
     thread = DeviceThread()
     large, small = Fake(0.02, 10**9, log, "large"), Fake(0.0, 30, log, "small")
     thread.add(large)
-    until(lambda: len(log) > 3)
+    wait_until(lambda: len(log) > 3)
     began = len(log)
     thread.add(small)
-    until(lambda: not small.left)
+    wait_until(lambda: not small.left)
     thread.close()
     turns = log[log.index("small") :][:60]
     assert turns == ["small", "large"] * 30 or turns[:59] == (["small", "large"] * 30)[:59]
@@ -425,13 +425,13 @@ def test_the_thread_has_let_go_of_what_was_removed() -> None:
     busy, gone = Fake(0.01, 10**9, log, "busy"), Fake(0.0, 10**9, log, "gone")
     thread.add(busy)
     thread.add(gone)
-    until(lambda: "gone" in log)
+    wait_until(lambda: "gone" in log)
     reference = weakref.ref(gone)
     thread.remove(gone)
     del gone
     assert reference() is None
     steps = log.count("gone")
-    until(lambda: len(log) > 20)
+    wait_until(lambda: len(log) > 20)
     assert log.count("gone") == steps
     thread.close()
     thread.remove(busy)  # on the way out nobody waits for it

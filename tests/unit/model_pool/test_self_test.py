@@ -16,27 +16,27 @@ from musicgen_bento.lm.cpu_decoder import CpuDecoder
 from musicgen_bento.model_pool import self_test
 from musicgen_bento.model_pool.pool import ModelPool
 from tests.support import tiny_models
-from tests.support.wait import until
+from tests.support.wait import wait_until
 
 
 def test_a_model_that_works_passes_and_is_left_as_it_was() -> None:
-    engine = tiny_models.engine()
+    engine = tiny_models.create_engine()
     self_test.run_self_test(engine)
     assert engine.num_requests == (0, 0)
 
 
 def test_silence_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    plain = AudioDecodeState.chunk
+    plain = AudioDecodeState.to_chunk
     monkeypatch.setattr(AudioDecodeState, "chunk", lambda self, wav: plain(self, None if wav is None else 0 * wav))
     with pytest.raises(LoadFailed, match="silent"):
-        self_test.run_self_test(tiny_models.engine())
+        self_test.run_self_test(tiny_models.create_engine())
 
 
 def test_a_seed_that_means_nothing_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     plain, drift = CpuDecoder.step_and_sample, iter(range(10_000))
     monkeypatch.setattr(CpuDecoder, "step_and_sample", lambda *rest: plain(*rest[:-1], [key + next(drift) for key in rest[-1]]))
     with pytest.raises(LoadFailed, match="another clip for the same seed"):
-        self_test.run_self_test(tiny_models.engine())
+        self_test.run_self_test(tiny_models.create_engine())
 
 
 def test_a_prompt_that_is_not_heard_is_found() -> None:
@@ -59,7 +59,7 @@ def test_a_server_whose_built_in_model_fails_it_does_not_get_ready(monkeypatch: 
     pool = ModelPool(Settings())
     try:
         with pytest.raises(LoadFailed, match="silent"):
-            until(pool.ready)
+            wait_until(pool.ready)
     finally:
         pool.close()
 
@@ -75,7 +75,7 @@ def test_the_built_in_model_passes_and_another_is_not_asked(monkeypatch: pytest.
     folder = str(tiny_models.folder(tiny_models.MONO))
     pool = ModelPool(Settings(preload=("demo", folder), default_model=folder))
     try:
-        until(pool.ready)
+        wait_until(pool.ready)
     finally:
         pool.close()
     assert heard == ["demo"]
