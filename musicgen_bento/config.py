@@ -33,10 +33,10 @@ class Settings(BaseSettings):
     memory_budget: ByteSize | None = Field(
         None,
         gt=0,
-        description="bytes that models and requests may use together, also as `6GB`; 80% of the free memory at start",
+        description="bytes that models and requests may use together, also as `6GB`; default: 80% of the free memory at start",
     )
     max_slots: int | None = Field(
-        None, ge=1, le=256, description="requests that run at once in one model; 16 on a CPU, 64 on a GPU"
+        None, ge=1, le=256, description="requests that one model runs at once; default: 16 on a CPU, 64 on a GPU"
     )
     max_queue: int = Field(64, ge=0, le=10_000, description="waiting requests per model; the next one gets 429")
     max_duration: float = Field(300.0, ge=0.1, le=3600, description="maximum duration of a clip, in seconds")

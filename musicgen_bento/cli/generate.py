@@ -134,8 +134,8 @@ def generate(
         raise click.UsageError("--stream requires --output -; files are written completely or not at all.")
     from musicgen_bento.cli.clip_options import ClipOptions  # imports pydantic
 
-    given = {name: fields[name] for name in REQUEST_FIELDS if _is_given(context, name)}
-    options = ClipOptions(texts, model, given, format)
+    explicit_fields = {name: fields[name] for name in REQUEST_FIELDS if _is_given(context, name)}
+    options = ClipOptions(texts, model, explicit_fields, format)
     display = ProgressDisplay(quiet)
     try:
         if stream:
