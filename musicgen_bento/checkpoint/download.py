@@ -1,4 +1,4 @@
-"""How much of a model's files has come from the hub, as the hub's client counts it."""
+"""Progress of a model's download, as the hub's client reports it to a progress bar."""
 
 from __future__ import annotations
 
@@ -9,47 +9,50 @@ from typing import ClassVar
 
 
 class DownloadProgress:
-    """Bytes of the files that one model lacks. Any thread may read, while others fetch."""
+    """Progress of the files that are missing on this machine. Thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._sizes: dict[str, int] = {}
-        self._come: dict[str, int] = {}
+        self._expected_bytes: dict[str, int] = {}
+        self._received_bytes: dict[str, int] = {}
 
     def add_expected(self, sizes: Mapping[str, int]) -> None:
-        """Files that will be fetched, and the bytes of each."""
+        """Add files that will be downloaded, with the size of each in bytes."""
         with self._lock:
-            self._sizes.update(sizes)
+            self._expected_bytes.update(sizes)
 
     @property
     def total_bytes(self) -> int:
-        """Bytes of all files that are expected."""
+        """Size of all expected files."""
         with self._lock:
-            return sum(self._sizes.values())
+            return sum(self._expected_bytes.values())
 
     @property
     def received_bytes(self) -> int:
-        """Bytes of them that are here, those of an earlier attempt included."""
+        """Bytes of the expected files on this machine, including those of an earlier attempt."""
         with self._lock:
-            return sum(min(come, self._sizes.get(file, come)) for file, come in self._come.items())
+            return sum(
+                min(received, self._expected_bytes.get(file, received))
+                for file, received in self._received_bytes.items()
+            )
 
-    def progress_bar_class(self, file: str) -> type[_Bar]:
-        """What the hub's client takes for the class of its progress bars."""
-        return type("Bar", (_Bar,), {"download": self, "file": file})
+    def progress_bar_class(self, file: str) -> type[_SilentProgressBar]:
+        """Return a progress bar class for the hub's client, which reports the file's progress here."""
+        return type("ProgressBar", (_SilentProgressBar,), {"download": self, "file": file})
 
-    def set_received(self, file: str, come: int) -> None:
-        """So much of a file is here."""
+    def set_received(self, file: str, count: int) -> None:
+        """Set the number of received bytes of a file."""
         with self._lock:
-            self._come[file] = come
+            self._received_bytes[file] = count
 
-    def add_received(self, file: str, come: int) -> None:
-        """So much more of it; less where the client has to begin again."""
+    def add_received(self, file: str, count: int) -> None:
+        """Add to the received bytes of a file; the count is negative if the client starts the file again."""
         with self._lock:
-            self._come[file] = self._come.get(file, 0) + come
+            self._received_bytes[file] = self._received_bytes.get(file, 0) + count
 
 
-class _Bar:
-    """Has what the hub's client uses of tqdm, and shows nothing."""
+class _SilentProgressBar:
+    """The part of tqdm's interface that the hub's client uses. It displays nothing."""
 
     download: ClassVar[DownloadProgress]
     file: ClassVar[str]
@@ -60,23 +63,23 @@ class _Bar:
             self.download.add_expected({self.file: int(total)})
         self.download.set_received(self.file, int(initial))
 
-    def __enter__(self) -> _Bar:
+    def __enter__(self) -> _SilentProgressBar:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self.close()
 
     def update(self, count: float | None = 1) -> None:
-        """Bytes that are on the disk."""
+        """Count bytes that were written to the disk."""
         self.download.add_received(self.file, int(count or 0))
 
     def update_transfer(self, count: float | None = 1) -> None:
-        """Bytes that have come, of which some are not on the disk yet; with this method the client makes one bar."""
+        """Ignore received bytes that are not on the disk yet. This method makes the client use one bar for both."""
 
     def refresh(self, *_: object, **__: object) -> None:
-        """How a bar looks is nobody's business here."""
+        """Do nothing."""
 
     set_postfix_str = set_transfer_postfix_str = refresh
 
     def close(self) -> None:
-        """It is over, well or not."""
+        """Do nothing."""
