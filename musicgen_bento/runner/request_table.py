@@ -59,7 +59,7 @@ class RequestTable:
         return len(self._entries)
 
     def admit(self, message: AdmitMsg) -> dict[str, Any]:
-        """Pass a request to the pool; admit a request id that is in the table already without effect.
+        """Pass a request to the pool, unless the table already contains its id.
 
         Returns:
             `{"request_id": ...}`, or `{"error": {...}}` as `MusicGenError.to_dict` writes it. Errors are not raised
