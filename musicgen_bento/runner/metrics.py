@@ -6,10 +6,9 @@ collects the metrics of all processes only when a worker has started.
 
 from __future__ import annotations
 
-import time
 from collections import Counter as Counts
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -100,7 +99,7 @@ class _RequestTimes:
     """What the metrics need of one request. Times are those of `time.monotonic`, in seconds."""
 
     model: str
-    admitted_at: float = field(default_factory=time.monotonic)
+    admitted_at: float
     started_at: float = 0.0
     started: Started | None = None
 
@@ -118,16 +117,28 @@ class RequestMetrics:
         self._started_models: set[str] = set()
         self._labels: set[str] = set()
 
-    def on_admit(self, request_id: str, model: str) -> None:
-        """Begin to measure a request. `model` is the name that the client sent."""
-        self._active[request_id] = _RequestTimes(model)
+    def on_admit(self, request_id: str, model: str, admitted_at: float) -> None:
+        """Begin to measure a request.
+
+        Args:
+            request_id: of the request.
+            model: the name that the client sent.
+            admitted_at: when the request arrived at the runner, in seconds of `time.monotonic`.
+        """
+        self._active[request_id] = _RequestTimes(model, admitted_at)
         self._refresh_gauges()
 
-    def on_event(self, request_id: str, event: Event) -> None:
-        """Record an event of a request. Events of aborted requests only refresh the gauges."""
+    def on_event(self, request_id: str, event: Event, reported_at: float) -> None:
+        """Record an event of a request. Events of aborted requests only refresh the gauges.
+
+        Args:
+            request_id: of the request.
+            event: in the order in which the pool reported them.
+            reported_at: when the pool reported it, in seconds of `time.monotonic`. The event loop may be late.
+        """
         times = self._active.get(request_id)
         if times is not None:
-            self._record(times, event)
+            self._record(times, event, reported_at)
         if isinstance(event, Finished | Failed):
             self._active.pop(request_id, None)
         if isinstance(event, Started | Finished | Failed):
@@ -140,8 +151,7 @@ class RequestMetrics:
             metrics().cancellations.labels(self._label(times.model)).inc()
             self._refresh_gauges()
 
-    def _record(self, times: _RequestTimes, event: Event) -> None:
-        now = time.monotonic()
+    def _record(self, times: _RequestTimes, event: Event, now: float) -> None:
         match event:
             case Started():
                 times.started, times.started_at = event, now

@@ -7,6 +7,7 @@ to the loop, in order.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
@@ -70,6 +71,7 @@ class RequestTable:
             return {"request_id": request_id}
         if request_id in self._aborted:
             return InvalidRequest("The request was cancelled.").to_dict()
+        admitted_at = time.monotonic()
         try:
             self._pool.add_request(request_id, message.model, message.params, self._event_callback(request_id))
         except MusicGenError as error:
@@ -79,7 +81,7 @@ class RequestTable:
             return MusicGenError("The runner could not admit the request.").to_dict()
         loop = asyncio.get_running_loop()
         self._entries[request_id] = _TableEntry(expiry=loop.call_later(self._collect_seconds, self.abort, request_id))
-        self._metrics.on_admit(request_id, message.model)
+        self._metrics.on_admit(request_id, message.model, admitted_at)
         return {"request_id": request_id}
 
     async def stream(self, request_id: str) -> AsyncIterator[bytes]:
@@ -127,16 +129,16 @@ class RequestTable:
 
         def on_event(event: Event) -> None:
             if not loop.is_closed():  # the pool may complete a step after the server has stopped
-                loop.call_soon_threadsafe(self._on_event, request_id, event)
+                loop.call_soon_threadsafe(self._on_event, request_id, event, time.monotonic())
 
         return on_event
 
-    def _on_event(self, request_id: str, event: Event) -> None:
-        """Count an event, and keep it for `stream`."""
-        self._metrics.on_event(request_id, event)
+    def _on_event(self, request_id: str, event: Event, reported_at: float) -> None:
+        """Keep an event for `stream`, and count it with the time at which the pool reported it."""
         entry = self._entries.get(request_id)
         if entry is not None:
             entry.events.put_nowait(event)
+        self._metrics.on_event(request_id, event, reported_at)
 
 
 def _not_available(message: str) -> Unavailable:

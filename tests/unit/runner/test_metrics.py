@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import requests
 from prometheus_client import REGISTRY
 
 from musicgen_bento.checkpoint.source import Source
-from musicgen_bento.engine.types import Started
+from musicgen_bento.engine.types import AudioChunk, Finished, Started
 from musicgen_bento.model_catalog import DEMO_FOLDER
 from musicgen_bento.runner.metrics import METRIC_NAMES, RequestMetrics
 from tests.support.fake_pool import EVENTS
@@ -68,15 +69,30 @@ def test_a_model_name_from_a_client_becomes_a_label_only_after_a_request_has_sta
     def depth(model: str) -> float | None:
         return REGISTRY.get_sample_value("musicgen_queue_depth", {"model": model})
 
-    request_metrics.on_admit("r", "me/mine")
+    request_metrics.on_admit("r", "me/mine", admitted_at=1.0)
     assert (depth("(other)"), depth("me/mine"), depth("other/unknown")) == (3, None, None)
-    request_metrics.on_event("r", Started("me/mine", 32_000, 1, 4))
+    request_metrics.on_event("r", Started("me/mine", 32_000, 1, 4), reported_at=2.0)
     assert (depth("(other)"), depth("me/mine"), depth("other/unknown")) == (1, 2, None)
     request_metrics.on_abort("r")
     request_counts.clear()
     for event in EVENTS:
-        request_metrics.on_event("r", event)
+        request_metrics.on_event("r", event, reported_at=3.0)
     assert (depth("(other)"), depth("me/mine"), depth("demo")) == (0, 0, 0)
+
+
+def test_times_are_those_at_which_the_pool_reported_the_events() -> None:
+    request_metrics = RequestMetrics(dict)
+    request_metrics.on_admit("r", "demo", admitted_at=1.0)
+    samples = np.zeros((1, 64_000), np.float32)
+    events = (Started("demo", 32_000, 1, 64_000), AudioChunk(samples, 0), Finished())
+    names = ("musicgen_time_to_first_audio_seconds_sum", "musicgen_realtime_factor_sum")
+    before = [REGISTRY.get_sample_value(name, {"model": "demo"}) or 0.0 for name in names]
+    for event, reported_at in zip(events, (2.0, 2.5, 2.8), strict=True):
+        request_metrics.on_event("r", event, reported_at)
+    after = [REGISTRY.get_sample_value(name, {"model": "demo"}) or 0.0 for name in names]
+    first_audio, realtime_factor = (new - old for new, old in zip(after, before, strict=True))
+    assert first_audio == pytest.approx(1.5)
+    assert realtime_factor == pytest.approx(2 / 0.8)
 
 
 def test_the_document_describes_every_metric() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Coroutine
 from typing import Any
 
@@ -23,10 +24,11 @@ class RecordedMetrics(RequestMetrics):
         super().__init__(dict)
         self.calls: list[tuple[Any, ...]] = []
 
-    def on_admit(self, request_id: str, model: str) -> None:
+    def on_admit(self, request_id: str, model: str, admitted_at: float) -> None:
         self.calls.append(("admit", request_id, model))
 
-    def on_event(self, request_id: str, event: Event) -> None:
+    def on_event(self, request_id: str, event: Event, reported_at: float) -> None:
+        assert reported_at <= time.monotonic()
         self.calls.append((type(event), request_id))
 
     def on_abort(self, request_id: str) -> None:
