@@ -130,7 +130,7 @@ def test_nan_logits_fail_only_their_request(monkeypatch: pytest.MonkeyPatch) -> 
             sequence = first.sequence_state
             assert sequence
             assert isinstance(sequence.kv_cache, PagedKVCache)
-            sequence.kv_cache._blocks._pages.tensor[sequence.kv_cache._taken[-1]] = 255
+            sequence.kv_cache._pool._pages.tensor[sequence.kv_cache._allocated[-1]] = 255
         return step_and_sample(self, sequences, *rest)  # type: ignore[arg-type]
 
     monkeypatch.setattr(CpuDecoder, "step_and_sample", poisoned)

@@ -1,4 +1,4 @@
-"""The pool: names, one load however many ask, what a failed load does, and the way out."""
+"""The model pool: names, one load per model, failed loads, and shutdown."""
 
 from __future__ import annotations
 
@@ -36,88 +36,86 @@ from tests.support import wait
 from tests.support.tiny_models import MONO, EventLog, folder, params, submit
 
 open_files = loading.open_files
-until = partial(wait.wait_until, timeout_seconds=30)
+wait_until = partial(wait.wait_until, timeout_seconds=30)
 
 
-class Loads:
-    """Stands in front of the real loader: counts, and holds the loads until told."""
+class FakeOpenFiles:
+    """Replaces `loading.open_files`: records the names, and blocks until `proceed` is set."""
 
     def __init__(self) -> None:
         self.names: list[str] = []
-        self.go = threading.Event()
+        self.proceed = threading.Event()
         self.error: Exception | None = None
 
     def __call__(self, source: Source, *rest: Any) -> loading.CheckpointFiles:
         self.names.append(source.name)
-        assert self.go.wait(30)
+        assert self.proceed.wait(30)
         if self.error is not None:
             raise self.error
         return open_files(Source(source.name, DEMO_FOLDER if source.name == "demo" else folder(MONO)), *rest)
 
 
 @pytest.fixture
-def loads(monkeypatch: pytest.MonkeyPatch) -> Iterator[Loads]:
-    loads = Loads()
+def loads(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeOpenFiles]:
+    loads = FakeOpenFiles()
     monkeypatch.setattr(loading, "open_files", loads)
     yield loads
-    loads.go.set()  # a pool waits for them
+    loads.proceed.set()  # because closing a pool waits for its loads
 
 
 @pytest.fixture
 def open_pool() -> Iterator[Callable[..., ModelPool]]:
     pools: list[ModelPool] = []
 
-    def make(*, allow_any_model: bool = False, allow_folders: bool = False, **settings: Any) -> ModelPool:
-        chosen = Settings(**{"preload": (), "device": "cpu", **settings})
-        pools.append(ModelPool(chosen, allow_any_model=allow_any_model, allow_folders=allow_folders))
+    def create(*, allow_any_model: bool = False, allow_folders: bool = False, **settings: Any) -> ModelPool:
+        pool_settings = Settings(**{"preload": (), "device": "cpu", **settings})
+        pools.append(ModelPool(pool_settings, allow_any_model=allow_any_model, allow_folders=allow_folders))
         return pools[-1]
 
-    yield make
+    yield create
     for pool in pools:
         pool.close()
 
 
-def test_a_clip_from_the_built_in_model(open_pool: Callable[..., ModelPool]) -> None:
-    pool, story = open_pool(), EventLog()
-    submit(pool, "demo", params(duration=0.4), story)
-    until(lambda: story.end)
-    assert isinstance(story.end, Finished)
-    assert (story.started.model, story.started.sample_rate, story.audio.shape) == ("demo", 32_000, (1, 20 * 640))
-    assert pool._tickets == {}
+def test_built_in_model_runs_a_request(open_pool: Callable[..., ModelPool]) -> None:
+    pool, log = open_pool(), EventLog()
+    submit(pool, "demo", params(duration=0.4), log)
+    wait_until(lambda: log.end)
+    assert isinstance(log.end, Finished)
+    assert (log.started.model, log.started.sample_rate, log.audio.shape) == ("demo", 32_000, (1, 20 * 640))
+    assert pool.idle
 
 
-def test_every_spelling_is_one_model(open_pool: Callable[..., ModelPool], loads: Loads) -> None:
+def test_all_spellings_of_a_name_are_one_model(open_pool: Callable[..., ModelPool], loads: FakeOpenFiles) -> None:
     pool = open_pool()
     for name in ("musicgen-small", "facebook/musicgen-small", "small", "Facebook/MusicGen-Small"):
         submit(pool, name, params(), EventLog())
-    loads.go.set()
-    until(lambda: not pool._tickets)
+    loads.proceed.set()
+    wait_until(lambda: pool.idle)
     assert loads.names == ["facebook/musicgen-small"]
 
 
-def test_one_load_however_many_ask(open_pool: Callable[..., ModelPool], loads: Loads) -> None:
+def test_concurrent_requests_load_a_model_once(open_pool: Callable[..., ModelPool], loads: FakeOpenFiles) -> None:
     pool = open_pool()
-    stories = [EventLog() for _ in range(20)]
-    threads = [threading.Thread(target=submit, args=(pool, "demo", params(duration=0.1), s)) for s in stories]
+    logs = [EventLog() for _ in range(20)]
+    threads = [threading.Thread(target=submit, args=(pool, "demo", params(duration=0.1), log)) for log in logs]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     assert {status.id: status.state for status in pool.statuses()}["demo"] == "loading"
-    assert sorted(story.events[0].queue_position for story in stories if isinstance(story.events[0], Queued)) == list(
-        range(20)
-    )
-    assert all(story.events[0].loading for story in stories)  # type: ignore[union-attr]
-    loads.go.set()
-    until(lambda: all(story.end for story in stories))
+    assert sorted(log.events[0].queue_position for log in logs if isinstance(log.events[0], Queued)) == list(range(20))
+    assert all(log.events[0].loading for log in logs)  # type: ignore[union-attr]
+    loads.proceed.set()
+    wait_until(lambda: all(log.end for log in logs))
     assert loads.names == ["demo"]
-    assert all(isinstance(story.end, Finished) for story in stories)
-    assert not any(event.loading for story in stories for event in story.events[1:] if isinstance(event, Queued))
+    assert all(isinstance(log.end, Finished) for log in logs)
+    assert not any(event.loading for log in logs for event in log.events[1:] if isinstance(event, Queued))
     assert {status.id: status.state for status in pool.statuses()}["demo"] == "loaded"
 
 
 @pytest.mark.parametrize(
-    ("raised", "says"),
+    ("raised", "message"),
     [
         (InvalidCheckpoint("state_dict.bin is truncated."), "truncated"),
         (ModelUnavailable("no hub", retry_after=30), "no hub"),
@@ -125,76 +123,93 @@ def test_one_load_however_many_ask(open_pool: Callable[..., ModelPool], loads: L
         (torch.cuda.OutOfMemoryError("secret"), "does not fit"),
     ],
 )
-def test_a_failed_load_reaches_all_who_wait_and_the_next_tries_again(
-    open_pool: Callable[..., ModelPool], loads: Loads, raised: Exception, says: str
+def test_failed_load_fails_all_waiting_requests_and_the_next_request_retries(
+    open_pool: Callable[..., ModelPool], loads: FakeOpenFiles, raised: Exception, message: str
 ) -> None:
-    pool, stories, later = open_pool(), [EventLog(), EventLog()], EventLog()
-    for story in stories:
-        submit(pool, "demo", params(), story)
+    pool, logs, later = open_pool(), [EventLog(), EventLog()], EventLog()
+    for log in logs:
+        submit(pool, "demo", params(), log)
     loads.error = raised
-    loads.go.set()
-    until(lambda: all(story.end for story in stories))
-    for story in stories:
-        assert isinstance(story.end, Failed)
-        assert says in str(story.end.error)
-        assert "secret" not in str(story.end.error)
+    loads.proceed.set()
+    wait_until(lambda: all(log.end for log in logs))
+    for log in logs:
+        assert isinstance(log.end, Failed)
+        assert message in str(log.end.error)
+        assert "secret" not in str(log.end.error)
     loads.error = None
     submit(pool, "demo", params(duration=0.1), later)
-    until(lambda: later.end)
+    wait_until(lambda: later.end)
     assert isinstance(later.end, Finished)
 
 
-def test_a_load_that_fails_leaves_the_others_alone(open_pool: Callable[..., ModelPool], loads: Loads) -> None:
-    loads.go.set()
+def test_failed_load_does_not_affect_other_models(open_pool: Callable[..., ModelPool], loads: FakeOpenFiles) -> None:
+    loads.proceed.set()
     pool, long, failing = open_pool(), EventLog(), EventLog()
     submit(pool, "demo", params(duration=3), long)
-    until(lambda: any(isinstance(event, AudioChunk) for event in long.events))
+    wait_until(lambda: any(isinstance(event, AudioChunk) for event in long.events))
     loads.error = InvalidCheckpoint("no")
     submit(pool, "small", params(), failing)
-    until(lambda: long.end and failing.end)
+    wait_until(lambda: long.end and failing.end)
     assert isinstance(long.end, Finished)
     assert isinstance(failing.end, Failed)
 
 
-def test_cancel_while_it_loads(open_pool: Callable[..., ModelPool], loads: Loads) -> None:
-    pool, story = open_pool(), EventLog()
-    ticket = submit(pool, "demo", params(), story)
-    pool.abort(ticket)
-    pool.abort(ticket)
-    loads.go.set()
-    until(lambda: {s.id: s.state for s in pool.statuses()}["demo"] == "loaded")
-    assert [type(event) for event in story.events] == [Queued]
-    assert pool._tickets == {}
+def test_abort_while_the_model_loads(open_pool: Callable[..., ModelPool], loads: FakeOpenFiles) -> None:
+    pool, log = open_pool(), EventLog()
+    request_id = submit(pool, "demo", params(), log)
+    pool.abort(request_id)
+    pool.abort(request_id)
+    loads.proceed.set()
+    wait_until(lambda: {status.id: status.state for status in pool.statuses()}["demo"] == "loaded")
+    assert [type(event) for event in log.events] == [Queued]
+    assert pool.idle
 
 
-def test_a_prompt_too_long_for_t5_is_refused_even_if_the_model_was_loading(
-    open_pool: Callable[..., ModelPool], loads: Loads
+def test_request_id_in_use_is_refused_and_may_be_used_again_later(
+    open_pool: Callable[..., ModelPool], loads: FakeOpenFiles
 ) -> None:
-    pool, story = open_pool(), EventLog()
-    submit(pool, "demo", params("zq " * 600), story)
-    loads.go.set()
-    until(lambda: story.end)
-    assert isinstance(story.end, Failed)
-    assert (story.end.error.status, story.end.error.field) == (400, "prompt")
+    pool, log, again = open_pool(), EventLog(), EventLog()
+    pool.add_request("id", "demo", params(duration=0.1), log)
+    with pytest.raises(ValueError, match="in use"):
+        pool.add_request("id", "demo", params(), EventLog())
+    loads.proceed.set()
+    wait_until(lambda: log.end)
+    assert isinstance(log.end, Finished)
+    pool.add_request("id", "demo", params(duration=0.1), again)
+    wait_until(lambda: again.end)
+    assert isinstance(again.end, Finished)
+
+
+def test_too_long_prompt_fails_also_while_the_model_loads(
+    open_pool: Callable[..., ModelPool], loads: FakeOpenFiles
+) -> None:
+    pool, log = open_pool(), EventLog()
+    submit(pool, "demo", params("zq " * 600), log)
+    loads.proceed.set()
+    wait_until(lambda: log.end)
+    assert isinstance(log.end, Failed)
+    assert (log.end.error.status, log.end.error.field) == (400, "prompt")
     with pytest.raises(InvalidRequest, match="tokens long"):
         submit(pool, "demo", params("zq " * 600), EventLog())
 
 
-def test_the_waiting_room_is_bounded(open_pool: Callable[..., ModelPool], loads: Loads) -> None:
+def test_number_of_waiting_requests_is_bounded_while_a_model_loads(
+    open_pool: Callable[..., ModelPool], loads: FakeOpenFiles
+) -> None:
     pool = open_pool(max_slots=2, max_queue=1)
     for _ in range(3):
         submit(pool, "demo", params(duration=0.1), EventLog())
     with pytest.raises(QueueFull, match="still loading") as refused:
         submit(pool, "demo", params(), EventLog())
     assert refused.value.retry_after
-    loads.go.set()
-    until(lambda: not pool._tickets)
+    loads.proceed.set()
+    wait_until(lambda: pool.idle)
 
 
-def test_models_that_are_looked_for_are_bounded(
-    open_pool: Callable[..., ModelPool], loads: Loads, monkeypatch: pytest.MonkeyPatch
+def test_number_of_concurrent_fetches_is_bounded(
+    open_pool: Callable[..., ModelPool], loads: FakeOpenFiles, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pool_module, "MOST_SOUGHT", 2)
+    monkeypatch.setattr(pool_module, "MAX_CONCURRENT_FETCHES", 2)
     pool = open_pool(allow_any_model=True)
     for name in ("someone/one", "someone/two", "someone/one"):
         submit(pool, name, params(), EventLog())
@@ -202,28 +217,28 @@ def test_models_that_are_looked_for_are_bounded(
         submit(pool, "someone/three", params(), EventLog())
 
 
-def test_readiness(open_pool: Callable[..., ModelPool], loads: Loads) -> None:
+def test_pool_is_ready_when_the_preloads_are_loaded(open_pool: Callable[..., ModelPool], loads: FakeOpenFiles) -> None:
     pool = open_pool(preload=("demo",))
     assert pool.ready() is False
-    loads.go.set()
-    until(pool.ready)
+    loads.proceed.set()
+    wait_until(pool.ready)
     assert loads.names == ["demo"]
 
 
-def test_readiness_says_what_kept_a_model_out_and_tries_again_later(
-    open_pool: Callable[..., ModelPool], loads: Loads, monkeypatch: pytest.MonkeyPatch
+def test_ready_raises_the_error_of_a_failed_preload_and_retries_later(
+    open_pool: Callable[..., ModelPool], loads: FakeOpenFiles, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loads.error = ModelUnavailable("no hub", retry_after=30)
-    loads.go.set()
+    loads.proceed.set()
     pool = open_pool(preload=("demo",))
 
-    def refuses() -> bool:
+    def has_failed() -> bool:
         try:
             return pool.ready()
         except ModelUnavailable:
             return True
 
-    until(refuses)
+    wait_until(has_failed)
     with pytest.raises(ModelUnavailable, match="no hub"):
         pool.ready()
     loads.error = None
@@ -231,14 +246,14 @@ def test_readiness_says_what_kept_a_model_out_and_tries_again_later(
     monkeypatch.setattr(time, "monotonic", lambda: later)
     assert pool.ready() is False  # loading again
     monkeypatch.undo()
-    until(pool.ready)
+    wait_until(pool.ready)
 
 
 # ---- names
 
 
 @pytest.mark.parametrize("name", ["nope", "facebook/other", "/etc/passwd", "https://x/y", ""])
-def test_unknown_names(open_pool: Callable[..., ModelPool], name: str) -> None:
+def test_unknown_names_are_refused(open_pool: Callable[..., ModelPool], name: str) -> None:
     with pytest.raises(UnknownModel) as error:
         submit(open_pool(), name, params(), EventLog())
     assert (error.value.status, error.value.field) == (400, "model")
@@ -246,40 +261,40 @@ def test_unknown_names(open_pool: Callable[..., ModelPool], name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["../demo", "demo/../demo", "./demo", "a/b/c", "/tmp/x", ".hidden/x", "a/.."])
-def test_a_path_is_no_name_on_the_hub(open_pool: Callable[..., ModelPool], name: str) -> None:
+def test_path_is_not_a_repository_name(open_pool: Callable[..., ModelPool], name: str) -> None:
     with pytest.raises(UnknownModel):
         submit(open_pool(allow_any_model=True), name, params(), EventLog())
 
 
-def test_a_relative_folder_is_never_loaded_for_a_client(open_pool: Callable[..., ModelPool]) -> None:
-    """`musicgen_bento/demo` exists from where the tests run; to a client it is a repository nobody has."""
-    story = EventLog()
-    submit(open_pool(allow_any_model=True), "musicgen_bento/demo", params(), story)
-    until(lambda: story.end)
-    assert isinstance(story.end, Failed)
-    assert isinstance(story.end.error, ModelUnavailable)
+def test_relative_folder_is_never_loaded_for_a_client(open_pool: Callable[..., ModelPool]) -> None:
+    """`musicgen_bento/demo` exists in the working directory; for a client it is an unknown repository."""
+    log = EventLog()
+    submit(open_pool(allow_any_model=True), "musicgen_bento/demo", params(), log)
+    wait_until(lambda: log.end)
+    assert isinstance(log.end, Failed)
+    assert isinstance(log.end.error, ModelUnavailable)
 
 
-def test_a_folder_only_where_it_is_allowed(open_pool: Callable[..., ModelPool]) -> None:
+def test_folders_are_loaded_only_if_allowed(open_pool: Callable[..., ModelPool]) -> None:
     for refusing in (open_pool(), open_pool(allow_any_model=True)):
         with pytest.raises(UnknownModel):
             submit(refusing, str(folder(MONO)), params(), EventLog())
     for pool in (open_pool(allow_folders=True), open_pool(default_model=str(folder(MONO)))):
-        story = EventLog()
-        submit(pool, str(folder(MONO)), params(duration=0.1), story)
-        until(lambda story=story: story.end)
-        assert isinstance(story.end, Finished)
+        log = EventLog()
+        submit(pool, str(folder(MONO)), params(duration=0.1), log)
+        wait_until(lambda log=log: log.end)
+        assert isinstance(log.end, Finished)
 
 
-def test_any_model_of_the_hub_where_it_is_allowed(open_pool: Callable[..., ModelPool], loads: Loads) -> None:
-    loads.go.set()
-    story = EventLog()
-    submit(open_pool(allow_any_model=True), "somebody/musicgen-mine", params(), story)
-    until(lambda: story.end)
+def test_any_hub_model_is_loaded_if_allowed(open_pool: Callable[..., ModelPool], loads: FakeOpenFiles) -> None:
+    loads.proceed.set()
+    log = EventLog()
+    submit(open_pool(allow_any_model=True), "somebody/musicgen-mine", params(), log)
+    wait_until(lambda: log.end)
     assert loads.names == ["somebody/musicgen-mine"]
 
 
-def test_melody_models_are_refused_with_a_word_why(open_pool: Callable[..., ModelPool]) -> None:
+def test_melody_models_are_refused_with_the_reason(open_pool: Callable[..., ModelPool]) -> None:
     melody = [card.id for card in CATALOG if "melody" in card.conditioning]
     assert len(melody) == 4
     for name in melody:
@@ -287,166 +302,171 @@ def test_melody_models_are_refused_with_a_word_why(open_pool: Callable[..., Mode
             submit(open_pool(), name, params(), EventLog())
 
 
-def test_the_operators_own_model_is_listed_by_its_last_name_and_answers_to_it(
+def test_folder_of_the_operator_is_listed_and_found_by_its_last_name(
     open_pool: Callable[..., ModelPool],
 ) -> None:
-    pool, story = open_pool(default_model=str(folder(MONO))), EventLog()
+    pool, log = open_pool(default_model=str(folder(MONO))), EventLog()
     name = folder(MONO).name
     assert [status.id for status in pool.statuses() if status.default] == [name]
-    submit(pool, name, params(duration=0.1), story)
-    until(lambda: story.end)
-    assert story.started.model == name
+    submit(pool, name, params(duration=0.1), log)
+    wait_until(lambda: log.end)
+    assert log.started.model == name
 
 
 # ---- settings that cannot work
 
 
 @pytest.mark.parametrize("settings", [{"preload": ("facebook/musicgen-melody",)}, {"default_model": "nope"}])
-def test_a_model_that_cannot_be_had_is_told_by_readiness(
+def test_ready_raises_for_an_invalid_model_setting_and_other_models_run(
     open_pool: Callable[..., ModelPool], settings: dict[str, Any]
 ) -> None:
-    pool, story = open_pool(**settings), EventLog()
+    pool, log = open_pool(**settings), EventLog()
     with pytest.raises(InvalidRequest):
         pool.ready()
-    submit(pool, "demo", params(duration=0.1), story)
-    until(lambda: story.end)
-    assert isinstance(story.end, Finished)
+    submit(pool, "demo", params(duration=0.1), log)
+    wait_until(lambda: log.end)
+    assert isinstance(log.end, Finished)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_a_gpu_that_is_not_there(open_pool: Callable[..., ModelPool]) -> None:
-    story = EventLog()
-    submit(open_pool(device="cuda"), "demo", params(), story)
-    until(lambda: story.end)
-    assert isinstance(story.end, Failed)
-    assert "MUSICGEN_DEVICE" in story.end.error.hint
+def test_missing_gpu_fails_the_load_with_a_hint(open_pool: Callable[..., ModelPool]) -> None:
+    log = EventLog()
+    submit(open_pool(device="cuda"), "demo", params(), log)
+    wait_until(lambda: log.end)
+    assert isinstance(log.end, Failed)
+    assert "MUSICGEN_DEVICE" in log.end.error.hint
 
 
-def test_a_tokenizer_that_crashes_ends_every_clip_that_waits(
-    open_pool: Callable[..., ModelPool], loads: Loads, monkeypatch: pytest.MonkeyPatch
+def test_exception_in_the_tokenizer_fails_every_waiting_request(
+    open_pool: Callable[..., ModelPool], loads: FakeOpenFiles, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(self_test, "run_self_test", lambda engine: None)  # which would find it before
+    monkeypatch.setattr(self_test, "run_self_test", lambda engine: None)  # because the self-test would fail first
     monkeypatch.setattr(TextConditioner, "tokenize", lambda *_: 1 / 0)
-    pool, stories = open_pool(), [EventLog(), EventLog()]
-    for story in stories:
-        submit(pool, "demo", params(), story)
-    loads.go.set()
-    until(lambda: all(isinstance(story.end, Failed) for story in stories))
+    pool, logs = open_pool(), [EventLog(), EventLog()]
+    for log in logs:
+        submit(pool, "demo", params(), log)
+    loads.proceed.set()
+    wait_until(lambda: all(isinstance(log.end, Failed) for log in logs))
     with pytest.raises(ZeroDivisionError):
         submit(pool, "demo", params(), EventLog())
-    assert pool._tickets == {}
+    assert pool.idle
 
 
-def test_a_large_model_gets_all_cores_after_a_small_one(
+def test_large_model_uses_all_cores_after_a_small_model_used_one(
     open_pool: Callable[..., ModelPool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cores = torch.get_num_threads()
     try:
         torch.set_num_threads(2)
-        pool, story = open_pool(allow_folders=True), EventLog()
-        submit(pool, "demo", params(duration=0.1), story)
-        until(lambda: story.end)
+        pool, log = open_pool(allow_folders=True), EventLog()
+        submit(pool, "demo", params(duration=0.1), log)
+        wait_until(lambda: log.end)
         monkeypatch.setattr("musicgen_bento.lm.weights.ONE_THREAD_HEAD_PARAMS", 1)
-        story = EventLog()
-        submit(pool, str(folder(MONO)), params(duration=0.1), story)
-        until(lambda: story.end)
-        assert sorted(entry.engine._threads for entry in pool._memory.entries.values() if entry.engine) == [1, 2]
+        log = EventLog()
+        submit(pool, str(folder(MONO)), params(duration=0.1), log)
+        wait_until(lambda: log.end)
+        assert sorted(entry.engine._threads for entry in pool._residency.entries.values() if entry.engine) == [1, 2]
     finally:
         torch.set_num_threads(cores)
 
 
-def test_many_threads_at_once_leave_nothing(open_pool: Callable[..., ModelPool]) -> None:
+def test_no_request_is_left_after_concurrent_adds_and_aborts(open_pool: Callable[..., ModelPool]) -> None:
     pool = open_pool(preload=("demo",), max_slots=3, max_queue=6)
-    until(pool.ready)
+    wait_until(pool.ready)
 
     def client(number: int) -> list[EventLog]:
-        chance, stories = random.Random(number), []
+        chance, logs = random.Random(number), []
         for _ in range(12):
-            story = EventLog()
+            log = EventLog()
             try:
-                ticket = submit(pool, "demo", params(duration=chance.choice([0.1, 0.3]), seed=number), story)
+                request_id = submit(pool, "demo", params(duration=chance.choice([0.1, 0.3]), seed=number), log)
             except QueueFull:
                 time.sleep(0.05)
                 continue
             if chance.random() < 0.4:
                 time.sleep(chance.random() * 0.05)
-                pool.abort(ticket)
+                pool.abort(request_id)
             else:
-                stories.append(story)
-        return stories
+                logs.append(log)
+        return logs
 
     with ThreadPoolExecutor(8) as clients:
-        stories = [story for some in clients.map(client, range(8)) for story in some]
-    until(lambda: all(story.end for story in stories))
-    assert len(stories) > 10
-    assert all(isinstance(story.end, Finished) for story in stories)
-    assert pool._tickets == {}
+        logs = [log for client_logs in clients.map(client, range(8)) for log in client_logs]
+    wait_until(lambda: all(log.end for log in logs))
+    assert len(logs) > 10
+    assert all(isinstance(log.end, Finished) for log in logs)
+    assert pool.idle
 
 
-# ---- the way out
+# ---- shutdown
 
 
-def test_close_lets_what_runs_finish(open_pool: Callable[..., ModelPool]) -> None:
-    pool, story = open_pool(), EventLog()
-    submit(pool, "demo", params(duration=2), story)
-    pool.close(drain_seconds=60)
-    assert isinstance(story.end, Finished)
+def test_finished_request_stays_finished_and_a_closed_pool_refuses_requests(
+    open_pool: Callable[..., ModelPool],
+) -> None:
+    pool, log = open_pool(), EventLog()
+    submit(pool, "demo", params(duration=2), log)
+    wait_until(lambda: pool.idle, timeout_seconds=60)
+    pool.close()
+    assert isinstance(log.end, Finished)
     with pytest.raises(ShuttingDown):
         submit(pool, "demo", params(), EventLog())
 
 
-def test_close_fails_what_is_not_done_in_time(open_pool: Callable[..., ModelPool], loads: Loads) -> None:
-    loads.go.set()
+def test_close_fails_running_and_waiting_requests(open_pool: Callable[..., ModelPool], loads: FakeOpenFiles) -> None:
+    loads.proceed.set()
     pool, running, loading = open_pool(), EventLog(), EventLog()
     submit(pool, "demo", params(duration=300), running)
-    until(lambda: any(isinstance(event, AudioChunk) for event in running.events))
-    loads.go.clear()
+    wait_until(lambda: any(isinstance(event, AudioChunk) for event in running.events))
+    loads.proceed.clear()
     submit(pool, "small", params(), loading)
-    threading.Timer(0.5, loads.go.set).start()
-    pool.close(drain_seconds=0.1)
-    assert not pool._memory._threads
-    for story in (running, loading):
-        assert isinstance(story.end, Failed)
-        assert isinstance(story.end.error, ShuttingDown)
+    threading.Timer(0.5, loads.proceed.set).start()
+    time.sleep(0.1)
+    assert not pool.idle
+    pool.close()
+    assert not pool._residency._threads
+    for log in (running, loading):
+        assert isinstance(log.end, Failed)
+        assert isinstance(log.end.error, ShuttingDown)
 
 
-def test_close_waits_for_a_load_that_has_begun(
-    open_pool: Callable[..., ModelPool], loads: Loads, monkeypatch: pytest.MonkeyPatch
+def test_close_waits_for_a_running_load(
+    open_pool: Callable[..., ModelPool], loads: FakeOpenFiles, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(residency, "NETWORK_SECONDS", 0.1)
-    pool, story = open_pool(), EventLog()
-    submit(pool, "demo", params(), story)
-    until(lambda: loads.names)
+    monkeypatch.setattr(residency, "NETWORK_TIMEOUT_SECONDS", 0.1)
+    pool, log = open_pool(), EventLog()
+    submit(pool, "demo", params(), log)
+    wait_until(lambda: loads.names)
     closing = threading.Thread(target=pool.close)
     closing.start()
-    until(lambda: story.end)  # nobody else has to wait for it
+    wait_until(lambda: log.end)  # before close returns
     closing.join(timeout=1)
     assert closing.is_alive()
-    loads.go.set()
+    loads.proceed.set()
     closing.join(timeout=30)
     assert not closing.is_alive()
 
 
 def test_close_does_not_wait_for_the_hub(
-    open_pool: Callable[..., ModelPool], loads: Loads, monkeypatch: pytest.MonkeyPatch
+    open_pool: Callable[..., ModelPool], loads: FakeOpenFiles, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(residency, "NETWORK_SECONDS", 0.1)
+    monkeypatch.setattr(residency, "NETWORK_TIMEOUT_SECONDS", 0.1)
     pool = open_pool()
     submit(pool, "facebook/musicgen-medium", params(), EventLog())  # no test has it in a cache
-    until(lambda: loads.names)
+    wait_until(lambda: loads.names)
     closing = threading.Thread(target=pool.close)
     closing.start()
     closing.join(timeout=20)
     assert not closing.is_alive()
 
 
-def test_a_model_error_is_a_musicgen_error() -> None:
-    """What the pool passes on has a code and survives the wire."""
-    error = InvalidCheckpoint("no", hint="way out", field="model")
+def test_model_error_survives_serialization() -> None:
+    """Errors of the pool have a code, and cross the process boundary unchanged."""
+    error = InvalidCheckpoint("no", hint="do this", field="model")
     assert MusicGenError.from_dict(error.to_dict()).to_dict() == error.to_dict()
 
 
-def test_models_folder_of_the_package_is_whole() -> None:
+def test_built_in_model_is_complete() -> None:
     names = {path.name for path in Path(str(CATALOG[0].folder)).iterdir()}
     assert {"state_dict.bin", "compression_state_dict.bin", "t5", "README.md"} <= names
     weights = torch.load(Path(str(CATALOG[0].folder), "state_dict.bin"), weights_only=True)["best_state"]
