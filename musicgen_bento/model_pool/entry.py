@@ -1,13 +1,15 @@
 """One model of the pool: its state, its files or engine, and its requests.
 
     FETCHING --> QUEUED --> LOADING --> LOADED --> EVICTING
-        |         |  ^         |                    |   |
-        |         |  `---------+--------------------'   |
-      error       |          error    requests wait     | no request waits
-        |     no request       |                        |
-        '---------+------------+------------------------'
-                  v
-               REMOVED
+                    ^                                  |
+                    '---------- requests wait ---------'
+
+An entry is REMOVED from each state but LOADED:
+
+    FETCHING    its files could not be fetched, or all its requests were aborted
+    QUEUED      all its requests were aborted
+    LOADING     the load failed
+    EVICTING    no request waits for it
 
 Whether a LOADING or LOADED model drains is not part of the state: `MemoryBudget.accepts_requests` decides it for each
 request, because the set of victims changes with every request and every eviction.

@@ -82,7 +82,7 @@ class MemoryBudget(Generic[Key]):
     # ---- the life of a model
 
     def enqueue(self, key: Key, base_bytes: int, request_bytes: int) -> None:
-        """Append a model to the queue, unless it is queued already. `decide` tells when it is admitted.
+        """Append a model to the queue, unless it is queued already. `decide` admits it later.
 
         A draining model is queued to be reopened for new requests, after the models that were queued before it.
 
