@@ -1,80 +1,84 @@
-// The server's routes. Whatever goes wrong is a Failure, with words for people in it.
+// Client of the server's HTTP API. Every failure is an ApiError with texts for the user.
 
-export class Failure extends Error {
-  // Without a status the server was not there to answer.
+/** An error of the server or of the connection. */
+export class ApiError extends Error {
+  /** @param {number} status HTTP status; 0 if the server did not respond */
   constructor({ code = "", message, hint = "", field = null, retry_after = 0 }, status = 0) {
     super(message);
     Object.assign(this, { code, hint, field, retry_after, status });
   }
 }
 
-async function ask(path, options = {}) {
+async function request(path, options = {}) {
   let response;
   try {
     response = await fetch(path, { cache: "no-store", ...options });
   } catch (error) {
     if (error.name === "AbortError") throw error;
-    throw new Failure({
+    throw new ApiError({
       code: "unreachable",
       message: "The server cannot be reached.",
-      hint: "Is it running, and are you online?",
+      hint: "Check that the server is running and that you are online.",
     });
   }
   if (response.ok) return response;
-  throw await failureOf(response);
+  throw await toApiError(response);
 }
 
-async function failureOf(response) {
+async function toApiError(response) {
   let error = null;
   try {
     error = (await response.json()).error;
   } catch {
-    // not this service's words: a proxy's page, say
+    // The body is not JSON of this service, for example the page of a proxy.
   }
   error ??= {
     code: `http_${response.status}`,
-    message: `The server answered ${response.status}.`,
+    message: `The server responded with status ${response.status}.`,
     hint: "Try again in a moment.",
     retry_after: Number(response.headers.get("Retry-After")) || 0,
   };
-  return new Failure(error, response.status);
+  return new ApiError(error, response.status);
 }
 
-export async function submit(request) {
+/** Submits a job and returns its state. */
+export async function submitJob(body) {
   const headers = { "Content-Type": "application/json" };
-  return (await ask("jobs", { method: "POST", headers, body: JSON.stringify(request) })).json();
+  return (await request("jobs", { method: "POST", headers, body: JSON.stringify(body) })).json();
 }
 
-const job = (id) => `jobs/${encodeURIComponent(id)}`;
+const jobPath = (id) => `jobs/${encodeURIComponent(id)}`;
 
-// Answers when the job is newer than this version, or so many seconds are over.
-export async function news(id, version, wait, signal) {
-  return (await ask(`${job(id)}?wait=${wait}&version=${version}`, { signal })).json();
+/** Returns a job's state once it is newer than `version`, or after `wait` seconds. */
+export async function waitForUpdate(id, version, wait, signal) {
+  return (await request(`${jobPath(id)}?wait=${wait}&version=${version}`, { signal })).json();
 }
 
-// The answer that grows while the music is made.
-export const listen = (id, signal) => ask(`${job(id)}/stream`, { signal });
+/** Returns the response that streams a job's audio while it is generated. */
+export const streamAudio = (id, signal) => request(`${jobPath(id)}/stream`, { signal });
 
-// The WAV, which the server keeps until it is told that all of it is here.
-export async function fetchMusic(id, signal) {
-  const response = await ask(`${job(id)}/audio?keep=true`, { signal });
+/** Returns a finished job's WAV and headers. The server keeps the audio until `deleteJob`. */
+export async function fetchAudio(id, signal) {
+  const response = await request(`${jobPath(id)}/audio?keep=true`, { signal });
   try {
     return { wav: await response.blob(), headers: response.headers };
   } catch (error) {
     if (error.name === "AbortError") throw error;
-    throw new Failure({ code: "unreachable", message: "The connection broke off.", hint: "" });
+    throw new ApiError({ code: "unreachable", message: "The connection was lost.", hint: "" });
   }
 }
 
-export async function drop(id) {
-  await ask(job(id), { method: "DELETE", keepalive: true });
+/** Cancels a running job, or deletes a finished one. */
+export async function deleteJob(id) {
+  await request(jobPath(id), { method: "DELETE", keepalive: true });
 }
 
 export async function listModels() {
-  return (await (await ask("models")).json()).models;
+  return (await (await request("models")).json()).models;
 }
 
-export async function longestDuration() {
-  const { schemas } = (await (await ask("docs.json")).json()).components;
+/** Returns the longest duration in seconds that the server accepts. */
+export async function maxDuration() {
+  const { schemas } = (await (await request("docs.json")).json()).components;
   return schemas.GenerationRequest.properties.duration.maximum;
 }

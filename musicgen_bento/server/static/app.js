@@ -1,190 +1,194 @@
-// The page: from the form to clips, and the history.
+// The page: connects the form, the clips and the history.
 
 import * as api from "./api.js";
-import { Card } from "./clip_card.js";
-import { collect, follow } from "./job_polling.js";
-import * as form from "./request_form.js";
+import { ClipCard } from "./clip_card.js";
+import { byId, createElement } from "./dom.js";
+import { formatSeconds } from "./format.js";
+import { downloadAudio, pollJob } from "./job_polling.js";
 import * as models from "./model_select.js";
-import { copy, curl, python } from "./snippets.js";
-import * as store from "./storage.js";
-import { seconds } from "./format.js";
+import * as form from "./request_form.js";
+import { copyText, curlSnippet, pythonSnippet } from "./snippets.js";
+import * as storage from "./storage.js";
 
-const at = (id) => document.getElementById(id);
-const cards = new Map(); // card → {id, stop}
-const calm = matchMedia("(prefers-reduced-motion: reduce)");
+const cards = new Map(); // card → {id, abort}
+const reducedMotion = matchMedia("(prefers-reduced-motion: reduce)");
 
-// Of a job that was cancelled, and not from here.
-const GIVEN_UP = { code: "cancelled", message: "The server gave the clip up.", hint: "Nobody had asked after it for five minutes, or it was cancelled elsewhere." };
-
-const say = (text) => {
-  at("status").textContent = text;
+// The error of a job that was cancelled, but not on this page.
+const CANCELLED_ELSEWHERE = {
+  code: "cancelled",
+  message: "The clip was cancelled.",
+  hint: "Another page cancelled it, or no page polled it for five minutes.",
 };
 
-function reveal(element) {
-  element.scrollIntoView({ block: "nearest", behavior: calm.matches ? "auto" : "smooth" });
+// Announces text to screen readers.
+function announce(text) {
+  byId("status").textContent = text;
 }
 
-function put(request) {
-  const card = new Card(request, hears);
-  at("list").prepend(card.element);
-  at("empty").hidden = true;
+function reveal(element) {
+  element.scrollIntoView({ block: "nearest", behavior: reducedMotion.matches ? "auto" : "smooth" });
+}
+
+function addCard(request) {
+  const card = new ClipCard(request, cardHandlers);
+  byId("list").prepend(card.element);
+  byId("empty").hidden = true;
   return card;
 }
 
-async function submit(event) {
+async function onSubmit(event) {
   event.preventDefault();
-  form.clear();
+  form.clearErrors();
   try {
-    await make(form.request());
+    await generate(form.readRequest());
   } catch (error) {
-    form.show(asFailure(error));
+    form.showError(toApiError(error));
   }
 }
 
-async function make(request) {
-  at("generate").disabled = true;
+async function generate(request) {
+  byId("generate").disabled = true;
   try {
-    const job = await api.submit(request);
-    const whole = { ...request, model: job.model, seed: job.seed, duration: job.duration };
-    store.keepJob({ id: job.id, request: whole });
-    store.remember(whole);
+    const job = await api.submitJob(request);
+    const resolved = { ...request, model: job.model, seed: job.seed, duration: job.duration };
+    storage.saveJob({ id: job.id, request: resolved });
+    storage.addToHistory(resolved);
     showHistory();
-    const card = put(whole);
+    const card = addCard(resolved);
     reveal(card.element);
-    say("Taken. It is in the queue.");
-    watch(card, job.id);
+    announce("The clip is in the queue.");
+    watchJob(card, job.id);
   } finally {
-    at("generate").disabled = false;
+    byId("generate").disabled = false;
   }
 }
 
-async function watch(card, id) {
-  const stop = new AbortController();
-  cards.set(card, { id, stop });
-  store.claim(id);
+// Polls a job and shows its progress and its result on the card.
+async function watchJob(card, id) {
+  const abort = new AbortController();
+  cards.set(card, { id, abort });
+  storage.claimJob(id);
   let state = "";
-  const tell = (job) => {
-    card.tell(job);
-    if (job.state !== state && ["loading", "running"].includes(job.state)) models.refresh().catch(() => {});
+  const onUpdate = (job) => {
+    card.update(job);
+    if (job.state !== state && ["loading", "running"].includes(job.state)) models.refreshModels().catch(() => {});
     state = job.state;
   };
-  const heard = { tell, trouble: (failure) => card.trouble(failure), signal: stop.signal };
+  const options = { onUpdate, onError: (error) => card.showRetrying(error), signal: abort.signal };
   try {
-    const job = await follow(id, heard);
+    const job = await pollJob(id, options);
     if (job.state === "done") {
-      card.line("Fetching it");
+      card.setStatus("Downloading the audio");
       card.parts.cancel.hidden = true;
-      await card.music(await collect(id, heard));
-      say(`A clip of ${seconds(job.duration)} is ready.`);
+      await card.showAudio(await downloadAudio(id, options));
+      announce(`A clip of ${formatSeconds(job.duration)} is ready.`);
     } else {
-      const error = job.error ?? (card.cancelled ? null : GIVEN_UP);
-      card.end(error);
-      say(error ? `A clip failed: ${error.message}` : "Cancelled.");
+      const error = job.error ?? (card.cancelled ? null : CANCELLED_ELSEWHERE);
+      card.showFailure(error);
+      announce(error ? `The clip failed: ${error.message}` : "The clip was cancelled.");
     }
-    api.drop(id).catch(() => {}); // it is forgotten there in time, at the latest
+    api.deleteJob(id).catch(() => {}); // otherwise the server deletes it later
   } catch (error) {
-    if (stop.signal.aborted) return; // removed
-    card.end(asFailure(error));
-    say("A clip was lost.");
+    if (abort.signal.aborted) return; // the user has removed the card
+    const apiError = toApiError(error);
+    card.showFailure(apiError);
+    announce(`The clip failed: ${apiError.message}`);
   }
-  store.forgetJob(id);
-  models.refresh().catch(() => {});
+  storage.forgetJob(id);
+  models.refreshModels().catch(() => {});
 }
 
-function asFailure(error) {
-  if (error instanceof api.Failure) return error;
+function toApiError(error) {
+  if (error instanceof api.ApiError) return error;
   console.error(error);
-  return new api.Failure({ code: "page", message: "The page failed.", hint: "Load it again." });
+  return new api.ApiError({ code: "page", message: "An unexpected error occurred on this page.", hint: "Reload the page." });
 }
 
-const hears = {
+const cardHandlers = {
   async cancel(card) {
     card.parts.cancel.disabled = true;
     card.cancelled = true;
     try {
-      await api.drop(cards.get(card).id);
+      await api.deleteJob(cards.get(card).id);
     } catch (error) {
       card.cancelled = false;
-      card.line(`It could not be cancelled: ${asFailure(error).message}`);
+      card.setStatus(`The clip could not be cancelled: ${toApiError(error).message}`);
       card.parts.cancel.disabled = false;
     }
   },
-  again(card) {
-    use(card.request);
+  reuse(card) {
+    reuseRequest(card.request);
   },
   async retry(card, button) {
-    form.clear();
+    form.clearErrors();
     button.disabled = true;
     try {
-      await make(card.request);
-      hears.remove(card);
+      await generate(card.request);
+      cardHandlers.remove(card);
     } catch (error) {
-      form.show(asFailure(error));
+      form.showError(toApiError(error));
       button.disabled = false;
     }
   },
   remove(card) {
-    const { id, stop } = cards.get(card);
-    stop.abort();
-    store.forgetJob(id);
+    const { id, abort } = cards.get(card);
+    abort.abort();
+    storage.forgetJob(id);
     cards.delete(card);
     card.remove();
-    at("empty").hidden = cards.size > 0;
-    at("clips").focus({ preventScroll: true });
+    byId("empty").hidden = cards.size > 0;
+    byId("clips").focus({ preventScroll: true });
   },
 };
 
-function use(request) {
-  form.fill(request);
-  reveal(at("form"));
-  at("prompt").focus({ preventScroll: true });
+function reuseRequest(request) {
+  form.fillForm(request);
+  reveal(byId("form"));
+  byId("prompt").focus({ preventScroll: true });
 }
 
 function showHistory() {
-  const past = store.history();
-  at("history").hidden = past.length === 0;
-  at("past").replaceChildren(
-    ...past.map((request) => {
-      const item = document.createElement("li");
-      const button = document.createElement("button");
-      button.type = "button";
-      const prompt = document.createElement("span");
-      prompt.textContent = request.prompt;
-      const facts = document.createElement("small");
-      facts.textContent = `${request.model.replace("facebook/", "")} · ${seconds(request.duration ?? 30)} · seed ${request.seed}`;
-      button.append(prompt, facts);
-      button.addEventListener("click", () => use(request));
-      item.append(button);
-      return item;
-    }),
-  );
+  const requests = storage.history();
+  byId("history").hidden = requests.length === 0;
+  byId("history-list").replaceChildren(...requests.map(historyItem));
 }
 
-function offer(button, write) {
-  at(button).addEventListener("click", (event) => {
-    form.clear();
+function historyItem(request) {
+  const item = document.createElement("li");
+  const button = createElement("button", "", { type: "button" });
+  const facts = `${request.model.replace("facebook/", "")} · ${formatSeconds(request.duration ?? 30)} · seed ${request.seed}`;
+  button.append(createElement("span", request.prompt), createElement("small", facts));
+  button.addEventListener("click", () => reuseRequest(request));
+  item.append(button);
+  return item;
+}
+
+// Makes a button copy the form's request as code.
+function addCopyHandler(id, toSnippet) {
+  byId(id).addEventListener("click", (event) => {
+    form.clearErrors();
     try {
-      copy(event.currentTarget, write(form.request()), say);
+      copyText(event.currentTarget, toSnippet(form.readRequest()), announce);
     } catch (error) {
-      form.show(asFailure(error));
+      form.showError(toApiError(error));
     }
   });
 }
 
-at("form").addEventListener("submit", submit);
-offer("curl", curl);
-offer("python", python);
-at("clear").addEventListener("click", () => {
-  store.clearHistory();
+byId("form").addEventListener("submit", onSubmit);
+addCopyHandler("curl", curlSnippet);
+addCopyHandler("python", pythonSnippet);
+byId("clear").addEventListener("click", () => {
+  storage.clearHistory();
   showHistory();
-  say("The history is cleared.");
+  announce("The history is empty.");
 });
-models.list.addEventListener("news", () => cards.forEach((_, card) => card.arriving()));
-addEventListener("focus", () => models.refresh().catch(() => {}));
+models.modelEvents.addEventListener("change", () => cards.forEach((_, card) => card.updateLoadProgress()));
+addEventListener("focus", () => models.refreshModels().catch(() => {}));
 
 showHistory();
-models.refresh().catch((error) => form.show(asFailure(error)));
-api.longestDuration().then((longest) => {
-  at("duration").max = longest;
-}, () => {}); // the server checks it anyway
-store.orphans().then((jobs) => jobs.forEach(({ id, request }) => watch(put(request), id)));
+models.refreshModels().catch((error) => form.showError(toApiError(error)));
+api.maxDuration().then((seconds) => {
+  byId("duration").max = seconds;
+}, () => {}); // the server checks the duration too
+storage.unclaimedJobs().then((jobs) => jobs.forEach(({ id, request }) => watchJob(addCard(request), id)));

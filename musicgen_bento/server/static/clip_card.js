@@ -1,244 +1,256 @@
-// One clip on the page: what is known of it while it is made, then its music.
+// The card of one clip: progress while it is generated, then its player.
 
-import { hold } from "./job_polling.js";
-import { Live } from "./live_player.js";
-import { arrival } from "./model_select.js";
-import { Wave, decode } from "./waveform.js";
-import { about, clock, fault, seconds } from "./format.js";
+import { createElement } from "./dom.js";
+import { errorNodes, formatApproximate, formatClock, formatSeconds } from "./format.js";
+import { withConnectionSlot } from "./job_polling.js";
+import { StreamPlayer } from "./live_player.js";
+import { loadProgress } from "./model_select.js";
+import { Waveform, decodeWav } from "./waveform.js";
 
 const template = document.getElementById("card");
-const STEADY = 1.5; // seconds of work after which its speed says something
+const MIN_SPEED_SECONDS = 1.5; // of generation before its speed is estimated
 
-let playing = null; // one at a time
+let activePlayer = null; // only one clip plays at a time
 
-export class Card {
-  // `hears` has what its buttons do: cancel, again, retry, remove.
-  constructor(request, hears) {
+export class ClipCard {
+  /**
+   * @param request the request of the clip
+   * @param handlers functions of the card's buttons: cancel, reuse, retry, remove
+   */
+  constructor(request, handlers) {
     this.request = request;
+    this.handlers = handlers;
     this.element = template.content.firstElementChild.cloneNode(true);
     this.parts = Object.fromEntries([...this.element.querySelectorAll("[data-part]")].map((part) => [part.dataset.part, part]));
+    this.generating = true;
     this.parts.prompt.textContent = request.prompt;
-    this.parts.progress.removeAttribute("value");
-    this.line("Asking for it");
-    this.facts(request);
-    this.parts.listen.addEventListener("click", () => this.listen());
-    this.parts.play.addEventListener("click", () => {
-      if (this.live) this.live.state === "playing" ? this.live.pause() : this.live.play();
-      else if (this.audio?.paused) this.audio.play();
-      else this.audio?.pause();
-    });
-    for (const name of ["cancel", "again", "remove"]) this.parts[name].addEventListener("click", () => hears[name](this));
-    this.hears = hears;
-    this.making = true;
+    this.setProgress("Sending the request");
+    this.setFacts(request);
+    this.parts.listen.addEventListener("click", () => this.startPreview());
+    this.parts.play.addEventListener("click", () => this.togglePlay());
+    for (const name of ["cancel", "reuse", "remove"]) {
+      this.parts[name].addEventListener("click", () => handlers[name](this));
+    }
   }
 
-  facts({ model, duration, seed }) {
-    const known = [model?.replace("facebook/", ""), duration && seconds(duration), seed !== undefined && `seed\u00a0${seed}`];
-    this.parts.facts.textContent = known.filter(Boolean).join(" · ");
+  setFacts({ model, duration, seed }) {
+    const facts = [model?.replace("facebook/", ""), duration && formatSeconds(duration), seed !== undefined && `seed\u00a0${seed}`];
+    this.parts.facts.textContent = facts.filter(Boolean).join(" · ");
   }
 
-  line(text) {
-    this.parts.line.textContent = text;
+  setStatus(text) {
+    this.parts.status.textContent = text;
   }
 
-  // What the server says of the job.
-  tell(job) {
+  /** @param {number} [fraction] 0 to 1; undefined while unknown */
+  setProgress(text, fraction) {
+    this.setStatus(text);
+    if (fraction === undefined) this.parts.progress.removeAttribute("value");
+    else this.parts.progress.value = fraction;
+  }
+
+  /** Shows a new state of the job. */
+  update(job) {
     this.job = job;
-    this.facts(job);
-    if (job.state === "queued") this.progress(place(job.position));
-    if (job.state === "loading") this.arriving();
+    this.setFacts(job);
+    if (job.state === "queued") this.setProgress(queueText(job.position));
+    if (job.state === "loading") this.updateLoadProgress();
     if (job.state === "running") {
-      this.progress(this.made(job), job.audio_seconds / job.duration);
+      this.setProgress(this.generationText(job), job.audio_seconds / job.duration);
       this.parts.listen.hidden = !!this.live;
     }
   }
 
-  // Its model is on its way; the list of the models says how far.
-  arriving() {
+  /** Shows the loading progress of the job's model, which the list of models reports. */
+  updateLoadProgress() {
     if (this.job?.state !== "loading") return;
-    const { words, part } = arrival(this.job.model);
-    this.progress(`Its model: ${words}`, part);
+    const { text, fraction } = loadProgress(this.job.model);
+    this.setProgress(`Model: ${text}`, fraction);
   }
 
-  // `part` is 0 to 1; left out where nobody knows.
-  progress(text, part) {
-    this.line(text);
-    if (part === undefined) this.parts.progress.removeAttribute("value");
-    else this.parts.progress.value = part;
-  }
-
-  made({ audio_seconds: done, duration }) {
-    if (done >= duration) return "Setting the level";
+  generationText({ audio_seconds: generated, duration }) {
+    if (generated >= duration) return "Normalizing the level";
     const now = performance.now() / 1000;
-    this.began ??= { at: now, done };
-    const spent = now - this.began.at;
-    if (spent > STEADY && done > this.began.done) this.speed = (done - this.began.done) / spent;
-    const left = this.speed ? ` · ${about((duration - done) / this.speed)} left` : "";
-    return `${done.toFixed(1)} of ${seconds(duration)}${left || " made"}`;
+    this.firstUpdate ??= { time: now, generated };
+    const elapsed = now - this.firstUpdate.time;
+    if (elapsed > MIN_SPEED_SECONDS && generated > this.firstUpdate.generated) {
+      this.speed = (generated - this.firstUpdate.generated) / elapsed;
+    }
+    const remaining = this.speed ? ` · ${formatApproximate((duration - generated) / this.speed)} left` : " generated";
+    return `${generated.toFixed(1)} of ${formatSeconds(duration)}${remaining}`;
   }
 
-  // Plays it while it is made. What is made goes on without it, and takes its place when it is over.
-  listen() {
+  /** Shows that a request failed and is retried. */
+  showRetrying(error) {
+    this.setStatus(`${error.message} Retrying…`);
+  }
+
+  /** Shows the end of a job without audio. Without an error the user has cancelled it. */
+  showFailure(error) {
+    const { alert, generating, actions, download } = this.parts;
+    generating.hidden = true;
+    this.generating = false;
+    this.stopPreview();
+    actions.hidden = false;
+    download.hidden = true;
+    if (error) {
+      alert.replaceChildren(...errorNodes(error));
+      alert.hidden = false;
+      this.addRetryButton();
+    } else {
+      this.parts.facts.textContent += " · cancelled";
+      this.element.classList.add("cancelled");
+    }
+  }
+
+  addRetryButton() {
+    const button = createElement("button", "Try again", { type: "button", class: "plain" });
+    button.addEventListener("click", () => this.handlers.retry(this, button));
+    this.parts.actions.prepend(button);
+  }
+
+  /** Shows the finished audio: download link and player. */
+  async showAudio({ wav, headers }) {
+    const { generating, actions, download } = this.parts;
+    const seed = headers.get("X-Seed");
+    this.url = URL.createObjectURL(wav);
+    this.length = Number(headers.get("X-Audio-Duration"));
+    this.setFacts({ model: headers.get("X-Model"), duration: this.length, seed });
+    download.href = this.url;
+    download.download = `music-${seed}.wav`;
+    download.hidden = false;
+    generating.hidden = true;
+    this.generating = false;
+    actions.hidden = false;
+    this.samples = await decodeWav(wav);
+    if (!this.live) this.showFinalPlayer();
+  }
+
+  // ---- playback
+
+  togglePlay() {
+    const { live, audio } = this;
+    if (live) {
+      if (live.state === "playing") live.pause();
+      else live.play();
+    } else if (audio?.paused) audio.play();
+    else audio?.pause();
+  }
+
+  /** Plays the clip while it is generated. The final player replaces this preview when it ends. */
+  startPreview() {
     const { listen, player, seek } = this.parts;
     listen.hidden = true;
     player.hidden = false;
     seek.disabled = true;
-    const live = new Live(this.job.id, {
-      grown: () => {
-        this.wave ??= new Wave(this.parts.wave, live.samples);
-        this.wave.grow();
+    const live = new StreamPlayer(this.job.id, {
+      onData: () => {
+        this.waveform ??= new Waveform(this.parts.waveform, live.samples);
+        this.waveform.scheduleRedraw();
       },
-      turned: () => this.heard(),
+      onStateChange: () => this.updateLivePlayer(),
       speed: () => this.speed,
     });
     this.live = live;
-    this.heard();
-    hold(() => live.run());
+    this.updateLivePlayer();
+    withConnectionSlot(() => live.run());
   }
 
-  heard() {
+  updateLivePlayer() {
     const { live, parts } = this;
-    if (live.state === "playing") this.alone(live);
-    if (live.state === "over" || live.state === "failed") {
+    if (live.state === "playing") this.stopOthers(live);
+    if (live.state === "ended" || live.state === "failed") {
       this.live = null;
-      if (this.whole) this.own();
+      if (this.samples) this.showFinalPlayer();
       else {
         parts.player.hidden = true;
-        parts.listen.hidden = !this.making;
+        parts.listen.hidden = !this.generating;
       }
       return;
     }
-    this.pressed(live.state === "playing", live.state === "waiting");
+    this.setPlayButton(live.state === "playing", live.state === "buffering");
     const tick = () => {
       if (this.live !== live) return;
-      parts.time.textContent = live.state === "waiting" ? "…" : clock(live.position);
-      this.wave?.show(live.position / live.length);
+      parts.time.textContent = live.state === "buffering" ? "…" : formatClock(live.position);
+      this.waveform?.setPlayed(live.position / live.length);
       if (live.state === "playing") requestAnimationFrame(tick);
     };
     tick();
   }
 
-  alone(player) {
-    if (playing !== player) playing?.pause();
-    playing = player;
+  stopOthers(player) {
+    if (activePlayer !== player) activePlayer?.pause();
+    activePlayer = player;
   }
 
-  pressed(on, waiting = false) {
+  setPlayButton(playing, buffering = false) {
     const { play } = this.parts;
-    play.disabled = waiting;
-    play.dataset.on = String(on);
-    play.setAttribute("aria-label", waiting ? "Waiting for enough of it" : on ? "Pause" : "Play");
+    play.disabled = buffering;
+    play.dataset.playing = String(playing);
+    play.setAttribute("aria-label", buffering ? "Buffering" : playing ? "Pause" : "Play");
   }
 
-  trouble(failure) {
-    this.line(`${failure.message} Trying again…`);
-  }
-
-  // There will be no music.
-  end(error) {
-    const { alert, making, actions, download } = this.parts;
-    making.hidden = true;
-    this.making = false;
-    this.quiet();
-    actions.hidden = false;
-    download.hidden = true;
-    if (error) {
-      alert.replaceChildren(...fault(error));
-      alert.hidden = false;
-      this.retry();
-    } else {
-      this.parts.facts.textContent += " · cancelled";
-      this.element.classList.add("over");
-    }
-  }
-
-  retry() {
-    const button = document.createElement("button");
-    button.type = "button";
-    button.className = "plain";
-    button.textContent = "Try again";
-    button.addEventListener("click", () => this.hears.retry(this, button));
-    this.parts.actions.prepend(button);
-  }
-
-  async music({ wav, headers }) {
-    const { making, actions, download } = this.parts;
-    const seed = headers.get("X-Seed");
-    this.url = URL.createObjectURL(wav);
-    this.length = Number(headers.get("X-Audio-Duration"));
-    this.facts({ model: headers.get("X-Model"), duration: this.length, seed });
-    download.href = this.url;
-    download.download = `music-${seed}.wav`;
-    download.hidden = false;
-    making.hidden = true;
-    this.making = false;
-    actions.hidden = false;
-    this.whole = await decode(wav);
-    if (!this.live) this.own();
-  }
-
-  // Its own player, once nobody listens to it in the making.
-  own() {
-    if (!this.element.isConnected) return;
-    this.parts.player.hidden = false;
-    this.parts.seek.disabled = false;
-    this.player();
-    if (this.wave) this.wave.replace(this.whole);
-    else this.wave = new Wave(this.parts.wave, this.whole);
-  }
-
-  quiet() {
+  stopPreview() {
     const { live } = this;
     this.live = null;
     live?.close();
     this.parts.player.hidden = true;
   }
 
-  player() {
+  showFinalPlayer() {
+    if (!this.element.isConnected) return;
+    this.parts.player.hidden = false;
+    this.parts.seek.disabled = false;
+    this.createPlayer();
+    if (this.waveform) this.waveform.replace(this.samples);
+    else this.waveform = new Waveform(this.parts.waveform, this.samples);
+  }
+
+  createPlayer() {
     const { seek, time } = this.parts;
     const audio = new Audio(this.url);
     this.audio = audio;
     seek.max = this.length;
-    const show = () => {
+    const showPosition = () => {
       seek.value = audio.currentTime;
-      seek.setAttribute("aria-valuetext", `${seconds(audio.currentTime)} of ${seconds(this.length)}`);
-      time.textContent = audio.paused && !audio.currentTime ? clock(this.length) : clock(audio.currentTime);
-      this.wave?.show(audio.currentTime / this.length);
+      seek.setAttribute("aria-valuetext", `${formatSeconds(audio.currentTime)} of ${formatSeconds(this.length)}`);
+      time.textContent = audio.paused && !audio.currentTime ? formatClock(this.length) : formatClock(audio.currentTime);
+      this.waveform?.setPlayed(audio.currentTime / this.length);
     };
-    const turn = () => {
-      this.pressed(!audio.paused);
-      const tick = () => {
-        show();
-        if (!audio.paused) requestAnimationFrame(tick);
-      };
+    const tick = () => {
+      showPosition();
+      if (!audio.paused) requestAnimationFrame(tick);
+    };
+    const update = () => {
+      this.setPlayButton(!audio.paused);
       tick();
     };
     seek.addEventListener("input", () => {
       audio.currentTime = Number(seek.value);
-      show();
+      showPosition();
     });
     audio.addEventListener("play", () => {
-      this.alone(audio);
-      turn();
+      this.stopOthers(audio);
+      update();
     });
-    audio.addEventListener("pause", turn);
+    audio.addEventListener("pause", update);
     audio.addEventListener("ended", () => {
       audio.currentTime = 0;
     });
-    audio.addEventListener("seeked", show);
-    turn();
+    audio.addEventListener("seeked", showPosition);
+    update();
   }
 
   remove() {
-    this.quiet();
+    this.stopPreview();
     this.audio?.pause();
     if (this.url) URL.revokeObjectURL(this.url);
     this.element.remove();
   }
 }
 
-function place(position) {
-  if (position === null) return "In the queue";
-  if (position === 1) return "Next in the queue";
-  return `In the queue, ${position - 1} before it`;
+// `position` counts from 1; null while the model is not loaded.
+function queueText(position) {
+  if (position === null) return "Queued";
+  return position === 1 ? "Next in the queue" : `Position ${position} in the queue`;
 }

@@ -1,56 +1,62 @@
-// From a job's id to its music, across connections that break and a page that is loaded again.
+// Polling of a job and download of its audio. Both continue after connection errors and page reloads.
 
-import { Failure, fetchMusic, news } from "./api.js";
+import { ApiError, fetchAudio, waitForUpdate } from "./api.js";
 
-const LONGEST_PAUSE = 10_000;
+const FIRST_RETRY_MS = 500;
+const MAX_RETRY_MS = 10_000;
 
-// A browser has six connections to a server, for all its tabs: a question that waits for its answer holds one, and
-// so does a clip that is listened to while it is made.
-const WAITERS = 2;
-const WAIT_SECONDS = 25;
-const PAUSE = 1000;
-let holding = 0;
+// A browser allows six connections to a server for all its tabs. A long poll occupies one, and so does a clip that
+// plays while it is generated. With more than MAX_LONG_POLLS of them, jobs are polled at intervals instead.
+const MAX_LONG_POLLS = 2;
+const LONG_POLL_SECONDS = 25;
+const POLL_INTERVAL_MS = 1000;
+let openConnections = 0;
 
-const sleep = (milliseconds) => new Promise((go) => setTimeout(go, milliseconds));
+const sleep = (milliseconds) => new Promise((resolve) => setTimeout(resolve, milliseconds));
 
-const over = (job) => ["done", "failed", "cancelled"].includes(job.state);
+const isFinal = (job) => ["done", "failed", "cancelled"].includes(job.state);
 
-// Whether asking again may help: the server was not there, or something before it stood in for it.
-const passing = (failure) => failure instanceof Failure && (failure.status === 0 || failure.status >= 500 || failure.status === 429);
+// Whether a retry may succeed: the server did not respond, is overloaded, or a proxy responded in its place.
+const isRetryable = (error) => error instanceof ApiError && (error.status === 0 || error.status >= 500 || error.status === 429);
 
-async function insist(attempt, trouble, signal) {
-  for (let pause = 500; ; pause = Math.min(2 * pause, LONGEST_PAUSE)) {
+async function withRetry(attempt, onError, signal) {
+  for (let pause = FIRST_RETRY_MS; ; pause = Math.min(2 * pause, MAX_RETRY_MS)) {
     try {
       return await attempt();
-    } catch (failure) {
-      if (signal.aborted || !passing(failure)) throw failure;
-      trouble(failure);
+    } catch (error) {
+      if (signal.aborted || !isRetryable(error)) throw error;
+      onError(error);
       await sleep(pause);
-      if (signal.aborted) throw failure;
+      if (signal.aborted) throw error;
     }
   }
 }
 
-// Does what may hold a connection for long.
-export async function hold(work) {
-  holding += 1;
+/** Counts a connection as occupied while `work` runs. */
+export async function withConnectionSlot(work) {
+  openConnections += 1;
   try {
     return await work();
   } finally {
-    holding -= 1;
+    openConnections -= 1;
   }
 }
 
-// Tells everything that is new until the job is over, and gives its last state.
-export const follow = (id, { tell, trouble, signal }) => hold(async () => {
+/**
+ * Polls a job until it is done, failed or cancelled, and returns its last state.
+ * @param {string} id of the job
+ * @param {{onUpdate: function, onError: function, signal: AbortSignal}} options
+ */
+export const pollJob = (id, { onUpdate, onError, signal }) => withConnectionSlot(async () => {
   for (let version = 0; ; ) {
-    const crowded = holding > WAITERS;
-    const job = await insist(() => news(id, version, crowded ? 0 : WAIT_SECONDS, signal), trouble, signal);
-    tell(job);
-    if (over(job)) return job;
+    const crowded = openConnections > MAX_LONG_POLLS;
+    const job = await withRetry(() => waitForUpdate(id, version, crowded ? 0 : LONG_POLL_SECONDS, signal), onError, signal);
+    onUpdate(job);
+    if (isFinal(job)) return job;
     version = job.version;
-    if (crowded) await sleep(PAUSE);
+    if (crowded) await sleep(POLL_INTERVAL_MS);
   }
 });
 
-export const collect = (id, { trouble, signal }) => insist(() => fetchMusic(id, signal), trouble, signal);
+/** Downloads a finished job's audio, with retries. */
+export const downloadAudio = (id, { onError, signal }) => withRetry(() => fetchAudio(id, signal), onError, signal);

@@ -1,139 +1,156 @@
-// A clip that is played while it is made. Its pieces are laid end to end on the clock of the sound card.
+// Player of a clip that is still being generated. Chunks are scheduled end to end on the audio context's clock.
 
-import { listen } from "./api.js";
+import { streamAudio } from "./api.js";
 
-const HEADER = 44; // bytes before the samples
-const AHEAD = 0.4; // seconds to have before it begins, so that a late piece is not heard
-const RATE = 32_000; // of every MusicGen; at another rate the seams would be heard
-const CAREFUL = 0.8; // of the speed so far: it may not last
+const WAV_HEADER_BYTES = 44;
+const MIN_BUFFER_SECONDS = 0.4; // before playback starts, so that a late chunk causes no gap
+const SAMPLE_RATE = 32_000; // of every MusicGen; resampling at another rate would make the seams audible
+const SPEED_SHARE = 0.8; // of the speed so far that is assumed for the rest
+const START_DELAY_SECONDS = 0.05;
 
-export class Live {
-  // `hears`: grown() when there is more to draw, turned() when it begins, waits, pauses, ends or fails;
-  // speed(), seconds of music a second, undefined while nobody knows.
-  constructor(id, hears) {
+export class StreamPlayer {
+  /**
+   * Must be created in an event handler of a click: browsers allow audio only there.
+   * @param {string} id of the job
+   * @param {{onData: function, onStateChange: function, speed: function}} handlers onData: more samples arrived;
+   *   onStateChange: `state` changed; speed(): seconds of audio generated per second, undefined while unknown
+   */
+  constructor(id, handlers) {
     this.id = id;
-    this.hears = hears;
-    this.stop = new AbortController();
-    this.state = "waiting"; // playing, paused, over, failed
-    this.made = 0; // seconds that are here
-    this.laid = 0; // seconds that are given to the sound card
-    this.began = 0; // on its clock, when second 0 is, or would have been, heard
-    this.pieces = [];
-    this.context = new AudioContext({ sampleRate: RATE }); // now: a browser lets a page sound after a click, no later
+    this.handlers = handlers;
+    this.abort = new AbortController();
+    this.state = "buffering"; // then playing, paused, ended, failed
+    this.received = 0; // seconds
+    this.scheduled = 0; // seconds given to the audio context
+    this.startTime = 0; // on the context's clock, of second 0, moved forward by pauses for buffering
+    this.chunks = []; // received, not yet scheduled
+    this.context = new AudioContext({ sampleRate: SAMPLE_RATE });
   }
 
-  // Reads all of it. Never rejects.
+  /** Reads the whole stream. Never rejects. */
   async run() {
     try {
-      const { headers, body } = await listen(this.id, this.stop.signal);
+      const { headers, body } = await streamAudio(this.id, this.abort.signal);
       this.rate = Number(headers.get("X-Audio-Sample-Rate"));
       this.channels = Number(headers.get("X-Audio-Channels"));
       this.length = Number(headers.get("X-Audio-Duration"));
-      if (this.rate !== RATE) {
+      if (this.rate !== SAMPLE_RATE) {
         this.context.close();
         this.context = new AudioContext({ sampleRate: this.rate });
       }
-      this.samples = new Float32Array(Math.round(this.length * this.rate)); // of the first channel, to be drawn
-      let rest = new Uint8Array(0);
-      let skip = HEADER;
-      for (const reader = body.getReader(); ; ) {
-        const { done, value } = await reader.read();
-        if (done) break;
-        const frame = 2 * this.channels;
-        const bytes = new Uint8Array(rest.length + value.length);
-        bytes.set(rest);
-        bytes.set(value, rest.length);
-        const whole = skip + Math.floor((bytes.length - skip) / frame) * frame;
-        if (whole <= skip) {
-          rest = bytes;
-          continue;
-        }
-        this.take(new DataView(bytes.buffer, skip, whole - skip));
-        rest = bytes.slice(whole);
-        skip = 0;
-      }
+      this.samples = new Float32Array(Math.round(this.length * this.rate)); // of the first channel, for the waveform
+      await this.readSamples(body.getReader());
       this.complete = true;
-      this.lay();
+      this.schedule();
     } catch (error) {
-      if (!this.stop.signal.aborted) this.turn("failed");
+      if (!this.abort.signal.aborted) this.setState("failed");
       this.close();
     }
   }
 
-  take(view) {
+  // Splits the stream into whole frames behind the WAV header.
+  async readSamples(reader) {
+    const frameBytes = 2 * this.channels;
+    let rest = new Uint8Array(0);
+    let skip = WAV_HEADER_BYTES;
+    for (;;) {
+      const { done, value } = await reader.read();
+      if (done) return;
+      const bytes = new Uint8Array(rest.length + value.length);
+      bytes.set(rest);
+      bytes.set(value, rest.length);
+      const end = skip + Math.floor((bytes.length - skip) / frameBytes) * frameBytes;
+      if (end <= skip) {
+        rest = bytes;
+        continue;
+      }
+      this.append(new DataView(bytes.buffer, skip, end - skip));
+      rest = bytes.slice(end);
+      skip = 0;
+    }
+  }
+
+  // Converts 16-bit PCM to a chunk.
+  append(view) {
     const frames = view.byteLength / (2 * this.channels);
-    const piece = this.context.createBuffer(this.channels, frames, this.rate);
+    const chunk = this.context.createBuffer(this.channels, frames, this.rate);
     for (let channel = 0; channel < this.channels; channel += 1) {
-      const data = piece.getChannelData(channel);
-      for (let at = 0; at < frames; at += 1) data[at] = view.getInt16(2 * (at * this.channels + channel), true) / 32768;
+      const data = chunk.getChannelData(channel);
+      for (let frame = 0; frame < frames; frame += 1) {
+        data[frame] = view.getInt16(2 * (frame * this.channels + channel), true) / 32768;
+      }
     }
-    this.samples.set(piece.getChannelData(0), Math.round(this.made * this.rate));
-    this.made += frames / this.rate;
-    this.pieces.push(piece);
-    this.lay();
-    this.hears.grown();
+    this.samples.set(chunk.getChannelData(0), Math.round(this.received * this.rate));
+    this.received += frames / this.rate;
+    this.chunks.push(chunk);
+    this.schedule();
+    this.handlers.onData();
   }
 
-  // Seconds of making that are still to be waited for, so that it need not stop again.
-  get wait() {
+  /** Seconds to wait before playback can start and reach the end without another pause. */
+  get bufferingSeconds() {
     if (this.complete) return 0;
-    const speed = this.hears.speed();
-    if (!speed || this.made - this.laid < AHEAD) return Infinity;
-    const left = (this.length - this.made) / (CAREFUL * speed); // until all of it is made
-    return Math.max(0, left - (this.length - this.laid));
+    const speed = this.handlers.speed();
+    if (!speed || this.received - this.scheduled < MIN_BUFFER_SECONDS) return Infinity;
+    const generating = (this.length - this.received) / (SPEED_SHARE * speed);
+    return Math.max(0, generating - (this.length - this.scheduled));
   }
 
-  lay() {
+  // Gives received chunks to the audio context, and starts or interrupts playback as the buffer requires.
+  schedule() {
     const now = this.context.currentTime;
-    if (this.began + this.laid < now && this.pieces.length) { // it has run dry
+    const underrun = this.startTime + this.scheduled < now && this.chunks.length;
+    if (underrun) {
       if (this.state === "paused") return;
-      if (this.state === "playing") this.turn("waiting");
+      if (this.state === "playing") this.setState("buffering");
     }
-    if (this.state === "waiting") {
-      if (this.wait > 0) return;
-      this.began = Math.ceil((now + 0.05) * this.rate) / this.rate - this.laid; // on a sample: no seam is heard
-      this.turn("playing");
+    if (this.state === "buffering") {
+      if (this.bufferingSeconds > 0) return;
+      const start = Math.ceil((now + START_DELAY_SECONDS) * this.rate) / this.rate; // on a sample, so no seam is audible
+      this.startTime = start - this.scheduled;
+      this.setState("playing");
     }
     if (this.state !== "playing" && this.state !== "paused") return;
-    for (const piece of this.pieces.splice(0)) {
+    for (const chunk of this.chunks.splice(0)) {
       const source = this.context.createBufferSource();
-      source.buffer = piece;
+      source.buffer = chunk;
       source.connect(this.context.destination);
-      source.start(this.began + this.laid);
-      this.laid += piece.duration;
-      this.last = source;
+      source.start(this.startTime + this.scheduled);
+      this.scheduled += chunk.duration;
+      this.lastSource = source;
     }
     if (!this.complete) return;
-    if (this.began + this.laid < now) this.close("over");
-    else this.last.onended = () => this.close("over");
+    if (this.startTime + this.scheduled < now) this.close("ended");
+    else this.lastSource.onended = () => this.close("ended");
   }
 
+  /** Playback position in seconds. */
   get position() {
-    if (this.state === "over") return this.length;
-    return Math.min(this.laid, Math.max(0, this.context.currentTime - this.began)) || 0;
+    if (this.state === "ended") return this.length;
+    return Math.min(this.scheduled, Math.max(0, this.context.currentTime - this.startTime)) || 0;
   }
 
   pause() {
     if (this.state !== "playing") return;
     this.context.suspend();
-    this.turn("paused");
+    this.setState("paused");
   }
 
   play() {
     if (this.state !== "paused") return;
     this.context.resume();
-    this.turn("playing");
-    this.lay();
+    this.setState("playing");
+    this.schedule();
   }
 
-  turn(state) {
+  setState(state) {
     this.state = state;
-    this.hears.turned();
+    this.handlers.onStateChange();
   }
 
   close(state) {
-    this.stop.abort();
+    this.abort.abort();
     if (this.context.state !== "closed") this.context.close();
-    if (state) this.turn(state);
+    if (state) this.setState(state);
   }
 }

@@ -1,122 +1,122 @@
-// The choice of a model: where each is now, and what to know before taking it.
+// The model selection: the state of each model, and the facts to know before choosing it.
 
 import { listModels } from "./api.js";
-import { gigabytes } from "./format.js";
+import { createElement } from "./dom.js";
+import { formatBytes } from "./format.js";
 
-const GROUPS = { loaded: "Ready", loading: "Being loaded", cached: "On the server’s disk", downloadable: "Downloaded on first use" };
-const STATES = { loaded: "ready", cached: "loads in a moment", downloadable: "not here yet" };
-const FIRST_REAL = "facebook/musicgen-small";
-const NOT_COMMERCIAL = /\bNC\b/;
+const GROUPS = { loaded: "Ready", loading: "Loading", cached: "Downloaded", downloadable: "Downloaded on first use" };
+const STATES = { loaded: "ready", cached: "loads in a moment", downloadable: "not downloaded" };
+const RECOMMENDED = "facebook/musicgen-small";
+const NON_COMMERCIAL = /\bNC\b/;
+const REFRESH_MS = 2000; // while a model is loading
 
-// Dispatches "news" when the list has changed.
-export const list = new EventTarget();
+/** Dispatches "change" when the list of models has changed. */
+export const modelEvents = new EventTarget();
 
 const select = document.getElementById("model");
-const box = document.getElementById("model-about");
+const infoBox = document.getElementById("model-info");
 let models = [];
-let timer = 0;
+let refreshTimer = 0;
 
-export const find = (id) => models.find((model) => model.id === id || model.aliases.includes(id));
+const findModel = (id) => models.find((model) => model.id === id || model.aliases.includes(id));
 
-const short = (id) => id.replace("facebook/", "");
-const million = (count) => (count >= 1e9 ? `${(count / 1e9).toFixed(1)} B` : `${Number((count / 1e6).toPrecision(2))} M`);
-const size = (model) => (model.state === "downloadable" && model.download_bytes ? ` · ${gigabytes(model.download_bytes)}` : "");
+const shortName = (id) => id.replace("facebook/", "");
+const formatCount = (count) => (count >= 1e9 ? `${(count / 1e9).toFixed(1)} B` : `${Number((count / 1e6).toPrecision(2))} M`);
+const needsDownload = (model) => model.state === "downloadable" && model.download_bytes;
 
-// How far the server is with getting a model into memory: words, and 0 to 1 where that can be counted.
-export function arrival(id) {
-  const progress = find(id)?.progress;
+/** Returns the progress of loading a model as text and, while downloading, as a fraction from 0 to 1. */
+export function loadProgress(id) {
+  const progress = findModel(id)?.progress;
   switch (progress?.step) {
     case "downloading": {
       const { done_bytes: done, total_bytes: total } = progress;
-      if (!total) return { words: "downloading" };
-      return { words: `downloading, ${gigabytes(done)} of ${gigabytes(total)}`, part: done / total };
+      if (!total) return { text: "downloading" };
+      return { text: `downloading, ${formatBytes(done)} of ${formatBytes(total)}`, fraction: done / total };
     }
-    case "waiting":
-      return { words: progress.ahead ? `waits for room in memory, ${progress.ahead} before it` : "waits for room in memory" };
+    case "waiting": {
+      const { ahead } = progress;
+      return { text: ahead ? `waiting for memory, ${ahead} ${ahead === 1 ? "model" : "models"} ahead` : "waiting for memory" };
+    }
     default:
-      return { words: "loading into memory" };
+      return { text: "loading into memory" };
   }
 }
 
-function element(name, text, attributes = {}) {
-  const made = document.createElement(name);
-  made.textContent = text;
-  Object.entries(attributes).forEach(([key, value]) => made.setAttribute(key, value));
-  return made;
-}
-
-export function describe() {
-  const model = find(select.value);
+/** Shows state, size, license and note of the selected model. */
+export function showModelInfo() {
+  const model = findModel(select.value);
   if (!model) {
-    box.replaceChildren();
+    infoBox.replaceChildren();
     return;
   }
-  const state = model.state === "loading" ? arrival(model.id).words : STATES[model.state];
+  const state = model.state === "loading" ? loadProgress(model.id).text : STATES[model.state];
   const facts = [
     model.channels && (model.channels === 2 ? "stereo" : "mono"),
-    model.parameters && `${million(model.parameters)} parameters`,
-    model.state === "downloadable" && model.download_bytes && `${gigabytes(model.download_bytes)} to download`,
-    model.memory_bytes && `${gigabytes(model.memory_bytes)} of memory`,
-    model.license && `licence ${model.license}${NOT_COMMERCIAL.test(model.license) ? ", not for commercial use" : ""}`,
+    model.parameters && `${formatCount(model.parameters)} parameters`,
+    needsDownload(model) && `${formatBytes(model.download_bytes)} to download`,
+    model.memory_bytes && `${formatBytes(model.memory_bytes)} of memory`,
+    model.license && `licence ${model.license}${NON_COMMERCIAL.test(model.license) ? ", not for commercial use" : ""}`,
   ];
-  const line = element("p", "");
-  line.append(element("span", state, { class: `state ${model.state}` }), facts.filter(Boolean).map((fact) => ` · ${fact}`).join(""));
-  const more = model.id === "demo" ? forMusic() : element("p", model.note ?? "");
-  if (box.textContent === line.textContent + more.textContent) return; // its button keeps the focus
-  box.replaceChildren(line, ...(more.textContent ? [more] : []));
+  const line = createElement("p", "");
+  line.append(createElement("span", state, { class: `state ${model.state}` }), facts.filter(Boolean).map((fact) => ` · ${fact}`).join(""));
+  const note = model.id === "demo" ? demoNote() : createElement("p", model.note ?? "");
+  if (infoBox.textContent === line.textContent + note.textContent) return; // keep the elements, one may have the focus
+  infoBox.replaceChildren(line, ...(note.textContent ? [note] : []));
 }
 
-function forMusic() {
-  const small = find(FIRST_REAL);
-  const words = element("p", "A tiny model for trying, testing and offline use: synthesised loops in twelve genres. ");
-  if (!small) {
-    words.append("For music to keep, name a MusicGen of the list.");
-    return words;
+// The note of the built-in model, with a button that selects a larger one.
+function demoNote() {
+  const recommended = findModel(RECOMMENDED);
+  const note = createElement("p", "A very small model for tests and offline use; it generates synthesised loops in twelve genres. ");
+  if (!recommended) {
+    note.append("For better music, select a MusicGen model.");
+    return note;
   }
-  const choose = element("button", `Take ${short(small.id)}`, { type: "button", class: "plain", id: "real" });
-  choose.addEventListener("click", () => {
-    select.value = small.id;
+  const button = createElement("button", `Use ${shortName(recommended.id)}`, { type: "button", class: "plain", id: "use-recommended" });
+  button.addEventListener("click", () => {
+    select.value = recommended.id;
     select.focus();
-    describe();
+    showModelInfo();
   });
-  const once = small.state === "downloadable" ? ` The server downloads it once, ${gigabytes(small.download_bytes)}.` : "";
-  words.append("For music to keep: ", choose, ".", once);
-  return words;
+  const download = needsDownload(recommended) ? ` The server downloads it once (${formatBytes(recommended.download_bytes)}).` : "";
+  note.append("For better music: ", button, ".", download);
+  return note;
 }
 
-function fill() {
-  const chosen = select.value || models.find((model) => model.default)?.id || "";
+function fillSelect() {
+  const selected = select.value || models.find((model) => model.default)?.id || "";
   const groups = Object.entries(GROUPS).map(([state, label]) => {
     const group = document.createElement("optgroup");
     group.label = label;
-    const here = models.filter((model) => model.state === state && !model.conditioning.includes("melody"));
-    group.append(...here.map((model) => new Option(short(model.id) + size(model), model.id)));
+    const members = models.filter((model) => model.state === state && !model.conditioning.includes("melody"));
+    const size = (model) => (needsDownload(model) ? ` · ${formatBytes(model.download_bytes)}` : "");
+    group.append(...members.map((model) => new Option(shortName(model.id) + size(model), model.id)));
     return group;
   });
   select.replaceChildren(...groups.filter((group) => group.childElementCount));
-  select.value = chosen;
+  select.value = selected;
   if (select.selectedIndex < 0) select.selectedIndex = 0;
 }
 
-// Asks again while one of them is on its way, and keeps what was chosen.
-export async function refresh() {
-  clearTimeout(timer);
+/** Fetches the list of models, keeps the selection, and repeats while a model is loading. */
+export async function refreshModels() {
+  clearTimeout(refreshTimer);
   const before = JSON.stringify(models);
   models = await listModels();
   if (JSON.stringify(models) !== before) {
-    fill();
-    describe();
-    list.dispatchEvent(new Event("news"));
+    fillSelect();
+    showModelInfo();
+    modelEvents.dispatchEvent(new Event("change"));
   }
-  if (models.some((model) => model.state === "loading")) timer = setTimeout(() => refresh().catch(() => {}), 2000);
+  if (models.some((model) => model.state === "loading")) refreshTimer = setTimeout(() => refreshModels().catch(() => {}), REFRESH_MS);
 }
 
-// A model that another site's settings name, or one that is not in the list any more.
-export function choose(id) {
-  const model = find(id);
+/** Selects a model by id or alias. An id that is not in the list, from an earlier request, is added. */
+export function selectModel(id) {
+  const model = findModel(id);
   if (!model && id) select.append(new Option(id, id));
   select.value = model?.id ?? id ?? "";
-  describe();
+  showModelInfo();
 }
 
-select.addEventListener("change", describe);
+select.addEventListener("change", showModelInfo);

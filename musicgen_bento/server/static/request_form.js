@@ -1,78 +1,80 @@
-// The form: settings in, settings out, and each error at the field it names.
+// The form: reads and fills the settings, and shows each error at its field.
 
-import { Failure } from "./api.js";
-import * as models from "./model_select.js";
-import { fault } from "./format.js";
+import { ApiError } from "./api.js";
+import { byId } from "./dom.js";
+import { errorNodes } from "./format.js";
+import { selectModel } from "./model_select.js";
 
 const NUMBERS = ["duration", "seed", "temperature", "cfg_coef", "top_k", "top_p"];
 const ADVANCED = ["temperature", "cfg_coef", "top_k", "top_p", "normalize"];
 const FIELDS = ["prompt", "model", ...NUMBERS, "normalize"];
 
-const at = (id) => document.getElementById(id);
-const initial = (field) => field.defaultValue ?? field.querySelector("[selected]")?.value;
-
-// What would be sent: nothing that is left at its default, but always a length.
-export function request() {
-  const asked = { prompt: at("prompt").value };
-  if (at("model").value) asked.model = at("model").value;
-  for (const name of NUMBERS) {
-    const field = at(name);
-    if (field.validity.badInput) throw new Failure({ code: "invalid", message: `${labelOf(name)} should be a number.`, field: name });
-    if (field.value !== "" && (name === "duration" || field.value !== initial(field))) asked[name] = Number(field.value);
-  }
-  if (at("normalize").value !== initial(at("normalize"))) asked.normalize = at("normalize").value;
-  return asked;
-}
-
+const defaultOf = (field) => field.defaultValue ?? field.querySelector("[selected]")?.value;
 const labelOf = (name) => document.querySelector(`label[for="${name}"]`).firstChild.textContent.trim();
 
-export function fill(asked) {
-  at("prompt").value = asked.prompt;
-  models.choose(asked.model);
-  at("seed").value = asked.seed ?? "";
-  for (const name of ["duration", ...ADVANCED]) at(name).value = asked[name] ?? initial(at(name));
-  if (ADVANCED.some((name) => name in asked)) at("advanced").open = true;
-  clear();
+/** Returns the request of the form: prompt, model, duration, and every setting that differs from its default. */
+export function readRequest() {
+  const request = { prompt: byId("prompt").value };
+  if (byId("model").value) request.model = byId("model").value;
+  for (const name of NUMBERS) {
+    const field = byId(name);
+    if (field.validity.badInput) {
+      throw new ApiError({ code: "invalid", message: `${labelOf(name)} should be a number.`, field: name });
+    }
+    if (field.value !== "" && (name === "duration" || field.value !== defaultOf(field))) request[name] = Number(field.value);
+  }
+  if (byId("normalize").value !== defaultOf(byId("normalize"))) request.normalize = byId("normalize").value;
+  return request;
 }
 
-export function clear() {
-  at("error").hidden = true;
+export function fillForm(request) {
+  byId("prompt").value = request.prompt;
+  selectModel(request.model);
+  byId("seed").value = request.seed ?? "";
+  for (const name of ["duration", ...ADVANCED]) byId(name).value = request[name] ?? defaultOf(byId(name));
+  if (ADVANCED.some((name) => name in request)) byId("advanced").open = true;
+  clearErrors();
+}
+
+export function clearErrors() {
+  byId("error").hidden = true;
   for (const name of FIELDS) {
-    at(`${name}-error`).hidden = true;
-    at(`${name}-error`).replaceChildren(); // hidden or not, it describes its field
-    at(name).removeAttribute("aria-invalid");
+    byId(`${name}-error`).hidden = true;
+    byId(`${name}-error`).replaceChildren(); // the field's aria-describedby reads a hidden element too
+    byId(name).removeAttribute("aria-invalid");
   }
 }
 
-export function show(error) {
-  clear();
+/** Shows an error at the field that it names, or below the form. */
+export function showError(error) {
+  clearErrors();
   if (!FIELDS.includes(error.field)) {
-    at("error").replaceChildren(...fault(error));
-    at("error").hidden = false;
-    at("error").scrollIntoView({ block: "nearest" });
+    byId("error").replaceChildren(...errorNodes(error));
+    byId("error").hidden = false;
+    byId("error").scrollIntoView({ block: "nearest" });
     return;
   }
-  if (ADVANCED.includes(error.field)) at("advanced").open = true;
-  at(`${error.field}-error`).replaceChildren(...fault(error));
-  at(`${error.field}-error`).hidden = false;
-  at(error.field).setAttribute("aria-invalid", "true");
-  at(error.field).focus();
+  if (ADVANCED.includes(error.field)) byId("advanced").open = true;
+  byId(`${error.field}-error`).replaceChildren(...errorNodes(error));
+  byId(`${error.field}-error`).hidden = false;
+  byId(error.field).setAttribute("aria-invalid", "true");
+  byId(error.field).focus();
 }
 
 for (const button of document.querySelectorAll("[data-prompt]")) {
   button.addEventListener("click", () => {
-    at("prompt").value = button.dataset.prompt;
-    at("prompt").focus();
+    byId("prompt").value = button.dataset.prompt;
+    byId("prompt").focus();
   });
 }
 for (const button of document.querySelectorAll("[data-duration]")) {
   button.addEventListener("click", () => {
-    at("duration").value = button.dataset.duration;
+    byId("duration").value = button.dataset.duration;
   });
 }
-at("defaults").addEventListener("click", () => {
-  for (const name of ADVANCED) at(name).value = initial(at(name));
+byId("defaults").addEventListener("click", () => {
+  for (const name of ADVANCED) byId(name).value = defaultOf(byId(name));
 });
-at("prompt").addEventListener("keydown", (event) => {
-  if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) at("form").requestSubmit();
+byId("prompt").addEventListener("keydown", (event) => {
+  if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) byId("form").requestSubmit();
 });

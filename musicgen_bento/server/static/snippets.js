@@ -1,22 +1,22 @@
-// The same request for a terminal and for a program.
+// A request as a curl command and as a Python program.
 
-const address = () => new URL("generate", document.baseURI).href;
+const endpoint = () => new URL("generate", document.baseURI).href;
 
-export function curl(request) {
+export function curlSnippet(request) {
   const body = JSON.stringify(request).replaceAll("'", "'\\''");
-  return `curl -X POST ${address()} \\
+  return `curl -X POST ${endpoint()} \\
   -H "Content-Type: application/json" \\
   -d '${body}' \\
   --fail-with-body --output music.wav
 `;
 }
 
-// Text and numbers are written in JSON as they are in Python.
-export function python(request) {
+// Strings and numbers have the same notation in JSON and in Python.
+export function pythonSnippet(request) {
   const lines = Object.entries(request).map(([name, value]) => `    ${JSON.stringify(name)}: ${JSON.stringify(value)},`);
   return `import requests
 
-url = ${JSON.stringify(address())}
+url = ${JSON.stringify(endpoint())}
 payload = {
 ${lines.join("\n")}
 }
@@ -29,8 +29,11 @@ print(response.headers["X-Model"], response.headers["X-Seed"])
 `;
 }
 
-// Where the clipboard is not to be had (a page without TLS from another machine), the code is shown, ready to be copied.
-export async function copy(button, text, said) {
+/**
+ * Copies text to the clipboard. Without access to it (a page without TLS from another machine), shows the text,
+ * selected, in a dialog.
+ */
+export async function copyText(button, text, announce) {
   try {
     await navigator.clipboard.writeText(text);
   } catch {
@@ -44,7 +47,7 @@ export async function copy(button, text, said) {
   const label = button.textContent;
   button.textContent = "Copied";
   button.disabled = true;
-  said("Copied.");
+  announce("Copied.");
   setTimeout(() => {
     button.textContent = label;
     button.disabled = false;

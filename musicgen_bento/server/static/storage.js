@@ -1,15 +1,16 @@
-// What the browser remembers: jobs that are not over, and the settings of earlier clips. It goes nowhere else.
+// Data kept in the browser: unfinished jobs, and the settings of earlier clips. It is sent nowhere.
 
 const JOBS = "musicgen.jobs";
 const HISTORY = "musicgen.history";
-const LONGEST_HISTORY = 50;
+const MAX_HISTORY = 50;
+const CLAIM_REPLY_MS = 200;
 
 function read(key) {
   try {
-    const kept = JSON.parse(localStorage.getItem(key));
-    return Array.isArray(kept) ? kept : [];
+    const entries = JSON.parse(localStorage.getItem(key));
+    return Array.isArray(entries) ? entries : [];
   } catch {
-    return []; // forbidden, or not ours
+    return []; // storage is forbidden, or the value was written by another program
   }
 }
 
@@ -17,35 +18,38 @@ function write(key, entries) {
   try {
     localStorage.setItem(key, JSON.stringify(entries));
   } catch {
-    // forbidden or full: the page works, it only forgets with a reload
+    // Storage is forbidden or full: the page works, but a reload loses the entries.
   }
 }
 
-// Each is {id, request}.
-export const jobs = () => read(JOBS);
-export const keepJob = (job) => write(JOBS, [...jobs().filter((kept) => kept.id !== job.id), job]);
-export const forgetJob = (id) => write(JOBS, jobs().filter((kept) => kept.id !== id));
+/** Returns the stored jobs, each `{id, request}`. */
+export const storedJobs = () => read(JOBS);
+export const saveJob = (job) => write(JOBS, [...storedJobs().filter((stored) => stored.id !== job.id), job]);
+export const forgetJob = (id) => write(JOBS, storedJobs().filter((stored) => stored.id !== id));
 
-// Requests, with their seeds, newest first.
+/** Returns earlier requests with their seeds, newest first. */
 export const history = () => read(HISTORY);
-export function remember(request) {
-  const same = JSON.stringify(request);
-  write(HISTORY, [request, ...history().filter((past) => JSON.stringify(past) !== same)].slice(0, LONGEST_HISTORY));
+export function addToHistory(request) {
+  const json = JSON.stringify(request);
+  write(HISTORY, [request, ...history().filter((past) => JSON.stringify(past) !== json)].slice(0, MAX_HISTORY));
 }
 export const clearHistory = () => write(HISTORY, []);
 
-// Two tabs share the storage; a job belongs to the tab that follows it. A page that begins asks the others for theirs.
-const mine = new Set();
-const theirs = new Set();
+// All tabs share the storage, but only one tab polls a job. A new page asks the other tabs which jobs they poll.
+const ASK_FOR_CLAIMS = "claims?";
+const ownClaims = new Set();
+const otherClaims = new Set();
 const channel = new BroadcastChannel("musicgen.jobs");
 channel.addEventListener("message", ({ data }) => {
-  if (data === "whose?") channel.postMessage([...mine]);
-  else data.forEach((id) => theirs.add(id));
+  if (data === ASK_FOR_CLAIMS) channel.postMessage([...ownClaims]);
+  else data.forEach((id) => otherClaims.add(id));
 });
 
-export const claim = (id) => mine.add(id);
-export async function orphans() {
-  channel.postMessage("whose?");
-  await new Promise((go) => setTimeout(go, 200));
-  return jobs().filter(({ id }) => !mine.has(id) && !theirs.has(id));
+export const claimJob = (id) => ownClaims.add(id);
+
+/** Returns the stored jobs that no tab polls. */
+export async function unclaimedJobs() {
+  channel.postMessage(ASK_FOR_CLAIMS);
+  await new Promise((resolve) => setTimeout(resolve, CLAIM_REPLY_MS));
+  return storedJobs().filter(({ id }) => !ownClaims.has(id) && !otherClaims.has(id));
 }
