@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from bench.measurements import POSITIONS
 from bench.steps import PROMPT_TOKENS
 from bench.tables import markdown_table
-from musicgen_bento.lm.cuda_graph_decoder import LENGTH
+from musicgen_bento.lm.cuda_graph_decoder import LENGTH_STEP
 from musicgen_bento.lm.delay_pattern import DelayPattern
 from musicgen_bento.lm.kv_cache.factory import request_kv_bytes
 from musicgen_bento.lm.kv_cache.paged import block_bytes, can_fuse_prompt, fused_prompt_bytes
@@ -126,7 +126,7 @@ def num_kernels(shape: LMShape) -> int:
 
 def h200_ms(shape: LMShape, position: int, clips: int) -> float:
     """Estimate the milliseconds of a step in float16 on an H200."""
-    last_read = -(-(position + 1) // LENGTH) * LENGTH - 1  # a graph reads the cache in whole lengths
+    last_read = -(-(position + 1) // LENGTH_STEP) * LENGTH_STEP - 1  # a graph reads the cache in whole lengths
     reading = step_bytes(shape, FLOAT16, last_read, clips).total / H200_BYTES_PER_SECOND
     computing = num_operations(shape, last_read, clips) / H200_OPERATIONS_PER_SECOND
     return 1000 * (max(reading, computing) + num_kernels(shape) * LAUNCH_SECONDS)

@@ -6,6 +6,7 @@ prompt are not part of it, except that this project's CUDA graph includes sampli
 
 from __future__ import annotations
 
+import ctypes
 import time
 from typing import Protocol
 
@@ -18,7 +19,7 @@ from musicgen_bento.lm.cpu_decoder import CpuDecoder
 from musicgen_bento.lm.cuda_graph_decoder import CudaGraphDecoder
 from musicgen_bento.lm.decoder import Decoder, SequenceState
 from musicgen_bento.lm.factory import Weights, create_decoder
-from musicgen_bento.lm.kv_cache.paged import PagedKVCache
+from musicgen_bento.lm.kv_cache.paged import PagedKVCache, block_bytes
 from musicgen_bento.lm.sampling import SamplingParams
 from musicgen_bento.lm.weights import LMShape, LMWeights
 from musicgen_bento.precision import Precision
@@ -114,17 +115,19 @@ class EngineBackend:
         shape, capacity = self.shape, position + WARMUP_STEPS + MAX_STEPS
         self._cfg_coef = torch.full((batch,), CFG_COEF, device=self.device)
         for _ in range(batch):
-            self._sequences.append(self.decoder.open(prompt.to(self._dtype), guided=True, positions=capacity))
+            self._sequences.append(
+                self.decoder.open_sequence(prompt.to(self._dtype), guided=True, max_positions=capacity)
+            )
         if isinstance(self.decoder, CpuDecoder):
             for sequence in self._sequences:
-                assert isinstance(sequence.cache, PagedKVCache)
-                sequence.cache.fill_with_zeros_for_benchmark(position)
+                assert isinstance(sequence.kv_cache, PagedKVCache)
+                _fill_with_zeros(sequence.kv_cache, position, block_bytes(shape, self.decoder.precision))
             return
         past = torch.randn(2, 2, shape.heads, 1, shape.head_dim, device=self.device, dtype=self._dtype)
         for sequence in self._sequences if position else ():
             for layer in range(shape.layers):
-                sequence.cache.append(layer, past.expand(-1, -1, -1, position, -1))
-            sequence.cache.advance(position)
+                sequence.kv_cache.append(layer, past.expand(-1, -1, -1, position, -1))
+            sequence.kv_cache.advance(position)
 
     def step(self, tokens: Tensor) -> Tensor:
         """Run one step: tokens [B, K] → guided logits [B, K, card]."""
@@ -133,7 +136,7 @@ class EngineBackend:
     def end(self) -> None:
         """Close all sequences."""
         while self._sequences:
-            self.decoder.close(self._sequences.pop())
+            self.decoder.close_sequence(self._sequences.pop())
 
 
 class CudaGraphBackend(EngineBackend):
@@ -157,6 +160,15 @@ class CudaGraphBackend(EngineBackend):
             self._sequences, tokens.tolist(), self._cfg_coef, self._sampling, self._noise_steps
         )
         return torch.tensor(next_tokens)
+
+
+def _fill_with_zeros(cache: PagedKVCache, positions: int, num_bytes: int) -> None:
+    """Store so many positions of zeros, in blocks of `num_bytes`; the blocks then take memory."""
+    cache.ensure_capacity(positions)
+    for address in cache.block_tables.flatten().tolist():
+        if address:  # allocated
+            ctypes.memset(address, 0, num_bytes)
+    cache.advance(positions)
 
 
 def load_engine_backend(source: Source, precision: Precision, device: torch.device) -> EngineBackend:

@@ -9,4 +9,8 @@ cpu_decoder.py         the decoder on the C kernel; packed_weights.py packs its 
 cuda_graph_decoder.py  the decoder on CUDA graphs; cuda_graphs.py captures and replays them
 factory.py             selects the decoder for given weights
 kv_cache/              KV caches: dense, 8-bit, paged
+
+Public names: `factory.create_decoder`, `decoder.Decoder`, `decoder.SequenceState`, `sampling.SamplingParams`,
+`weights.LMWeights`, `delay_pattern.DelayPattern`. They are imported from the modules: this package imports nothing, so
+that `delay_pattern` needs no torch.
 """

@@ -1,11 +1,12 @@
-"""The decoder on a CPU: one position of all clips is one call of the kernel.
+"""The decoder on the C kernel: one position of all sequences is one call.
 
-No row sees another, and every sum is made in one order: a clip's logits are the same in any company.
+Rows do not depend on each other, and every sum is computed in one order, so the logits are batch-invariant.
 """
 
 from __future__ import annotations
 
 import ctypes
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,179 +18,201 @@ from musicgen_bento.lm.packed_weights import PackedWeights
 from musicgen_bento.lm.sampling import SamplingParams
 from musicgen_bento.lm.weights import MAX_PROMPT_TOKENS
 from musicgen_bento.native import bindings
+from musicgen_bento.native.bindings import LANES, round_up
 
-PREFILL = 32  # rows at once
-PHASES = ("waking", "norms", "products", "keeping", "attention", "sampling", "waiting")
-"""What a step's time goes to, as the kernel counts it."""
+PREFILL_ROWS = 32  # rows of one prefill call, or more if a step may have more
+PHASES = ("wakeup", "norms", "products", "kv_write", "attention", "sampling", "waiting")
+"""The phases that the kernel counts the time of, in its order (decoder.c)."""
 
-_Row = tuple[int, int, int, int, int]  # as `Row` in decoder.c
+_BatchRow = tuple[int, int, int, int, int]  # the fields of `bindings.BatchRow`
+
+
+@dataclass(frozen=True, slots=True)
+class _BatchSteps:
+    """The C structures of one batch, which are reused until the batch changes."""
+
+    sequences: list[SequenceState]
+    sampling: SamplingParams
+    cfg_coef: Tensor
+    steps: Any  # bindings.SequenceStep * B
 
 
 class CpuDecoder(Decoder):
-    """See `Decoder`.
+    """The decoder on the C kernel; KV caches are in blocks of one pool.
 
     Args:
-        weights: of the model.
-        seats: most clips at once. They take memory as they are filled.
-        team: whose threads make the steps.
+        weights: The packed weights of the model.
+        max_batch_size: The most sequences at once. Their memory is taken as it is filled.
+        threads: The thread pool that runs the steps.
 
     Raises:
-        MemoryError: there is none for it.
+        MemoryError: There is no memory for it.
     """
 
-    def __init__(self, weights: PackedWeights, seats: int, team: bindings.ThreadPool) -> None:
+    def __init__(self, weights: PackedWeights, max_batch_size: int, threads: bindings.ThreadPool) -> None:
         super().__init__(weights.shape, weights.precision, weights.embeddings)
-        self._weights, self._team, shape = weights, team, weights.shape
-        self._kernel = bindings.library()
-        self._most = max(2 * seats, PREFILL)
-        self._handle = self._kernel.decoder_open(ctypes.byref(weights.model), self._most, team.handle)
+        self._weights, self._threads, shape = weights, threads, weights.shape
+        self._library = bindings.library()
+        self._max_rows = max(2 * max_batch_size, PREFILL_ROWS)
+        self._handle = self._library.decoder_open(ctypes.byref(weights.model), self._max_rows, threads.handle)
         if self._handle is None:
-            raise MemoryError("a decoder")
-        cross = shape.text_conditioning == "cross"
-        self._places = weights.pos_embeddings
-        self._positions = len(weights.pos_embeddings)
-        each = 2 * num_blocks(self._positions) + (num_blocks(MAX_PROMPT_TOKENS) if cross else 0)
-        self._blocks = BlockPool(seats * each, block_bytes(shape, weights.precision))
-        self._free = seats
-        self._company: tuple[list[SequenceState], SamplingParams, Tensor, Any] | None = None
+            raise MemoryError("No memory for the decoder.")
+        self._pos_embeddings = weights.pos_embeddings
+        self._max_positions = len(weights.pos_embeddings)
+        prompt_blocks = num_blocks(MAX_PROMPT_TOKENS) if shape.text_conditioning == "cross" else 0
+        blocks_per_sequence = 2 * num_blocks(self._max_positions) + prompt_blocks
+        self._blocks = BlockPool(max_batch_size * blocks_per_sequence, block_bytes(shape, weights.precision))
+        self._free_sequences = max_batch_size
+        self._batch: _BatchSteps | None = None
 
     def __del__(self) -> None:
         if getattr(self, "_handle", None) is not None:
-            self._kernel.decoder_close(self._handle)
+            self._library.decoder_close(self._handle)
 
-    # ---- clips
+    # ---- sequences
 
-    def open(self, text: Tensor, guided: bool, positions: int) -> SequenceState:
-        """See `Decoder.open`.
+    def open_sequence(self, prompt: Tensor, guided: bool, max_positions: int) -> SequenceState:
+        """Create the KV cache of a sequence, and store or fuse its prompt.
 
         Raises:
-            IndexError: there are as many as there may be.
-            MemoryError: there is none for the prompt.
+            IndexError: There are `max_batch_size` sequences already.
+            MemoryError: There is no memory for the prompt.
         """
-        if not self._free:
-            raise IndexError("no seat is free")
-        rows, text = 2 if guided else 1, text.contiguous()
-        tokens = len(text) if self.shape.text_conditioning == "cross" else 0
-        folded = can_fuse_prompt(self.precision, tokens)
-        cache = PagedKVCache(self._blocks, rows, self._positions, 0 if folded else tokens)
-        if folded:
-            cache.allocate_fused_prompt(tokens, self._kernel.decoder_fused_prompt_bytes(self._handle, tokens))
-            if not self._kernel.decoder_fuse_prompt(self._handle, text.data_ptr(), tokens, cache.fused_prompt):
-                raise MemoryError("a prompt")
+        if not self._free_sequences:
+            raise IndexError("The batch is full.")
+        rows, prompt = 2 if guided else 1, prompt.contiguous()
+        tokens = len(prompt) if self.shape.text_conditioning == "cross" else 0
+        fuse = can_fuse_prompt(self.precision, tokens)
+        cache = PagedKVCache(self._blocks, rows, self._max_positions, 0 if fuse else tokens)
+        if fuse:
+            cache.allocate_fused_prompt(tokens, self._library.decoder_fused_prompt_bytes(self._handle, tokens))
+            if not self._library.decoder_fuse_prompt(self._handle, prompt.data_ptr(), tokens, cache.fused_prompt):
+                raise MemoryError("No memory to fuse the prompt.")
         elif tokens:
-            self._kernel.decoder_prefill_cross_kv(self._handle, text.data_ptr(), tokens, cache.prompt_blocks.data_ptr())
-        self._free -= 1
-        return SequenceState(rows, cache, text, [])
+            self._library.decoder_prefill_cross_kv(
+                self._handle, prompt.data_ptr(), tokens, cache.prompt_blocks.data_ptr()
+            )
+        self._free_sequences -= 1
+        return SequenceState(rows, cache, prompt, [])
 
-    def close(self, sequence: SequenceState) -> None:
-        """See `Decoder.close`."""
-        self._free += 1
-        self._company = None
-        _cache(sequence).close()
+    def close_sequence(self, sequence: SequenceState) -> None:
+        """Free the blocks of a sequence."""
+        self._free_sequences += 1
+        self._batch = None
+        _paged_cache(sequence).close()
 
     # ---- calls
 
     @torch.inference_mode()
     def prefill(self, sequence: SequenceState, inputs: Tensor) -> None:
-        """See `Decoder.prefill`."""
-        cache = _cache(sequence)
-        for some in torch.split(inputs, self._most // sequence.rows, dim=1):
-            begin, positions = cache.length, some.shape[1]
-            x = some + self._places[begin : begin + positions]
+        """Read positions whose inputs [rows, T, dim] are known; see `Decoder.prefill`."""
+        cache = _paged_cache(sequence)
+        for chunk in torch.split(inputs, self._max_rows // sequence.rows, dim=1):
+            begin, positions = cache.length, chunk.shape[1]
+            x = chunk + self._pos_embeddings[begin : begin + positions]
             cache.ensure_capacity(positions)
-            rows = [row for at in range(begin, begin + positions) for row in _rows(cache, at)]
+            rows = [row for position in range(begin, begin + positions) for row in _batch_rows(cache, position)]
             self._forward(rows, x.transpose(0, 1).flatten(0, 1), None)
             cache.advance(positions)
 
     @torch.inference_mode()
     def step(self, sequences: list[SequenceState], tokens: Tensor, cfg_coef: Tensor) -> Tensor:
-        """See `Decoder.step`."""
-        shape, caches = self.shape, [_cache(sequence) for sequence in sequences]
-        rows: list[_Row] = []
-        hearing, deaf, whose = [], [], []
+        """Compute guided logits [B, K, codebook_size]; see `Decoder.step`."""
+        shape, caches = self.shape, [_paged_cache(sequence) for sequence in sequences]
+        rows: list[_BatchRow] = []
+        cond_rows, uncond_rows, sequence_of_row = [], [], []
         for index, cache in enumerate(caches):
             cache.ensure_capacity(1)
-            hearing.append(len(rows))
-            rows += _rows(cache, cache.length)
-            deaf.append(len(rows) - 1)
-            whose += [index] * len(cache.block_tables)
-        x = self.embed(tokens.T) + self._places[[cache.length for cache in caches]]
-        logits = torch.empty(len(rows), bindings.round_up(shape.codebooks * shape.codebook_size, bindings.LANES))
-        self._forward(rows, x[whose], logits)
+            cond_rows.append(len(rows))
+            rows += _batch_rows(cache, cache.length)
+            uncond_rows.append(len(rows) - 1)
+            sequence_of_row += [index] * len(cache.block_tables)
+        x = self.embed(tokens.T) + self._pos_embeddings[[cache.length for cache in caches]]
+        logits = torch.empty(len(rows), round_up(shape.codebooks * shape.codebook_size, LANES))
+        self._forward(rows, x[sequence_of_row], logits)
         for cache in caches:
             cache.advance(1)
         logits = logits[:, : shape.codebooks * shape.codebook_size].view(-1, shape.codebooks, shape.codebook_size)
-        unheard = logits[deaf]
-        return unheard + (logits[hearing] - unheard) * cfg_coef[:, None, None]  # of one row: hearing + 0
+        uncond = logits[uncond_rows]
+        # Without guidance both are the same row: cond + 0.
+        return uncond + (logits[cond_rows] - uncond) * cfg_coef[:, None, None]
 
     def step_and_sample(
         self,
         sequences: list[SequenceState],
         tokens: TokenColumns,
         cfg_coef: Tensor,
-        rows: SamplingParams,
-        keys: list[int],
+        sampling: SamplingParams,
+        noise_steps: list[int],
     ) -> TokenColumns:
-        """See `Decoder.draw`."""
-        clips, caches = self._clips(sequences, cfg_coef, rows), [_cache(sequence) for sequence in sequences]
-        for clip, cache, key in zip(clips, caches, keys, strict=True):
+        """Sample the next tokens in the kernel; see `Decoder.step_and_sample`."""
+        steps = self._sequence_steps(sequences, cfg_coef, sampling)
+        caches = [_paged_cache(sequence) for sequence in sequences]
+        for step, cache, noise_step in zip(steps, caches, noise_steps, strict=True):
             cache.ensure_capacity(1)
-            clip.position, clip.noise_step = cache.length, key
-        numbers = ctypes.c_int64 * (len(clips) * self.shape.codebooks)
-        read, drawn = numbers(*(token for column in tokens for token in column)), numbers()
-        self._kernel.decoder_step(self._handle, clips, len(clips), read, drawn)
+            step.position, step.noise_step = cache.length, noise_step
+        int64_array = ctypes.c_int64 * (len(steps) * self.shape.codebooks)
+        inputs, sampled = int64_array(*(token for column in tokens for token in column)), int64_array()
+        self._library.decoder_step(self._handle, steps, len(steps), inputs, sampled)
         for cache in caches:
             cache.advance(1)
-        return [drawn[at : at + self.shape.codebooks] for at in range(0, len(drawn), self.shape.codebooks)]
+        return [sampled[at : at + self.shape.codebooks] for at in range(0, len(sampled), self.shape.codebooks)]
 
-    def _clips(self, sequences: list[SequenceState], cfg_coef: Tensor, rows: SamplingParams) -> Any:
-        """As the kernel has them, made anew only when the company changes."""
-        known = self._company
-        if known is None or known[0] != sequences or known[1] is not rows or known[2] is not cfg_coef:
-            clips = (bindings.SequenceStep * len(sequences))()
-            parameters = zip(
-                *(each.tolist() for each in (rows.seeds, rows.top_k, rows.temperature, rows.top_p, cfg_coef)),
-                strict=True,
-            )
-            for clip, sequence, (seed, top_k, temperature, top_p, cfg) in zip(
-                clips, sequences, parameters, strict=True
-            ):
-                cache = _cache(sequence)
-                for index, own in enumerate(cache.block_tables):
-                    clip.self_kv[index] = own.data_ptr()
-                clip.cross_kv, clip.fused_prompt = _prompt(cache)
-                clip.prompt_tokens, clip.seed, clip.top_k = cache.tokens, seed, top_k
-                clip.temperature, clip.top_p, clip.cfg_coef = temperature, top_p, cfg
-            self._company = known = (list(sequences), rows, cfg_coef, clips)
-        return known[3]
+    def _sequence_steps(self, sequences: list[SequenceState], cfg_coef: Tensor, sampling: SamplingParams) -> Any:
+        """The C structures of a batch, `bindings.SequenceStep` [B]; created when the batch or a parameter changes."""
+        batch = self._batch
+        if (
+            batch is None
+            or batch.sequences != sequences
+            or batch.sampling is not sampling
+            or batch.cfg_coef is not cfg_coef
+        ):
+            steps = _create_steps(sequences, cfg_coef, sampling)
+            self._batch = batch = _BatchSteps(list(sequences), sampling, cfg_coef, steps)
+        return batch.steps
 
-    def _forward(self, rows: list[_Row], x: Tensor, logits: Tensor | None) -> None:
-        """The rows' inputs [R, dim] → their logits, where they are wanted."""
+    def _forward(self, rows: list[_BatchRow], x: Tensor, logits: Tensor | None) -> None:
+        """Run rows with inputs x [R, dim], and write their logits if a tensor for them is passed."""
         table, x = torch.tensor(rows, dtype=torch.int64), x.contiguous()
-        to = None if logits is None else logits.data_ptr()
-        self._kernel.decoder_forward(self._handle, table.data_ptr(), len(rows), x.data_ptr(), to)
+        logits_address = None if logits is None else logits.data_ptr()
+        self._library.decoder_forward(self._handle, table.data_ptr(), len(rows), x.data_ptr(), logits_address)
 
     def phase_times(self) -> dict[str, float]:
-        """Milliseconds that calls have taken since they were asked for last, by what for."""
-        found = torch.zeros(len(PHASES), dtype=torch.int64)
-        self._kernel.decoder_phase_times(self._handle, found.data_ptr())
-        return {name: int(spent) / 1e6 for name, spent in zip(PHASES, found, strict=True)}
+        """The milliseconds of the calls since the last reading, by phase; reading resets them."""
+        nanoseconds = torch.zeros(len(PHASES), dtype=torch.int64)
+        self._library.decoder_phase_times(self._handle, nanoseconds.data_ptr())
+        return {phase: int(time) / 1e6 for phase, time in zip(PHASES, nanoseconds, strict=True)}
 
 
-def _cache(sequence: SequenceState) -> PagedKVCache:
-    assert isinstance(sequence.cache, PagedKVCache)
-    return sequence.cache
+def _create_steps(sequences: list[SequenceState], cfg_coef: Tensor, sampling: SamplingParams) -> Any:
+    """Create `bindings.SequenceStep` [B], without the fields that each step sets."""
+    steps = (bindings.SequenceStep * len(sequences))()
+    columns = sampling.seeds, sampling.top_k, sampling.temperature, sampling.top_p, cfg_coef
+    parameters = zip(*(column.tolist() for column in columns), strict=True)
+    for step, sequence, (seed, top_k, temperature, top_p, cfg) in zip(steps, sequences, parameters, strict=True):
+        cache = _paged_cache(sequence)
+        for row, table in enumerate(cache.block_tables):
+            step.self_kv[row] = table.data_ptr()
+        step.cross_kv, step.fused_prompt = _prompt_addresses(cache)
+        step.prompt_tokens, step.seed, step.top_k = cache.prompt_tokens, seed, top_k
+        step.temperature, step.top_p, step.cfg_coef = temperature, top_p, cfg
+    return steps
 
 
-def _prompt(cache: PagedKVCache) -> tuple[int, int]:
-    """Where the blocks of a clip's prompt are, and where it is folded; 0 where they are not."""
+def _paged_cache(sequence: SequenceState) -> PagedKVCache:
+    assert isinstance(sequence.kv_cache, PagedKVCache)
+    return sequence.kv_cache
+
+
+def _prompt_addresses(cache: PagedKVCache) -> tuple[int, int]:
+    """The addresses of the prompt's block table and of the fused prompt; 0 for what there is not."""
     return (cache.prompt_blocks.data_ptr() if len(cache.prompt_blocks) else 0), cache.fused_prompt
 
 
-def _rows(cache: PagedKVCache, position: int) -> list[_Row]:
-    """A clip's rows at a position, the first of which hears the prompt."""
-    prompt = _prompt(cache)
+def _batch_rows(cache: PagedKVCache, position: int) -> list[_BatchRow]:
+    """The rows of a sequence at a position, the conditional one first."""
+    prompt = _prompt_addresses(cache)
     return [
-        (own.data_ptr(), *(prompt if index == 0 else (0, 0)), position, cache.tokens)
-        for index, own in enumerate(cache.block_tables)
+        (table.data_ptr(), *(prompt if row == 0 else (0, 0)), position, cache.prompt_tokens)
+        for row, table in enumerate(cache.block_tables)
     ]

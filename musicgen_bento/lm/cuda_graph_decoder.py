@@ -1,17 +1,16 @@
-"""The decoder on a GPU: one position of all clips is one CUDA graph, replayed over memory that stays where it is.
+"""The decoder on a GPU: one position of all sequences is one CUDA graph, replayed on tensors at fixed addresses.
 
-At one row a step is a thousand small kernels, and starting them takes longer than running them. A graph starts them
-all at once; but its kernels see the same addresses and sizes each time. So clips have seats in one slab, the first
-ones always, and what differs from step to step (tokens, positions, parameters) is copied into tensors that stay. There
-is a graph for each number of seats in SEATS and each length of the past in steps of LENGTH, captured when it is first
-needed.
+For one row a step is a thousand small kernels, and launching them takes longer than running them. A graph launches all
+at once, but its kernels use the same addresses and sizes each time. So the sequences have batch slots in one cache,
+without gaps from slot 0 on. What differs from step to step (tokens, positions, parameters) is copied into tensors that
+stay. There is a graph for each batch size in BATCH_SIZES and each cache length in multiples of LENGTH_STEP, captured at
+first use.
 
-Everything but the capture runs on any device: on a CPU the tests compare it with `decoder.py`.
+Everything except the capture runs on any device: on a CPU the tests compare it with `EagerDecoder`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence as Row
 from dataclasses import dataclass
 from functools import partial
 
@@ -23,117 +22,119 @@ from musicgen_bento.lm.cuda_graphs import CudaGraphCache
 from musicgen_bento.lm.decoder import EagerDecoder, KVCacheRequest, SequenceState, TokenColumns, mark_nonfinite
 from musicgen_bento.lm.kv_cache.dense import DenseKVCache
 from musicgen_bento.lm.sampling import SamplingParams, sample
-from musicgen_bento.lm.seats import seat_of
 from musicgen_bento.lm.weights import MAX_PROMPT_TOKENS, CrossAttentionWeights, LayerWeights, LMShape, LMWeights
 from musicgen_bento.native.bindings import round_up
 
 BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
-LENGTH = 256  # positions
-PROMPT = 64  # T5 tokens
-TOP_K = (0, 64, 256)  # then all
+LENGTH_STEP = 256  # positions
+PROMPT_STEP = 64  # T5 tokens
+TOP_K_LIMITS = (0, 64, 256)  # beyond, the whole codebook
 
 
 @dataclass(frozen=True, slots=True)
-class _Kind:
-    """What a graph is captured for; anything else may change from step to step."""
+class GraphKey:
+    """What a graph is captured for. Everything else may change from step to step."""
 
-    seats: int
+    batch_size: int
     length: int
     largest_top_k: int
     any_top_p: bool
     any_noise: bool
 
 
-class _Slab:
-    """Keys and values of all seats; zeros where nobody sits, since what is masked is still multiplied.
+class BatchKVCache:
+    """Keys and values of all batch slots; zeros where a slot is free, because masked values are still multiplied.
 
     Attributes:
-        own: of self-attention, [layers, 2, seats, 2 rows, H, positions, D].
-        cross: of the prompts, [layers, 2, seats, H, L, D].
-        heard: tokens of the prompts, [seats].
+        self_kv: Self-attention, [layers, 2, batch_size, 2 rows, H, positions, D].
+        cross_kv: The prompts, [layers, 2, batch_size, H, L, D]; L is 0 if the model prepends them.
+        prompt_lengths: Tokens of each prompt, [batch_size].
     """
 
-    def __init__(self, weights: LMWeights, seats: int, prompt: int) -> None:
+    def __init__(self, weights: LMWeights, batch_size: int, max_prompt_tokens: int) -> None:
         shape = weights.shape
-        positions, width = self._sizes(shape, prompt)
+        positions, cross_positions = self._lengths(shape, max_prompt_tokens)
         zeros = partial(torch.zeros, dtype=weights.precision.kv_dtype, device=weights.device)
-        self.own = zeros((shape.layers, 2, seats, 2, shape.heads, positions, shape.head_dim))
-        self.cross = zeros((shape.layers, 2, seats, shape.heads, width, shape.head_dim))
-        self.heard = torch.ones(seats, dtype=torch.int64, device=weights.device)
-        self.seats, self.prompt = seats, prompt
+        self.self_kv = zeros((shape.layers, 2, batch_size, 2, shape.heads, positions, shape.head_dim))
+        self.cross_kv = zeros((shape.layers, 2, batch_size, shape.heads, cross_positions, shape.head_dim))
+        self.prompt_lengths = torch.ones(batch_size, dtype=torch.int64, device=weights.device)
+        self.batch_size, self.max_prompt_tokens = batch_size, max_prompt_tokens
 
     @classmethod
-    def bytes(cls, weights: LMWeights, seats: int, prompt: int) -> int:
-        """Of such a slab."""
+    def num_bytes(cls, weights: LMWeights, batch_size: int, max_prompt_tokens: int) -> int:
+        """Bytes of a cache of this size."""
         shape = weights.shape
-        positions, width = cls._sizes(shape, prompt)
-        return 2 * shape.layers * seats * shape.dim * (2 * positions + width) * weights.precision.kv_dtype.itemsize
+        positions, cross_positions = cls._lengths(shape, max_prompt_tokens)
+        numbers = 2 * shape.layers * batch_size * shape.dim * (2 * positions + cross_positions)
+        return numbers * weights.precision.kv_dtype.itemsize
 
     @staticmethod
-    def _sizes(shape: LMShape, prompt: int) -> tuple[int, int]:
-        """Positions of a row, and of a prompt beside them."""
-        prefix = prompt if shape.text_conditioning == "prepend" else 0
-        positions = round_up(prefix + shape.pattern.last_position(shape.window), LENGTH)
-        return positions, prompt - prefix
+    def _lengths(shape: LMShape, max_prompt_tokens: int) -> tuple[int, int]:
+        """Positions of a row in self-attention, and in cross-attention."""
+        prefix = max_prompt_tokens if shape.text_conditioning == "prepend" else 0
+        positions = round_up(prefix + shape.pattern.last_position(shape.window), LENGTH_STEP)
+        return positions, max_prompt_tokens - prefix
 
-    def clean(self, seat: int) -> None:
-        """For a new clip: one that went to infinity before it would spoil it."""
-        self.own[:, :, seat].zero_()
-        self.cross[:, :, seat].zero_()
+    def clear(self, index: int) -> None:
+        """Zero a batch slot for a new sequence: values of the last one may be infinite, and 0 times infinity is NaN."""
+        self.self_kv[:, :, index].zero_()
+        self.cross_kv[:, :, index].zero_()
 
-    def take(self, seat: int, other: _Slab, there: int, length: int) -> None:
-        """What a seat of another slab, or of this one, remembers."""
-        self.own[:, :, seat, :, :, :length] = other.own[:, :, there, :, :, :length]
-        self.cross[:, :, seat, :, : other.prompt] = other.cross[:, :, there]
-        self.heard[seat] = other.heard[there]
+    def copy_from(self, index: int, source: BatchKVCache, source_index: int, length: int) -> None:
+        """Copy `length` positions and the prompt from a batch slot of another cache, or of this one."""
+        self.self_kv[:, :, index, :, :, :length] = source.self_kv[:, :, source_index, :, :, :length]
+        self.cross_kv[:, :, index, :, : source.max_prompt_tokens] = source.cross_kv[:, :, source_index]
+        self.prompt_lengths[index] = source.prompt_lengths[source_index]
 
 
 class CudaGraphDecoder(EagerDecoder):
-    """See `Decoder`. Clips are as many as there are seats for; each takes the whole window's room."""
+    """The decoder on CUDA graphs. Each sequence takes the memory of a whole window."""
 
     def __init__(self, weights: LMWeights) -> None:
         super().__init__(weights)
-        self._slab = _Slab(weights, BATCH_SIZES[0], PROMPT)
-        self._seated: list[SequenceState] = []
+        self._batch_kv = BatchKVCache(weights, BATCH_SIZES[0], PROMPT_STEP)
+        self._sequences: list[SequenceState] = []  # by batch index
         self._graphs = CudaGraphCache(weights.device) if weights.device.type == "cuda" else None
-        self._rows: tuple[SamplingParams, list[int]] | None = None
-        self._make_inputs()
+        self._scattered: tuple[SamplingParams, list[int]] | None = None  # what `_scatter_params` was last called with
+        self._create_inputs()
 
-    def kv_cache_bytes(self, clips: list[KVCacheRequest]) -> int:
-        """See `Decoder.bytes`. Two slabs for as long as what one remembers is copied into a larger one."""
-        here = _Slab.bytes(self.weights, self._slab.seats, self._slab.prompt)
-        seats, prompt = self._wanted(len(clips), max((need.prompt for need in clips), default=0))
-        wanted = _Slab.bytes(self.weights, seats, prompt)
-        larger = (seats, prompt) != (self._slab.seats, self._slab.prompt)
-        return here + wanted if larger and self._seated else wanted
+    def kv_cache_bytes(self, requests: list[KVCacheRequest]) -> int:
+        """The bytes of the cache for such requests; while it grows, the old and the new cache exist together."""
+        current = self._batch_kv.batch_size, self._batch_kv.max_prompt_tokens
+        required = self._required_size(len(requests), max((each.prompt_tokens for each in requests), default=0))
+        required_bytes = BatchKVCache.num_bytes(self.weights, *required)
+        if required == current or not self._sequences:
+            return required_bytes
+        return BatchKVCache.num_bytes(self.weights, *current) + required_bytes
 
-    def open(self, text: Tensor, guided: bool, positions: int) -> SequenceState:
-        """See `Decoder.open`."""
-        seat = len(self._seated)
-        self._take_slab(*self._wanted(seat + 1, len(text)))
-        self._slab.clean(seat)
-        self._slab.heard[seat] = len(text)
+    def open_sequence(self, prompt: Tensor, guided: bool, max_positions: int) -> SequenceState:
+        """Use the next batch slot for a sequence, and store its prompt; the cache grows if necessary."""
+        index = len(self._sequences)
+        self._resize(*self._required_size(index + 1, len(prompt)))
+        self._batch_kv.clear(index)
+        self._batch_kv.prompt_lengths[index] = len(prompt)
         rows = 2 if guided else 1
-        sequence = SequenceState(rows, self._own_of(seat, rows), text, self._cross_of(seat, len(text)))
-        for index, layer in enumerate(self.weights.layers):
+        sequence = SequenceState(rows, self._self_view(index, rows), prompt, self._cross_views(index, len(prompt)))
+        for layer_index, layer in enumerate(self.weights.layers):
             if layer.cross is not None:
-                for place, found in zip(sequence.cross[index], self._cross_keys(layer.cross, text), strict=True):
-                    place.copy_(found)
-        self._seated.append(sequence)  # last: what fails before takes no seat
-        self._rows = None
+                computed = self._cross_keys_values(layer.cross, prompt)
+                for stored, values in zip(sequence.cross_kv[layer_index], computed, strict=True):
+                    stored.copy_(values)
+        self._sequences.append(sequence)  # last, so that a failure above takes no batch slot
+        self._scattered = None
         return sequence
 
-    def close(self, sequence: SequenceState) -> None:
-        """See `Decoder.close`. The last seat's clip moves to the free one; who is alone has no use for a large slab."""
-        seat, last = seat_of(sequence, self._seated), self._seated.pop()
+    def close_sequence(self, sequence: SequenceState) -> None:
+        """Free a batch slot and move the last sequence into it; an empty cache shrinks."""
+        index, last = batch_index_of(sequence, self._sequences), self._sequences.pop()
         if last is not sequence:
-            self._slab.clean(seat)
-            self._slab.take(seat, self._slab, len(self._seated), last.cache.length)
-            self._seated[seat] = last
-            self._sit(last, seat)
-        self._rows = None
-        if not self._seated:
-            self._take_slab(BATCH_SIZES[0], PROMPT)
+            self._batch_kv.clear(index)
+            self._batch_kv.copy_from(index, self._batch_kv, len(self._sequences), last.kv_cache.length)
+            self._sequences[index] = last
+            self._set_views(last, index)
+        self._scattered = None
+        if not self._sequences:
+            self._resize(BATCH_SIZES[0], PROMPT_STEP)
 
     @torch.inference_mode()
     def step_and_sample(
@@ -141,153 +142,185 @@ class CudaGraphDecoder(EagerDecoder):
         sequences: list[SequenceState],
         tokens: TokenColumns,
         cfg_coef: Tensor,
-        rows: SamplingParams,
-        keys: list[int],
+        sampling: SamplingParams,
+        noise_steps: list[int],
     ) -> TokenColumns:
-        """See `Decoder.draw`."""
-        seats = [seat_of(sequence, self._seated) for sequence in sequences]
-        if self._rows is None or self._rows[0] is not rows or self._rows[1] != seats:
-            self._place(rows, seats, sequences, cfg_coef)
-            self._rows = (rows, seats)
-        # of all who sit: those that nobody asked for write too, where they will be written anew
-        lengths = [sequence.cache.length for sequence in self._seated]
-        self._told[: len(lengths), -2] = torch.tensor(lengths)
-        self._told[seats, :-2], self._told[seats, -1] = torch.tensor(tokens), torch.tensor(keys)
-        self._inputs.copy_(self._told, non_blocking=True)  # of the step before it has been taken: its tokens are here
-        longest = max(sequence.cache.length for sequence in sequences) + 1
-        kind = _Kind(
-            next(count for count in BATCH_SIZES if count > max(seats)),
-            round_up(longest, LENGTH),
-            _limit(rows.largest_top_k, self.shape.codebook_size),
-            rows.any_top_p,
-            rows.any_noise,
+        """Sample the next tokens by a graph; see `Decoder.step_and_sample`."""
+        indices = [batch_index_of(sequence, self._sequences) for sequence in sequences]
+        if self._scattered is None or self._scattered[0] is not sampling or self._scattered[1] != indices:
+            self._scatter_params(sampling, indices, sequences, cfg_coef)
+            self._scattered = (sampling, indices)
+        # Set the position of every open sequence: the graph also writes keys and values for those outside of
+        # `sequences`, at a position that their own next step overwrites.
+        lengths = [sequence.kv_cache.length for sequence in self._sequences]
+        self._host_inputs[: len(lengths), -2] = torch.tensor(lengths)
+        self._host_inputs[indices, :-2] = torch.tensor(tokens)
+        self._host_inputs[indices, -1] = torch.tensor(noise_steps)
+        # The copy of the previous step is complete, since its tokens have arrived on the host.
+        self._inputs.copy_(self._host_inputs, non_blocking=True)
+        longest = max(sequence.kv_cache.length for sequence in sequences) + 1
+        key = GraphKey(
+            next(size for size in BATCH_SIZES if size > max(indices)),
+            round_up(longest, LENGTH_STEP),
+            _top_k_limit(sampling.largest_top_k, self.shape.codebook_size),
+            sampling.any_top_p,
+            sampling.any_noise,
         )
-        work = partial(self._position, kind)
-        drawn: TokenColumns = (self._graphs.run(kind, work) if self._graphs else work()).cpu()[seats].tolist()
+        work = partial(self._forward_position, key)
+        sampled = self._graphs.run(key, work) if self._graphs else work()
+        columns: TokenColumns = sampled.cpu()[indices].tolist()
         for sequence in sequences:
-            sequence.cache.advance(1)
-        return drawn
+            sequence.kv_cache.advance(1)
+        return columns
 
-    # ---- seats
+    # ---- batch slots
 
-    def _own_of(self, seat: int, rows: int, length: int = 0) -> DenseKVCache:
-        return DenseKVCache(self._slab.own[:, :, seat, :rows], length)
+    def _self_view(self, index: int, rows: int, length: int = 0) -> DenseKVCache:
+        """The self-attention cache of a batch slot, as `EagerDecoder` uses it for prefill."""
+        return DenseKVCache(self._batch_kv.self_kv[:, :, index, :rows], length)
 
-    def _cross_of(self, seat: int, prompt: int) -> list[tuple[Tensor, Tensor]]:
+    def _cross_views(self, index: int, prompt_tokens: int) -> list[tuple[Tensor, Tensor]]:
+        """Keys and values of a batch slot's prompt for each layer, [1, H, L, D]; none if the model prepends it."""
         if self.shape.text_conditioning == "prepend":
             return []
-        return [(layer[0, seat, None, :, :prompt], layer[1, seat, None, :, :prompt]) for layer in self._slab.cross]
+        return [
+            (layer[0, index, None, :, :prompt_tokens], layer[1, index, None, :, :prompt_tokens])
+            for layer in self._batch_kv.cross_kv
+        ]
 
-    def _sit(self, sequence: SequenceState, seat: int) -> None:
-        """Have a clip remember what its seat does."""
-        sequence.cache = self._own_of(seat, sequence.rows, sequence.cache.length)
-        sequence.cross = self._cross_of(seat, len(sequence.text))
+    def _set_views(self, sequence: SequenceState, index: int) -> None:
+        """Point a sequence's state to its new batch slot."""
+        sequence.kv_cache = self._self_view(index, sequence.rows, sequence.kv_cache.length)
+        sequence.cross_kv = self._cross_views(index, len(sequence.prompt))
 
-    def _wanted(self, seats: int, prompt: int) -> tuple[int, int]:
-        """The seats and the prompt of a slab that has room for so many clips and a prompt so long."""
-        seats = next(count for count in BATCH_SIZES if count >= max(seats, self._slab.seats))
-        return seats, min(MAX_PROMPT_TOKENS, round_up(max(prompt, self._slab.prompt), PROMPT))
+    def _required_size(self, batch_size: int, prompt_tokens: int) -> tuple[int, int]:
+        """The batch size and the prompt tokens of a cache for so many sequences; it is never below the current one."""
+        size = next(size for size in BATCH_SIZES if size >= max(batch_size, self._batch_kv.batch_size))
+        longest = max(prompt_tokens, self._batch_kv.max_prompt_tokens)
+        return size, min(MAX_PROMPT_TOKENS, round_up(longest, PROMPT_STEP))
 
-    def _take_slab(self, seats: int, prompt: int) -> None:
-        """Move to a slab of this size. Graphs see addresses, so they are captured anew."""
-        if (seats, prompt) == (self._slab.seats, self._slab.prompt):
+    def _resize(self, batch_size: int, max_prompt_tokens: int) -> None:
+        """Move to a cache of this size. Graphs contain addresses, so they are discarded."""
+        if (batch_size, max_prompt_tokens) == (self._batch_kv.batch_size, self._batch_kv.max_prompt_tokens):
             return
         if self._graphs:
             self._graphs.clear()
-        if not self._seated:  # nothing to move, and perhaps no room for two
-            self._slab = _Slab(self.weights, 0, PROMPT)
-        old = self._slab
-        self._slab = _Slab(self.weights, seats, prompt)
-        for seat, sequence in enumerate(self._seated):
-            self._slab.take(seat, old, seat, sequence.cache.length)
-            self._sit(sequence, seat)
-        self._make_inputs()
-        self._rows = None
+        if not self._sequences:  # nothing to copy: free the old cache first, as memory may not suffice for both
+            self._batch_kv = BatchKVCache(self.weights, 0, PROMPT_STEP)
+        old = self._batch_kv
+        self._batch_kv = BatchKVCache(self.weights, batch_size, max_prompt_tokens)
+        for index, sequence in enumerate(self._sequences):
+            self._batch_kv.copy_from(index, old, index, sequence.kv_cache.length)
+            self._set_views(sequence, index)
+        self._create_inputs()
+        self._scattered = None
 
-    # ---- what stays
+    # ---- inputs at fixed addresses
 
-    def _make_inputs(self) -> None:
-        seats, device = self._slab.seats, self.weights.device
-        # Tokens, position and key of each seat: on the host, where one copy takes all of them from, and on the device.
-        told = torch.zeros(seats, self.shape.codebooks + 2, dtype=torch.int64)
-        self._told = told.pin_memory() if device.type == "cuda" else told
-        self._inputs = told.to(device, copy=True)
-        self._cfg_coef = torch.ones(seats, device=device)
-        self._guided = torch.zeros(seats, dtype=torch.bool, device=device)
-        self._parameters = SamplingParams.from_lists([0] * seats, [1.0] * seats, [0] * seats, [0.0] * seats, device)
+    def _create_inputs(self) -> None:
+        batch_size, device = self._batch_kv.batch_size, self.weights.device
+        # Tokens, position and noise step of each batch slot: a pinned host buffer, and its copy on the device.
+        host_inputs = torch.zeros(batch_size, self.shape.codebooks + 2, dtype=torch.int64)
+        self._host_inputs = host_inputs.pin_memory() if device.type == "cuda" else host_inputs
+        self._inputs = host_inputs.to(device, copy=True)
+        self._cfg_coef = torch.ones(batch_size, device=device)
+        self._guided = torch.zeros(batch_size, dtype=torch.bool, device=device)
+        self._params = SamplingParams.from_lists(
+            [0] * batch_size, [1.0] * batch_size, [0] * batch_size, [0.0] * batch_size, device
+        )
 
-    def _place(self, rows: SamplingParams, seats: list[int], sequences: Row[SequenceState], cfg_coef: Tensor) -> None:
-        """The clips' parameters to their seats. Who is not asked has no top-k: a graph is for the largest that is."""
-        self._parameters.top_k.zero_()
-        self._cfg_coef[seats] = cfg_coef
-        self._guided[seats] = torch.tensor([sequence.rows == 2 for sequence in sequences], device=cfg_coef.device)
-        for name in ("seeds", "temperature", "top_k", "top_p"):
-            getattr(self._parameters, name)[seats] = getattr(rows, name)
+    def _scatter_params(
+        self, sampling: SamplingParams, indices: list[int], sequences: list[SequenceState], cfg_coef: Tensor
+    ) -> None:
+        """Copy the sequences' parameters to their batch slots.
 
-    # ---- a position
-
-    def _position(self, kind: _Kind) -> Tensor:
-        """One position of the first seats, from what stays to tokens [seats, K]. No host in it.
-
-        Of the seats that were not asked for, nobody knows what.
+        The other slots have no top-k, because a graph is captured for the largest top-k of the sequences in the step.
         """
-        shape, seats = self.shape, kind.seats
-        inputs = self._inputs[:seats]
-        tokens, position, keys = inputs[:, : shape.codebooks], inputs[:, -2], inputs[:, -1]
-        x = self.embed(tokens.T) + self.sinusoids(position).to(self.weights.precision.compute_dtype)
+        self._params.top_k.zero_()
+        self._cfg_coef[indices] = cfg_coef
+        self._guided[indices] = torch.tensor([sequence.rows == 2 for sequence in sequences], device=cfg_coef.device)
+        for name in ("seeds", "temperature", "top_k", "top_p"):
+            getattr(self._params, name)[indices] = getattr(sampling, name)
+
+    # ---- one position
+
+    def _forward_position(self, key: GraphKey) -> Tensor:
+        """Run one position of the first batch slots, from the fixed inputs to tokens [batch_size, K].
+
+        No operation waits for the host. The tokens of slots outside of the step are meaningless.
+        """
+        shape, batch_size = self.shape, key.batch_size
+        inputs = self._inputs[:batch_size]
+        tokens, position, noise_steps = inputs[:, : shape.codebooks], inputs[:, -2], inputs[:, -1]
+        x = self.embed(tokens.T) + self.position_embeddings(position).to(self.weights.precision.compute_dtype)
         x = x.repeat_interleave(2, dim=0)
-        ahead = torch.arange(kind.length, device=x.device) > position[:, None]  # [seats, length]
-        beyond = torch.arange(self._slab.prompt, device=x.device) >= self._slab.heard[:seats, None]
+        # Masks, true where masked: [batch_size, length] and [batch_size, max_prompt_tokens].
+        causal_mask = torch.arange(key.length, device=x.device) > position[:, None]
+        prompt_positions = torch.arange(self._batch_kv.max_prompt_tokens, device=x.device)
+        prompt_mask = prompt_positions >= self._batch_kv.prompt_lengths[:batch_size, None]
         for index, layer in enumerate(self.weights.layers):
-            x = x + layer.out(self._own(index, layer, x, position, ahead))
+            x = x + layer.out(self._slots_self_attention(index, layer, x, position, causal_mask))
             if layer.cross is not None:
-                pairs = x.view(seats, 2, shape.dim)
-                heard = pairs[:, 0] + self._prompt(index, layer.cross, pairs[:, 0], beyond)
-                x = torch.stack([heard, pairs[:, 1]], dim=1).view(2 * seats, shape.dim)
+                pairs = x.view(batch_size, 2, shape.dim)
+                cond, uncond = pairs[:, 0], pairs[:, 1]
+                cond = cond + self._slots_cross_attention(index, layer.cross, cond, prompt_mask)
+                x = torch.stack([cond, uncond], dim=1).view(2 * batch_size, shape.dim)
             x = x + layer.linear2(F.gelu(layer.linear1(layer.norm2(x))))
         x = self.weights.out_norm(x)
-        logits = self.weights.output_heads(x).float().view(seats, 2, shape.codebooks, shape.codebook_size)
-        hearing, deaf = logits.unbind(dim=1)
-        guided = deaf + (hearing - deaf) * self._cfg_coef[:seats, None, None]
-        logits = torch.where(self._guided[:seats, None, None], guided, hearing)
-        every = self._parameters
-        rows = SamplingParams(
-            seeds=every.seeds[:seats],
-            temperature=every.temperature[:seats],
-            top_k=every.top_k[:seats],
-            top_p=every.top_p[:seats],
-            largest_top_k=kind.largest_top_k,
-            any_top_p=kind.any_top_p,
-            any_noise=kind.any_noise,
+        logits = self.weights.output_heads(x).float().view(batch_size, 2, shape.codebooks, shape.codebook_size)
+        cond, uncond = logits.unbind(dim=1)
+        guided = uncond + (cond - uncond) * self._cfg_coef[:batch_size, None, None]
+        logits = torch.where(self._guided[:batch_size, None, None], guided, cond)
+        sampling = SamplingParams(
+            seeds=self._params.seeds[:batch_size],
+            temperature=self._params.temperature[:batch_size],
+            top_k=self._params.top_k[:batch_size],
+            top_p=self._params.top_p[:batch_size],
+            largest_top_k=key.largest_top_k,
+            any_top_p=key.any_top_p,
+            any_noise=key.any_noise,
         )
-        return mark_nonfinite(logits, sample(logits, rows, keys))
+        return mark_nonfinite(logits, sample(logits, sampling, noise_steps))
 
-    def _own(self, index: int, layer: LayerWeights, x: Tensor, position: Tensor, ahead: Tensor) -> Tensor:
-        """What rows [2 * seats, dim] find in their past and themselves."""
-        shape, seats, length = self.shape, *ahead.shape
-        packed = layer.query_key_value(layer.norm1(x)).view(seats, 2, 3, shape.heads, shape.head_dim)
-        both = self._slab.own[index, :, :seats]  # [2, seats, 2, H, positions, D]
-        seat = torch.arange(seats, device=x.device)
-        both[:, seat, :, :, position] = packed[:, :, 1:].transpose(1, 2)  # the indexed ones come first: seats
-        keys, values = both[..., :length, :]
-        return _find(packed[:, :, 0], keys, values, ahead[:, None, None, None]).view(2 * seats, shape.dim)
+    def _slots_self_attention(
+        self, index: int, layer: LayerWeights, x: Tensor, position: Tensor, causal_mask: Tensor
+    ) -> Tensor:
+        """Self-attention of all rows [2 * batch_size, dim], which also stores their keys and values."""
+        shape, batch_size, length = self.shape, *causal_mask.shape
+        packed = layer.query_key_value(layer.norm1(x)).view(batch_size, 2, 3, shape.heads, shape.head_dim)
+        kv = self._batch_kv.self_kv[index, :, :batch_size]  # [2, batch_size, 2, H, positions, D]
+        slots = torch.arange(batch_size, device=x.device)
+        kv[:, slots, :, :, position] = packed[:, :, 1:].transpose(1, 2)  # indexed dimensions come first: batch slots
+        keys, values = kv[..., :length, :]
+        return _attend(packed[:, :, 0], keys, values, causal_mask[:, None, None, None]).view(2 * batch_size, shape.dim)
 
-    def _prompt(self, index: int, cross: CrossAttentionWeights, x: Tensor, beyond: Tensor) -> Tensor:
-        """What hearing rows [seats, dim] find in their prompts."""
-        shape, seats = self.shape, len(x)
-        query = cross.query(cross.norm(x)).view(seats, shape.heads, shape.head_dim)
-        keys, values = self._slab.cross[index, :, :seats]
-        return cross.out(_find(query, keys, values, beyond[:, None, None]).view(seats, shape.dim))
+    def _slots_cross_attention(
+        self, index: int, cross: CrossAttentionWeights, x: Tensor, prompt_mask: Tensor
+    ) -> Tensor:
+        """Cross-attention of the conditional rows [batch_size, dim] to their prompts."""
+        shape, batch_size = self.shape, len(x)
+        query = cross.query(cross.norm(x)).view(batch_size, shape.heads, shape.head_dim)
+        keys, values = self._batch_kv.cross_kv[index, :, :batch_size]
+        return cross.out(_attend(query, keys, values, prompt_mask[:, None, None]).view(batch_size, shape.dim))
 
 
-def _find(query: Tensor, keys: Tensor, values: Tensor, hidden: Tensor) -> Tensor:
-    """Attention of one position: query [..., D], keys and values [..., T, D], what is hidden [..., 1, T]."""
+def batch_index_of(sequence: SequenceState, sequences: list[SequenceState]) -> int:
+    """The index of a sequence, compared by identity.
+
+    Raises:
+        StopIteration: The sequence is not in the list.
+    """
+    return next(index for index, other in enumerate(sequences) if other is sequence)
+
+
+def _attend(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
+    """Attention of one position: query [..., D], keys and values [..., T, D]; mask [..., 1, T] is true where masked."""
     scores = (query[..., None, :] * query.shape[-1] ** -0.5) @ keys.transpose(-1, -2)
-    weights = scores.masked_fill(hidden, -torch.inf).softmax(dim=-1, dtype=torch.float32)
-    found: Tensor = weights.to(values.dtype) @ values
-    return found[..., 0, :]
+    weights = scores.masked_fill(mask, -torch.inf).softmax(dim=-1, dtype=torch.float32)
+    attn_out: Tensor = weights.to(values.dtype) @ values
+    return attn_out[..., 0, :]
 
 
-def _limit(largest_top_k: int, card: int) -> int:
-    """One of a few that are as large: each is a graph of its own, and clients choose top_k."""
-    return next((limit for limit in TOP_K if largest_top_k <= limit < card), card)
+def _top_k_limit(largest_top_k: int, codebook_size: int) -> int:
+    """The smallest of a few limits that is at least as large: each is a graph of its own, and clients choose top_k."""
+    return next((limit for limit in TOP_K_LIMITS if largest_top_k <= limit < codebook_size), codebook_size)

@@ -1,4 +1,4 @@
-"""CUDA graphs of one decoder: captured when they are first needed, replayed after that, forgotten all at once."""
+"""The CUDA graphs of one decoder: captured at first use, replayed afterwards, discarded all at once."""
 
 from __future__ import annotations
 
@@ -10,60 +10,69 @@ from torch import Tensor
 
 from musicgen_bento.log import exception_location, logger
 
-MAX_GRAPHS = 64  # graphs of one decoder: each keeps what its kernels work in
+MAX_GRAPHS = 64  # of one decoder; each graph keeps the scratch memory of its kernels
 
-_capturing = threading.Lock()  # torch captures one graph in a process at a time
+_capture_lock = threading.Lock()  # torch captures one graph in a process at a time
 
 
 class CudaGraphCache:
-    """The graphs of one decoder, which is one thread's.
+    """The CUDA graphs of one decoder by key. All methods are called from one thread.
 
     Args:
-        device: a GPU.
+        device: A GPU.
     """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        # Its own: what libraries keep for a stream lies in the pool of the graphs captured on it.
+        # Captures have a stream of their own: the pool of the graphs also holds what libraries keep for their stream.
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._eager = False
         self.clear()
 
     def clear(self) -> None:
-        """Forget all: what they have seen is about to move."""
+        """Discard all graphs, before the tensors that they read or write move."""
         self._graphs: dict[Hashable, tuple[torch.cuda.CUDAGraph, Tensor]] = {}
-        # A pool whose graphs are all gone cannot always be captured into again (pytorch#175276).
+        # torch cannot always capture into a pool again after its graphs are gone (pytorch#175276).
         self._pool = torch.cuda.graph_pool_handle()
 
-    def run(self, kind: Hashable, work: Callable[[], Tensor]) -> Tensor:
-        """What `work` gives, which reads and writes tensors that stay; replayed where this kind has been captured."""
+    def run(self, key: Hashable, work: Callable[[], Tensor]) -> Tensor:
+        """Run `work`, by replaying its graph if one was captured for the key.
+
+        Args:
+            key: Two calls with equal keys run the same operations on the same addresses.
+            work: Reads and writes only tensors whose addresses stay.
+
+        Returns:
+            The result of `work`.
+        """
         with torch.cuda.device(self._device):
             if self._eager:
                 return work()
-            if kind not in self._graphs:
+            if key not in self._graphs:
                 if len(self._graphs) == MAX_GRAPHS:
                     self.clear()
-                drawn = work()  # libraries take what they need before the capture
+                result = work()  # before the capture, so that libraries allocate their memory outside of it
                 try:
-                    self._graphs[kind] = self._captured(work)
+                    self._graphs[key] = self._capture(work)
                 except RuntimeError as error:
-                    # A capture that failed may leave the allocator unfit for another.
+                    # A failed capture may leave the allocator unusable for another one.
                     logger.warning(
-                        "No CUDA graph could be captured; steps are slower from now on: %s", exception_location(error)
+                        "A CUDA graph cannot be captured, so steps are slower from now on: %s",
+                        exception_location(error),
                     )
                     self._eager = True
                     self._graphs.clear()
-                return drawn
-            graph, drawn = self._graphs[kind]
+                return result
+            graph, result = self._graphs[key]
             graph.replay()
-            return drawn
+            return result
 
-    def _captured(self, work: Callable[[], Tensor]) -> tuple[torch.cuda.CUDAGraph, Tensor]:
+    def _capture(self, work: Callable[[], Tensor]) -> tuple[torch.cuda.CUDAGraph, Tensor]:
         graph = torch.cuda.CUDAGraph()
-        # The outer block brings the thread back to its stream where the inner one fails. Other threads may allocate
-        # meanwhile, as one does that loads a model.
-        with _capturing, torch.cuda.stream(torch.cuda.current_stream()):
+        # The outer stream block returns the thread to its stream if the inner block fails. Other threads may allocate
+        # during the capture, for example to load a model.
+        with _capture_lock, torch.cuda.stream(torch.cuda.current_stream()):
             torch.cuda.synchronize()
             with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
-                drawn = work()
-        return graph, drawn
+                result = work()
+        return graph, result

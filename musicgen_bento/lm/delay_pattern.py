@@ -10,8 +10,8 @@ With delays [0, 1, 2, 3], frames a b c d e, and S the special token (2048, an id
     codebook 2    S  S  S  a  b  c  d  e  S
     codebook 3    S  S  S  S  a  b  c  d  e
 
-Each step of the model reads one column and predicts the next. Column 0 is given, never predicted. Frame 0 (a) is
-complete once position 4 is filled. Stereo models have eight codebooks, left and right in turn, with delays
+Each step of the model reads one column and predicts the next. Column 0 is an input, never predicted. Frame 0 (a) is
+complete when position 4 is filled. Stereo models have eight codebooks, left and right in turn, with delays
 [0, 0, 1, 1, 2, 2, 3, 3].
 """
 
@@ -22,32 +22,32 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class DelayPattern:
-    """Which frame stands where.
+    """The offset of each codebook in the token sequence.
 
     Attributes:
-        delays: positions by which each codebook lags; ascending, the first 0.
+        delays: Positions by which each codebook is delayed; ascending, the first is 0.
     """
 
     delays: tuple[int, ...]
 
     @property
     def codebooks(self) -> int:
-        """K."""
+        """The number of codebooks, K."""
         return len(self.delays)
 
     @property
     def max_delay(self) -> int:
-        """Positions after which a frame begun is complete."""
+        """The delay of the last codebook: so many positions after a frame's first token, the frame is complete."""
         return max(self.delays)
 
     def last_position(self, frames: int) -> int:
-        """The position that completes the last of so many frames; as many steps does a clip of them take."""
+        """The position that completes the last of so many frames. It is also the number of steps for them."""
         return frames + self.max_delay
 
     def frames(self, position: int) -> list[int]:
-        """The frame of each codebook's token at a position; out of [0, frames) where the special token stands."""
+        """The frame of each codebook's token at a position; outside of [0, frames) the token is the special token."""
         return [position - 1 - delay for delay in self.delays]
 
     def complete_frames(self, position: int) -> int:
-        """How many frames have every codebook once this position is filled."""
+        """The number of frames that are complete when this position is filled."""
         return max(0, position - self.max_delay)

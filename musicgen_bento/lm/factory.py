@@ -1,4 +1,4 @@
-"""Which decoder runs a model."""
+"""Selects the decoder for given weights."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ Weights: TypeAlias = LMWeights | PackedWeights
 def create_decoder(
     weights: Weights, max_batch_size: int, *, deterministic: bool = False, threads: bindings.ThreadPool | None = None
 ) -> Decoder:
-    """The fastest there is.
+    """Create the fastest decoder for given weights.
 
     Args:
-        weights: of the model.
-        seats: most clips at once.
-        deterministic: each clip is stepped alone, where its bits would depend on its company.
-        team: whose threads make the steps, where the kernel does; by default as many as the model is best run on.
+        weights: The weights of the model.
+        max_batch_size: The most sequences in a batch.
+        deterministic: Whether the output must be batch-invariant where torch runs the model; this excludes CUDA graphs.
+        threads: The thread pool for the C kernel; by default it has as many threads as suit the model.
     """
     if isinstance(weights, PackedWeights):
         return CpuDecoder(weights, max_batch_size, threads or bindings.ThreadPool(weights.shape.num_threads()))
-    graphed = weights.device.type == "cuda" and not deterministic
-    return CudaGraphDecoder(weights) if graphed else EagerDecoder(weights)
+    use_cuda_graphs = weights.device.type == "cuda" and not deterministic
+    return CudaGraphDecoder(weights) if use_cuda_graphs else EagerDecoder(weights)

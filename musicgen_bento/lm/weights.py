@@ -1,4 +1,7 @@
-"""The language model's tensors, by what they do. `checkpoint.py` fills them in, `decoder.py` multiplies."""
+"""The tensors of the language model by role, and its sizes.
+
+The checkpoint package reads the tensors, and the decoders use them.
+"""
 
 from __future__ import annotations
 
@@ -14,9 +17,9 @@ from musicgen_bento.lm.linear import DenseLinear, Linear, PackedFp16Linear
 from musicgen_bento.precision import ModelSize, Precision
 
 MAX_PROMPT_TOKENS = 512
-"""Most T5 tokens of a prompt."""
+"""The most T5 tokens of a prompt."""
 
-SMALL_HEADS = 4_000_000  # numbers; musicgen-small's heads have 8.4 million
+ONE_THREAD_HEAD_PARAMS = 4_000_000  # below, one thread is fastest; the heads of musicgen-small have 8.4 million
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,14 +27,14 @@ class LMShape:
     """The sizes of a MusicGen language model.
 
     Attributes:
-        dim: width.
-        hidden: width between the two linears of a layer.
-        heads: of attention.
-        layers: depth.
-        card: entries of a codebook; the special token is the id after them.
-        pattern: the delays of its codebooks.
-        window: most frames in one sequence.
-        text: how the prompt comes in: `cross` (cross-attention) or `prepend` (before the tokens).
+        dim: Width of the residual stream.
+        hidden: Width between the two linear layers of the feed-forward part.
+        heads: Attention heads.
+        layers: Transformer layers.
+        codebook_size: Entries of a codebook; the special token is the id after them.
+        pattern: The delays of the codebooks.
+        window: The most frames in one sequence.
+        text_conditioning: `cross` (cross-attention to the prompt) or `prepend` (the prompt precedes the tokens).
     """
 
     dim: int
@@ -45,39 +48,41 @@ class LMShape:
 
     @property
     def codebooks(self) -> int:
-        """K."""
+        """The number of codebooks, K."""
         return self.pattern.codebooks
 
     @property
     def head_dim(self) -> int:
-        """D."""
+        """The width of an attention head, D."""
         return self.dim // self.heads
 
-    def num_threads(self, most: int | None = None) -> int:
-        """How many a step is best run on: one where a product is over before a second core has begun.
+    def num_threads(self, max_threads: int | None = None) -> int:
+        """The number of threads that a step is fastest with.
+
+        It is 1 for a small model, whose products end before a second core starts.
 
         Args:
-            most: there may be; None is torch's number.
+            max_threads: The most threads; None is torch's number.
         """
-        small = self.codebooks * self.codebook_size * self.dim < SMALL_HEADS
-        return 1 if small else most or torch.get_num_threads()
+        is_small = self.codebooks * self.codebook_size * self.dim < ONE_THREAD_HEAD_PARAMS
+        return 1 if is_small else max_threads or torch.get_num_threads()
 
 
 @dataclass(frozen=True, slots=True)
 class LayerNorm:
-    """A layer norm over the width, eps 1e-5."""
+    """A layer norm over `dim`, eps 1e-5."""
 
     weight: Tensor
     bias: Tensor
 
     def __call__(self, x: Tensor) -> Tensor:
-        """[..., dim] → [..., dim]."""
+        """Normalize [..., dim] → [..., dim]."""
         return torch.nn.functional.layer_norm(x, self.weight.shape, self.weight, self.bias, 1e-5)
 
 
 @dataclass(frozen=True, slots=True)
 class CrossAttentionWeights:
-    """Attention to the prompt. Keys and values are made once a clip."""
+    """Weights of the cross-attention to the prompt, whose keys and values are computed once per request."""
 
     norm: LayerNorm
     query: Linear  # [dim, dim]
@@ -87,7 +92,7 @@ class CrossAttentionWeights:
 
 @dataclass(frozen=True, slots=True)
 class LayerWeights:
-    """One transformer layer, pre-norm, without biases."""
+    """Weights of one transformer layer, pre-norm, without biases."""
 
     norm1: LayerNorm
     query_key_value: Linear  # [3 * dim, dim]
@@ -100,51 +105,50 @@ class LayerWeights:
 
 @dataclass(frozen=True, slots=True)
 class LMWeights:
-    """All of the language model, the projection of the text included."""
+    """Weights of the language model, the projection of the prompt included."""
 
     shape: LMShape
     precision: Precision
-    embeddings: Tensor  # [K, card + 1, dim]
+    embeddings: Tensor  # [K, codebook_size + 1, dim]
     layers: tuple[LayerWeights, ...]
     out_norm: LayerNorm
-    output_heads: Linear  # [K * card, dim]
+    output_heads: Linear  # [K * codebook_size, dim]
     text_weight: Tensor  # [dim, text dim]
     text_bias: Tensor  # [dim]
 
     @property
     def device(self) -> torch.device:
-        """Where they are."""
+        """The device of the weights."""
         return self.embeddings.device
 
     @property
     def size(self) -> ModelSize:
-        """How many numbers there are, and where."""
-        parts = list(_parts(self))
-        products = [part for part in parts if not isinstance(part, Tensor)]
-        in_matrices = sum(product.num_params for product in products)
-        numbers = in_matrices + sum(part.numel() for part in parts if isinstance(part, Tensor))
-        return ModelSize(numbers, in_matrices)
+        """The number of parameters, of all tensors and of the linear layers."""
+        leaves = list(_leaves(self))
+        num_matmul_params = sum(leaf.num_params for leaf in leaves if not isinstance(leaf, Tensor))
+        num_other_params = sum(leaf.numel() for leaf in leaves if isinstance(leaf, Tensor))
+        return ModelSize(num_matmul_params + num_other_params, num_matmul_params)
 
 
 def wavelengths(dim: int, device: torch.device) -> Tensor:
-    """Of the embeddings of positions, [dim / 2]."""
+    """The wavelengths of the position embeddings, [dim / 2]."""
     exponent = torch.arange(dim // 2, dtype=torch.float32, device=device) / (dim // 2 - 1)
     return torch.full([], 10_000.0, device=device) ** exponent
 
 
-def sinusoidal_embeddings(positions: Tensor, over: Tensor) -> Tensor:
-    """Embeddings [N, dim] of positions [N], by their periods (Vaswani et al. 2017), cosines first as in AudioCraft."""
-    phase = positions[:, None].float() / over
+def sinusoidal_embeddings(positions: Tensor, wavelengths: Tensor) -> Tensor:
+    """Embeddings [N, dim] of positions [N] (Vaswani et al. 2017), cosines first as in AudioCraft."""
+    phase = positions[:, None].float() / wavelengths
     return torch.cat([phase.cos(), phase.sin()], dim=-1)
 
 
-def _parts(part: Any) -> Iterator[Tensor | Linear]:
-    """The tensors and products of a part of the model, and of its parts."""
+def _leaves(part: Any) -> Iterator[Tensor | Linear]:
+    """The tensors and linear layers of a part of the model, its nested parts included."""
     if isinstance(part, Tensor | DenseLinear | PackedFp16Linear):
         yield part
     elif isinstance(part, tuple):
         for inner in part:
-            yield from _parts(inner)
+            yield from _leaves(inner)
     elif isinstance(part, LayerNorm | CrossAttentionWeights | LayerWeights | LMWeights):
         for field in fields(part):
-            yield from _parts(getattr(part, field.name))
+            yield from _leaves(getattr(part, field.name))

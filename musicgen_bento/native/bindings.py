@@ -1,13 +1,12 @@
-"""ctypes bindings of the C kernel: the decoder of the language model (decoder.c) and the layers of the codec (codec.c).
+"""ctypes bindings of the C kernel: a decoder step of the language model (decoder.c), layers of the codec (codec.c).
 
-The package build (`setup.py`, `make setup`) compiles the kernel for each processor variant below, with zig's C compiler,
-which comes as a Python package. Nothing is compiled later.
+The package build (`setup.py`, `make setup`) compiles the kernel for each processor variant below. The compiler is zig's
+C compiler, which comes as a Python package. Nothing is compiled later.
 """
 
 from __future__ import annotations
 
 import ctypes
-import logging
 import os
 import platform
 import sys
@@ -17,7 +16,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-_log = logging.getLogger("bentoml.musicgen")  # a child of BentoML's logger, which has a handler
+from musicgen_bento.log import logger
 
 FOLDER = Path(__file__).parent
 
@@ -219,7 +218,7 @@ def library() -> Any:
         name = select_variant(_processor_features(), VARIANTS.get(platform.machine(), ()))
         return None if name is None else load_library(FOLDER / f"{name}.so")
     except (OSError, AttributeError) as error:
-        _log.warning(
+        logger.warning(
             "The C kernel cannot be loaded (%s), so steps are slower. Run `make setup` to compile it.",
             type(error).__name__,
         )

@@ -1,4 +1,4 @@
-"""FBGEMM, PyTorch's products of packed matrices for x86 processors."""
+"""Products with packed float16 matrices by FBGEMM, which torch includes for x86 processors."""
 
 from __future__ import annotations
 
@@ -9,32 +9,32 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_HALF: Any = torch.ops.quantized.linear_dynamic_fp16.default
+_linear_fp16: Any = torch.ops.quantized.linear_dynamic_fp16.default
 
 
 def available() -> bool:
-    """Whether this processor has it."""
+    """Whether torch supports FBGEMM on this processor."""
     return "fbgemm" in torch.backends.quantized.supported_engines
 
 
 def pack_float16(weight: Tensor) -> Any:
-    """A matrix [out, in], to float16."""
-    with _engine():
+    """Pack a matrix [out, in] in float16."""
+    with _fbgemm_engine():
         return torch.ops.quantized.linear_prepack_fp16(weight.float(), None)
 
 
 def linear_float16(x: Tensor, packed: Any) -> Tensor:
-    """Rows [R, in] of float32 with a matrix that `pack_half` made → [R, out], summed in float32."""
-    out: Tensor = _HALF(x, packed)
+    """Multiply float32 rows [R, in] with a matrix of `pack_float16` → [R, out], with sums in float32."""
+    out: Tensor = _linear_fp16(x, packed)
     return out
 
 
 @contextmanager
-def _engine() -> Iterator[None]:
-    """While matrices are packed: by FBGEMM, for the processor at hand."""
-    before = torch.backends.quantized.engine
+def _fbgemm_engine() -> Iterator[None]:
+    """Select FBGEMM as torch's engine for quantized matrices, for the duration of the block."""
+    previous = torch.backends.quantized.engine
     torch.backends.quantized.engine = "fbgemm"
     try:
         yield
     finally:
-        torch.backends.quantized.engine = before
+        torch.backends.quantized.engine = previous

@@ -1,4 +1,4 @@
-"""Keys and values of one clip's self-attention: static, filled from the front."""
+"""A KV cache in one float tensor, filled from the front."""
 
 from __future__ import annotations
 
@@ -8,52 +8,52 @@ from torch.nn import functional as F
 
 
 class DenseKVCache:
-    """Room for so many positions; one clip's.
+    """Keys and values of one sequence, in a tensor of fixed size.
 
     Args:
-        both: keys and values, [layers, 2, rows, H, positions, D], to be filled from the front.
-        length: positions filled already.
+        kv: Memory for keys and values, [layers, 2, rows, H, positions, D].
+        length: The positions that are filled already.
     """
 
-    def __init__(self, both: Tensor, length: int = 0) -> None:
-        self.kv = both
+    def __init__(self, kv: Tensor, length: int = 0) -> None:
+        self.kv = kv
         self.length = length
 
-    def attend(self, layer: int, query: Tensor, both: Tensor) -> Tensor:
-        """Remember a layer's next positions, and attend from them to everything up to them.
+    def attend(self, layer: int, query: Tensor, kv: Tensor) -> Tensor:
+        """Append the keys and values of T positions, and attend causally from these positions.
 
-        `length` moves on once for all layers, by `advance`.
+        `advance` moves `length` on, once for all layers.
 
         Args:
-            layer: its index.
-            query: of T positions, [rows, H, T, D].
-            both: their keys and values, [2, rows, H, T, D].
+            layer: The index of the layer.
+            query: Queries of the T positions, [rows, H, T, D].
+            kv: Their keys and values, [2, rows, H, T, D].
 
         Returns:
-            What they find, [rows, H, T, D].
+            The attention output, [rows, H, T, D].
         """
-        self.append(layer, both)
+        self.append(layer, kv)
         end = self.length + query.shape[2]
         keys, values = self.kv[layer, :, :, :, :end]
         mask = causal_mask(query.shape[2], end, query.device)
         return F.scaled_dot_product_attention(query, keys, values, attn_mask=mask)
 
-    def append(self, layer: int, both: Tensor) -> None:
-        """Keys and values of a layer's next T positions, [2, rows, H, T, D]."""
-        self.kv[layer, :, :, :, self.length : self.length + both.shape[3]] = both
+    def append(self, layer: int, kv: Tensor) -> None:
+        """Store the keys and values of a layer's next T positions, [2, rows, H, T, D]."""
+        self.kv[layer, :, :, :, self.length : self.length + kv.shape[3]] = kv
 
     def advance(self, positions: int) -> None:
-        """The positions just written count."""
+        """Count the positions that all layers have stored."""
         self.length += positions
 
     def reset(self) -> None:
-        """Start over at position 0."""
+        """Continue at position 0."""
         self.length = 0
 
 
-def causal_mask(positions: int, filled: int, device: torch.device | str) -> Tensor | None:
-    """A mask [T, filled] for the last T positions of those filled; one sees them all."""
+def causal_mask(positions: int, length: int, device: torch.device | str) -> Tensor | None:
+    """The attention mask [T, length] of the last T of `length` positions; None for one position, which sees all."""
     if positions == 1:
         return None
-    full = torch.ones(positions, filled, dtype=torch.bool, device=device)
-    return full.tril(diagonal=filled - positions)
+    full = torch.ones(positions, length, dtype=torch.bool, device=device)
+    return full.tril(diagonal=length - positions)

@@ -1,4 +1,4 @@
-"""Which cache a precision has, and what a clip takes with it."""
+"""Creates the KV cache for a precision, and computes the bytes that a request needs."""
 
 from __future__ import annotations
 
@@ -15,41 +15,43 @@ from musicgen_bento.precision import Precision
 KVCache: TypeAlias = DenseKVCache | Int8KVCache
 
 
-def create_kv_cache(shape: LMShape, precision: Precision, device: torch.device, rows: int, positions: int) -> KVCache:
-    """An empty cache.
+def create_kv_cache(
+    shape: LMShape, precision: Precision, device: torch.device, rows: int, max_positions: int
+) -> KVCache:
+    """Create an empty cache for torch.
 
     Args:
-        shape: of the language model.
-        precision: of it.
-        device: where it is.
+        shape: The shape of the language model.
+        precision: The precision of the model.
+        device: The device of the cache.
         rows: 1, or 2 with classifier-free guidance.
-        positions: most that it will hold, a prepended prompt's included.
+        max_positions: The most positions of the sequence, a prepended prompt included.
     """
     if precision.kv_dtype == torch.uint8:
-        return Int8KVCache(shape.layers, rows, shape.heads, positions, shape.head_dim)
-    size = (shape.layers, 2, rows, shape.heads, positions, shape.head_dim)
-    # the system hands out pages as they are written, so a clip takes memory for what it has filled
+        return Int8KVCache(shape.layers, rows, shape.heads, max_positions, shape.head_dim)
+    size = (shape.layers, 2, rows, shape.heads, max_positions, shape.head_dim)
+    # The system provides memory page by page as it is written, so a request takes memory for what it has filled.
     return DenseKVCache(torch.empty(size, dtype=precision.kv_dtype, device=device))
 
 
-def request_kv_bytes(shape: LMShape, precision: Precision, rows: int, positions: int, prompt: int) -> int:
-    """What one clip makes the model remember: keys and values of each layer.
+def request_kv_bytes(shape: LMShape, precision: Precision, rows: int, positions: int, prompt_tokens: int) -> int:
+    """Compute the bytes of the keys and values of one request, self-attention and cross-attention.
 
     Args:
-        shape: of the language model.
-        precision: of it.
+        shape: The shape of the language model.
+        precision: The precision of the model.
         rows: 1, or 2 with classifier-free guidance.
-        positions: of the longest window.
-        prompt: T5 tokens.
+        positions: Positions of the longest window.
+        prompt_tokens: T5 tokens of the prompt.
     """
     if shape.text_conditioning == "prepend":
-        positions, prompt = prompt + positions, 0
+        positions, prompt_tokens = prompt_tokens + positions, 0
     if precision.native_kernel:
         blocks = rows * num_blocks(positions)
-        if can_fuse_prompt(precision, prompt):
-            return block_bytes(shape, precision) * blocks + fused_prompt_bytes(shape, prompt)
-        return block_bytes(shape, precision) * (blocks + num_blocks(prompt))
-    cross = 2 * shape.layers * shape.dim * prompt * precision.compute_dtype.itemsize
+        if can_fuse_prompt(precision, prompt_tokens):
+            return block_bytes(shape, precision) * blocks + fused_prompt_bytes(shape, prompt_tokens)
+        return block_bytes(shape, precision) * (blocks + num_blocks(prompt_tokens))
+    cross = 2 * shape.layers * shape.dim * prompt_tokens * precision.compute_dtype.itemsize
     if precision.kv_dtype == torch.uint8:
         return cross + Int8KVCache.num_bytes(shape.layers, rows, shape.heads, positions, shape.head_dim)
     return cross + 2 * shape.layers * shape.dim * rows * positions * precision.kv_dtype.itemsize

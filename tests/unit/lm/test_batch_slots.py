@@ -1,4 +1,4 @@
-"""What decoders with seats have in common: the tokens of the one without, and nobody left sitting."""
+"""Decoders with batch slots sample the tokens of the eager decoder, and free the slots."""
 
 from __future__ import annotations
 
@@ -8,39 +8,49 @@ import pytest
 
 from musicgen_bento.engine.engine import Engine
 from musicgen_bento.engine.token_sequence import TokenSequence
-from tests.support.decoder_variants import COMPANY, SHORT_WINDOW, assert_same, graphed, packed, plain
+from tests.support.decoder_variants import (
+    MIXED_REQUESTS,
+    SHORT_WINDOW,
+    assert_same_tokens,
+    cpu_engine,
+    cuda_graph_engine,
+    eager_engine,
+)
 from tests.support.tiny_checkpoints import RandomModelConfig
 from tests.support.tiny_models import MONO, PREPEND, STEREO, params, run_requests
 
-Maker = Callable[[RandomModelConfig], Engine]
+CreateEngine = Callable[[RandomModelConfig], Engine]
 
 
-@pytest.fixture(params=[graphed, packed])
-def seated(request: pytest.FixtureRequest) -> Maker:
-    maker: Maker = request.param
-    return maker
+@pytest.fixture(params=[cuda_graph_engine, cpu_engine])
+def create_engine(request: pytest.FixtureRequest) -> CreateEngine:
+    create: CreateEngine = request.param
+    return create
 
 
-@pytest.mark.parametrize("recipe", [MONO, STEREO, PREPEND])
-def test_the_tokens_of_the_plain_decoder(seated: Maker, recipe: RandomModelConfig) -> None:
-    """Clips that join, leave and move up, in room that grows with them and with the longest prompt."""
-    assert_same(run_requests(seated(recipe), COMPANY), run_requests(plain(recipe), COMPANY))
+@pytest.mark.parametrize("config", [MONO, STEREO, PREPEND])
+def test_tokens_equal_those_of_the_eager_decoder(create_engine: CreateEngine, config: RandomModelConfig) -> None:
+    """Requests start, finish and change their slots, in a cache that grows with them and with the longest prompt."""
+    expected = run_requests(eager_engine(config), MIXED_REQUESTS)
+    assert_same_tokens(run_requests(create_engine(config), MIXED_REQUESTS), expected)
 
 
-def test_past_the_window(seated: Maker) -> None:
+def test_tokens_equal_those_of_the_eager_decoder_beyond_the_window(create_engine: CreateEngine) -> None:
     requests = {str(n): params(duration=2.5, seed=n, cfg_coef=3.0 - n) for n in range(3)}
-    assert_same(run_requests(seated(SHORT_WINDOW), requests), run_requests(plain(SHORT_WINDOW), requests))
+    expected = run_requests(eager_engine(SHORT_WINDOW), requests)
+    assert_same_tokens(run_requests(create_engine(SHORT_WINDOW), requests), expected)
 
 
-def test_a_clip_that_cannot_be_begun_has_no_seat(seated: Maker, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = seated(MONO)
+def test_a_request_that_fails_to_start_takes_no_slot(
+    create_engine: CreateEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = create_engine(MONO)
 
-    def broken(clip: TokenSequence) -> None:
+    def fail(tokens: TokenSequence) -> None:
         raise RuntimeError("no codec")
 
-    monkeypatch.setattr(model._audio_decoder, "open", broken)
-    run_requests(model, {"one": params(duration=0.2)})
-    assert not model._running
-    run_requests(
-        model, {"four": params(duration=0.2), **{str(n): params(duration=0.1) for n in range(4)}}
-    )  # more would not go
+    monkeypatch.setattr(engine._audio_decoder, "create_state", fail)
+    run_requests(engine, {"one": params(duration=0.2)})
+    assert not engine._running
+    four_at_once = {"four": params(duration=0.2), **{str(n): params(duration=0.1) for n in range(4)}}
+    run_requests(engine, four_at_once)  # would fail if a slot were taken

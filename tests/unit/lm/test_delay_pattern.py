@@ -1,4 +1,4 @@
-"""The delay pattern and the windows of a clip, against AudioCraft's own pattern provider."""
+"""The delay pattern, compared with AudioCraft's pattern provider, and the windows of a token sequence."""
 
 from __future__ import annotations
 
@@ -18,54 +18,54 @@ STEREO = DelayPattern((0, 0, 1, 1, 2, 2, 3, 3))
 
 @pytest.mark.parametrize("pattern", [MONO, STEREO])
 @given(frames=st.integers(1, 40))
-def test_columns_are_audiocrafts(pattern: DelayPattern, frames: int) -> None:
+def test_columns_equal_audiocraft(pattern: DelayPattern, frames: int) -> None:
     codes = torch.arange(pattern.codebooks * frames).view(1, pattern.codebooks, frames)
-    theirs = DelayedPatternProvider(pattern.codebooks, list(pattern.delays)).get_pattern(frames)
-    sequence, _, _ = theirs.build_pattern_sequence(codes, 2048)
-    clip = TokenSequence(pattern, frames, 1500, special_token=2048)
-    clip.tokens[:] = codes[0].numpy()
-    assert pattern.last_position(frames) == sequence.shape[-1] - 1
-    for position in range(sequence.shape[-1]):
-        assert clip.column(position) == sequence[0, :, position].tolist()
+    provider_pattern = DelayedPatternProvider(pattern.codebooks, list(pattern.delays)).get_pattern(frames)
+    expected, _, _ = provider_pattern.build_pattern_sequence(codes, 2048)
+    sequence = TokenSequence(pattern, frames, 1500, special_token=2048)
+    sequence.tokens[:] = codes[0].numpy()
+    assert pattern.last_position(frames) == expected.shape[-1] - 1
+    for position in range(expected.shape[-1]):
+        assert sequence.column(position) == expected[0, :, position].tolist()
 
 
 @pytest.mark.parametrize("pattern", [MONO, STEREO])
 @given(frames=st.integers(1, 400), window=st.integers(10, 100))
-def test_a_clip_is_filled_once_and_whole(pattern: DelayPattern, frames: int, window: int) -> None:
-    """Whatever the length and the window: each token is written once, and frames are complete only when they are."""
-    clip = TokenSequence(pattern, frames, window, special_token=-1)
-    steps = clip.steps_left
-    taken, keys = 0, set()
-    while not clip.done:
-        keys.add(clip.noise_step)
-        before = clip.tokens.copy()
-        clip.append([taken] * pattern.codebooks)
-        taken += 1
-        written = before != clip.tokens
+def test_each_token_is_written_once_and_all_are_written(pattern: DelayPattern, frames: int, window: int) -> None:
+    """For any length and window; a frame counts as complete only when all of its tokens are written."""
+    sequence = TokenSequence(pattern, frames, window, special_token=-1)
+    steps = sequence.steps_left
+    appended, noise_steps = 0, set()
+    while not sequence.done:
+        noise_steps.add(sequence.noise_step)
+        before = sequence.tokens.copy()
+        sequence.append([appended] * pattern.codebooks)
+        appended += 1
+        written = before != sequence.tokens
         assert (before[written] == -1).all()
-        done = clip.complete_frames
-        assert (clip.tokens[:, :done] >= 0).all()
+        done = sequence.complete_frames
+        assert (sequence.tokens[:, :done] >= 0).all()
         if done < frames:
-            assert (clip.tokens[:, done] < 0).any()
-        if clip.window_done and not clip.done:
-            memory = clip.next_window()
-            assert memory.shape == (pattern.codebooks, clip.context_frames)
-            assert clip.complete_frames == done
-    assert (clip.tokens >= 0).all()
-    assert taken == steps
-    assert clip.steps_left == 0
+            assert (sequence.tokens[:, done] < 0).any()
+        if sequence.window_done and not sequence.done:
+            context = sequence.next_window()
+            assert context.shape == (pattern.codebooks, sequence.context_frames)
+            assert sequence.complete_frames == done
+    assert (sequence.tokens >= 0).all()
+    assert appended == steps
+    assert sequence.steps_left == 0
 
 
-def test_keys_differ_where_tokens_are_drawn() -> None:
-    """Two windows overlap by the delay's tail; no codebook draws twice for one key."""
-    clip = TokenSequence(MONO, 250, 100, special_token=-1)
-    drawn: set[tuple[int, int]] = set()
-    while not clip.done:
-        key, before = clip.noise_step, clip.tokens.copy()
-        clip.append([0] * 4)
-        for codebook in np.nonzero((before != clip.tokens).any(axis=1))[0]:
-            assert (key, int(codebook)) not in drawn
-            drawn.add((key, int(codebook)))
-        if clip.window_done and not clip.done:
-            clip.next_window()
-    assert len(drawn) == 250 * 4
+def test_no_codebook_is_sampled_twice_with_one_noise_step() -> None:
+    """Two windows overlap by the last positions of the delay pattern."""
+    sequence = TokenSequence(MONO, 250, 100, special_token=-1)
+    sampled: set[tuple[int, int]] = set()
+    while not sequence.done:
+        noise_step, before = sequence.noise_step, sequence.tokens.copy()
+        sequence.append([0] * 4)
+        for codebook in np.nonzero((before != sequence.tokens).any(axis=1))[0]:
+            assert (noise_step, int(codebook)) not in sampled
+            sampled.add((noise_step, int(codebook)))
+        if sequence.window_done and not sequence.done:
+            sequence.next_window()
+    assert len(sampled) == 250 * 4

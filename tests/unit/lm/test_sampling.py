@@ -1,4 +1,4 @@
-"""Sampling against AudioCraft's distributions, and the noise for what it promises."""
+"""Sampling, compared with AudioCraft's distributions, and the properties of the noise."""
 
 from __future__ import annotations
 
@@ -17,28 +17,30 @@ CPU = torch.device("cpu")
 DRAWS = 40_000
 
 
-def rows(count: int, seed: int = 0, temperature: float = 1.0, top_k: int = 0, top_p: float = 0.0) -> SamplingParams:
+def uniform_params(
+    count: int, seed: int = 0, temperature: float = 1.0, top_k: int = 0, top_p: float = 0.0
+) -> SamplingParams:
     return SamplingParams.from_lists([seed] * count, [temperature] * count, [top_k] * count, [top_p] * count, CPU)
 
 
 def audiocraft_distribution(logits: torch.Tensor, temperature: float, top_k: int, top_p: float) -> torch.Tensor:
-    """The probabilities that AudioCraft's sampler draws from: its own code, with the draw left out."""
-    seen: list[torch.Tensor] = []
+    """The probabilities that AudioCraft's sampler draws from, recorded in its own code in place of the draw."""
+    recorded: list[torch.Tensor] = []
 
-    def remember(probabilities: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
-        seen.append(probabilities.clone())
+    def record(probabilities: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+        recorded.append(probabilities.clone())
         return probabilities.argmax(dim=-1, keepdim=True)
 
     probabilities = torch.softmax(logits / temperature, dim=-1)[None, None]
-    original, utils.multinomial = utils.multinomial, remember
+    original, utils.multinomial = utils.multinomial, record
     try:
         if top_p > 0:
             utils.sample_top_p(probabilities.clone(), p=top_p)
             order = probabilities.sort(dim=-1, descending=True).indices
-            return torch.zeros_like(probabilities).scatter(-1, order, seen[0])[0, 0]
+            return torch.zeros_like(probabilities).scatter(-1, order, recorded[0])[0, 0]
         if top_k > 0:
             utils.sample_top_k(probabilities.clone(), k=top_k)
-            return seen[0][0, 0]
+            return recorded[0][0, 0]
     finally:
         utils.multinomial = original
     return probabilities[0, 0]
@@ -48,31 +50,31 @@ def audiocraft_distribution(logits: torch.Tensor, temperature: float, top_k: int
     ("temperature", "top_k", "top_p"),
     [(1.0, 0, 0.0), (0.5, 0, 0.0), (1.7, 0, 0.0), (1.0, 5, 0.0), (0.8, 20, 0.0), (1.0, 0, 0.7), (1.3, 5, 0.9)],
 )
-def test_draws_follow_audiocrafts_distribution(temperature: float, top_k: int, top_p: float) -> None:
+def test_samples_follow_the_distribution_of_audiocraft(temperature: float, top_k: int, top_p: float) -> None:
     logits = torch.randn(32, generator=torch.Generator().manual_seed(3)) * 2
     expected = audiocraft_distribution(logits, temperature, top_k, top_p)
-    many = logits.expand(DRAWS, 1, -1)
-    drawn = sample(many, rows(DRAWS, 1, temperature, top_k, top_p), torch.arange(DRAWS))[:, 0]
-    counts = torch.bincount(drawn, minlength=32).double()
+    repeated = logits.expand(DRAWS, 1, -1)
+    sampled = sample(repeated, uniform_params(DRAWS, 1, temperature, top_k, top_p), torch.arange(DRAWS))[:, 0]
+    counts = torch.bincount(sampled, minlength=32).double()
     possible = expected > 0
     assert counts[~possible].sum() == 0
     chi2 = ((counts - DRAWS * expected) ** 2 / (DRAWS * expected).clamp(min=1e-9))[possible].sum().item()
     freedom = int(possible.sum()) - 1
-    assert chi2 < freedom + 5 * math.sqrt(2 * freedom)  # five sigma; the draws are fixed by their seed
+    assert chi2 < freedom + 5 * math.sqrt(2 * freedom)  # five sigma; the samples are fixed by their seed
 
 
 @settings(max_examples=60, deadline=None)
 @given(top_k=st.integers(0, 32), top_p=st.floats(0, 1), temperature=st.floats(0.1, 3), seed=st.integers(0, 2**32 - 1))
-def test_what_is_drawn_is_possible_in_audiocraft(top_k: int, top_p: float, temperature: float, seed: int) -> None:
+def test_every_sample_is_possible_in_audiocraft(top_k: int, top_p: float, temperature: float, seed: int) -> None:
     logits = torch.randn(32, generator=torch.Generator().manual_seed(seed)) * 3
     expected = audiocraft_distribution(logits, temperature, top_k, top_p)
-    drawn = sample(logits.expand(200, 1, -1), rows(200, seed, temperature, top_k, top_p), torch.arange(200))
-    # at the edge of top_p, sums of floats may differ in the last bit: what comes next in probability is let through
+    sampled = sample(logits.expand(200, 1, -1), uniform_params(200, seed, temperature, top_k, top_p), torch.arange(200))
+    # At the edge of top_p, float sums may differ in the last bit, so the next likely entry is allowed too.
     allowed = expected > 0
     if top_p > 0:
         order = logits.sort(descending=True).indices
         allowed[order[: int(allowed.sum()) + 1]] = True
-    assert bool(allowed[drawn].all())
+    assert bool(allowed[sampled].all())
 
 
 @settings(max_examples=30, deadline=None)
@@ -89,28 +91,40 @@ def test_what_is_drawn_is_possible_in_audiocraft(top_k: int, top_p: float, tempe
         max_size=6,
     )
 )
-def test_each_row_is_as_if_alone(parameters: list[tuple[int, float, int, float, int]]) -> None:
+def test_samples_do_not_depend_on_the_batch(parameters: list[tuple[int, float, int, float, int]]) -> None:
     logits = torch.randn(len(parameters), 4, 64, generator=torch.Generator().manual_seed(1))
-    seeds, temperatures, ks, ps, keys = map(list, zip(*parameters, strict=True))
-    together = sample(logits, SamplingParams.from_lists(seeds, temperatures, ks, ps, CPU), torch.tensor(keys))
-    for i, (seed, temperature, k, p, key) in enumerate(parameters):
+    seeds, temperatures, ks, ps, noise_steps = map(list, zip(*parameters, strict=True))
+    params = SamplingParams.from_lists(seeds, temperatures, ks, ps, CPU)
+    batched = sample(logits, params, torch.tensor(noise_steps))
+    for i, (seed, temperature, k, p, noise_step) in enumerate(parameters):
         alone = sample(
-            logits[i : i + 1], SamplingParams.from_lists([seed], [temperature], [k], [p], CPU), torch.tensor([key])
+            logits[i : i + 1],
+            SamplingParams.from_lists([seed], [temperature], [k], [p], CPU),
+            torch.tensor([noise_step]),
         )
-        assert torch.equal(alone[0], together[i])
+        assert torch.equal(alone[0], batched[i])
 
 
 def test_top_k_of_one_and_temperature_zero_are_greedy() -> None:
     logits = torch.randn(50, 4, 2048)
-    for greedy in (rows(50, top_k=1), rows(50, temperature=0.0), rows(50, top_p=1e-300), rows(50, temperature=1e-300)):
+    for greedy in (
+        uniform_params(50, top_k=1),
+        uniform_params(50, temperature=0.0),
+        uniform_params(50, top_p=1e-300),
+        uniform_params(50, temperature=1e-300),
+    ):
         assert torch.equal(sample(logits, greedy, torch.arange(50)), logits.argmax(dim=-1))
 
 
-def test_a_top_k_beyond_the_codebook_is_off() -> None:
+def test_a_top_k_of_the_whole_codebook_or_more_is_off() -> None:
     logits = torch.randn(20, 4, 64)
-    keys = torch.arange(20)
-    assert torch.equal(sample(logits, rows(20, top_k=64), keys), sample(logits, rows(20), keys))
-    assert torch.equal(sample(logits, rows(20, top_k=9_999), keys), sample(logits, rows(20), keys))
+    noise_steps = torch.arange(20)
+    assert torch.equal(
+        sample(logits, uniform_params(20, top_k=64), noise_steps), sample(logits, uniform_params(20), noise_steps)
+    )
+    assert torch.equal(
+        sample(logits, uniform_params(20, top_k=9_999), noise_steps), sample(logits, uniform_params(20), noise_steps)
+    )
 
 
 def test_noise_is_gumbel_and_uncorrelated() -> None:
@@ -124,11 +138,11 @@ def test_noise_is_gumbel_and_uncorrelated() -> None:
         noise.roll(1, dims=1),  # the next codebook
         noise.roll(1, dims=2),  # the next entry
     ):
-        both = torch.stack([noise.flatten(), other.flatten()])
-        assert abs(torch.corrcoef(both)[0, 1].item()) < 0.01
+        pair = torch.stack([noise.flatten(), other.flatten()])
+        assert abs(torch.corrcoef(pair)[0, 1].item()) < 0.01
 
 
-def test_noise_depends_on_seed_key_and_codebook_alone() -> None:
+def test_noise_depends_only_on_seed_noise_step_and_codebook() -> None:
     one = gumbel_noise(torch.tensor([7, 9]), torch.tensor([3, 4]), 4, 100)
     assert torch.equal(one[1:], gumbel_noise(torch.tensor([9]), torch.tensor([4]), 4, 100))
     assert torch.equal(one[1:, :2], gumbel_noise(torch.tensor([9]), torch.tensor([4]), 2, 100))
