@@ -33,7 +33,8 @@ class Settings(BaseSettings):
     memory_budget: ByteSize | None = Field(
         None,
         gt=0,
-        description="bytes that models and requests may use together, also as `6GB`; default: 80% of the free memory at start",
+        description="bytes that models and requests may use together, also as `6GB`; "
+        "default: 80% of the free memory at start",
     )
     max_slots: int | None = Field(
         None, ge=1, le=256, description="requests that one model runs at once; default: 16 on a CPU, 64 on a GPU"
