@@ -77,8 +77,9 @@ __attribute__((always_inline)) static inline void conv_rows(
     }
 }
 
-/* Computes as many of the remaining rows as there are whole tiles of `tile` rows, and moves x, y and rows on. */
-#define FOR_ROW_TILES(tile)                                                                 \
+/* Computes whole tiles of `tile` rows while enough rows remain, and moves x, y and rows on. It is a macro because an inline
+ * function with these loops compiles to other code. */
+#define FOR_ROW_TILES(tile)                                                               \
   for (; rows >= tile; rows -= tile, x += tile * conv->inputs, y += tile * conv->outputs) \
     conv_rows(conv, x, y, output, tile, groups);
 

@@ -570,9 +570,10 @@ static void read_work(ThreadPool *pool, int tid, void *args) {
   barrier(pool);
 }
 
-/* Reads memory once, with the access pattern of the products: the lower bound for the time of a step. For the benchmark.
+/* Reads memory once, with the access pattern of the products. The benchmark measures with it how fast a step can be at best.
  *
- * memory: [bytes]; a rest of less than 64 KiB is left out. Returns a checksum, so that the reads are not optimized away.
+ * memory: [bytes]; a remainder of less than 64 KiB is left out. Returns a checksum, so that the reads are not optimized
+ * away.
  */
 int64_t bench_read_bandwidth(ThreadPool *pool, const uint8_t *memory, int64_t bytes) {
   ReadArgs read = {memory, bytes, 0};

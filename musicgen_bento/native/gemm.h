@@ -184,8 +184,9 @@ __attribute__((target("amx-tile"))) static void amx_begin(void) {
 
 __attribute__((target("amx-tile"))) static void amx_end(void) { _tile_release(); }
 
-/* Memory to prefetch in small portions: weights of a later task, possibly never read, possibly beyond the matrix. Activations
- * come from the second-level cache meanwhile and wait behind prefetches, so only a few cache lines are prefetched at a time. */
+/* Memory to prefetch in small portions: weights of a later task, which may never be read and may lie beyond the matrix.
+ * Activations come from the second-level cache meanwhile. Their reads wait behind prefetches, so only a few cache lines are
+ * prefetched at a time. */
 typedef struct {
   const uint8_t *at, *end;
 } PrefetchCursor;
@@ -203,10 +204,10 @@ static inline void prefetch_some(PrefetchCursor *cursor, int64_t cache_lines) {
 #define ZERO_SUMS(n) if (tiles > n) _tile_zero(n)
 #define LOAD_SUMS(n) if (tiles > n) _tile_loadd(n, group_sums[n * TILE_LINES], 64)
 #define STORE_SUMS(n) if (tiles > n) _tile_stored(n, group_sums[n * TILE_LINES], 64)
-#define ADD_PRODUCTS(n)                                                     \
-  if (tiles > n) {                                                          \
-    _tile_loadd(5 + n % 3, lines + n * TILE_LINES * K_BLOCK, K_BLOCK);      \
-    _tile_dpbsud(n, 5 + n % 3, 4);                                          \
+#define ADD_PRODUCTS(n)                                                \
+  if (tiles > n) {                                                     \
+    _tile_loadd(5 + n % 3, lines + n * TILE_LINES * K_BLOCK, K_BLOCK); \
+    _tile_dpbsud(n, 5 + n % 3, 4);                                     \
   }
 
 /* `groups` (at most AMX_COL_GROUPS) times 16 outputs of all rows by AMX, MAX_TILES * TILE_LINES / 2 rows at a time.
@@ -263,7 +264,13 @@ static void amx_end(void) {}
 static void gemm_int8_amx(
     const Matrix *m, const QuantizedRows *x, const GemmOutput *to, int64_t output, int groups, int rows,
     const uint8_t *next_weights) {
-  (void)m, (void)x, (void)to, (void)output, (void)groups, (void)rows, (void)next_weights;
+  (void)m;
+  (void)x;
+  (void)to;
+  (void)output;
+  (void)groups;
+  (void)rows;
+  (void)next_weights;
 }
 #endif
 

@@ -14,7 +14,7 @@
 
 #include "attention.h"
 
-#define MAX_FUSED_TOKENS 24 /* more tokens would save little for one request and cost a batch much */
+#define MAX_FUSED_TOKENS 24  /* more tokens would save little for one request and cost a batch much */
 #define FUSED_TOKEN_LANES 32 /* MAX_FUSED_TOKENS, rounded up to LANES */
 
 /* The fused prompt of one layer. */
@@ -78,7 +78,7 @@ static int64_t fusion_scratch_floats(int64_t dim, int64_t heads) {
 static void fuse_scores(const Matrix *query, const float *keys, int64_t stride, int64_t dim, int64_t heads, int64_t tokens,
                         int64_t head, const Matrix *to, float *scratch) {
   const int64_t head_dim = dim / heads, first = head * head_dim;
-  float *weights = scratch, *products = scratch + dim * head_dim;         /* [dim][head_dim], [dim][FUSED_TOKEN_LANES] */
+  float *weights = scratch, *products = scratch + dim * head_dim;        /* [dim][head_dim], [dim][FUSED_TOKEN_LANES] */
   _Alignas(64) float transposed[MAX_HEAD_DIM * FUSED_TOKEN_LANES] = {0}; /* keys / sqrt(D), [head_dim][FUSED_TOKEN_LANES] */
   for (int64_t d = 0; d < head_dim; d++)
     for (int64_t t = 0; t < tokens; t++)

@@ -1,6 +1,6 @@
-/* Samples a token from logits, as lm/sampling.py does: temperature, top-k or top-p, and Gumbel noise from a hash of the seed.
+/* Samples a token from logits: temperature, top-k or top-p, and Gumbel noise from a hash of the seed.
  *
- * The two differ only in which of several equal logits top_p keeps.
+ * lm/sampling.py does the same. The two differ only in which of several equal logits top_p keeps.
  */
 #pragma once
 
