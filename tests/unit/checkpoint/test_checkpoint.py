@@ -92,9 +92,9 @@ def test_a_codec_file_may_name_a_hugging_face_codec(model_copy: Path) -> None:
     torch.save({"pretrained": "facebook/encodec_32khz"}, model_copy / CODEC_FILE)
     model = load_model(model_copy)
     assert isinstance(model.codec, HFEncodecCompressionModel)
-    story = run_request(Engine(model, max_slots=1, max_queue=1, deterministic=False), params()).events
+    events = run_request(Engine(model, max_slots=1, max_queue=1, deterministic=False), params()).events
     codes = torch.randint(0, 2048, (1, 4, 25))
-    assert story.audio.shape == (1, model.codec.decode(codes).shape[-1])
+    assert events.audio.shape == (1, model.codec.decode(codes).shape[-1])
 
 
 def test_a_model_loads_from_the_hub_cache_without_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
