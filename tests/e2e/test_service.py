@@ -280,7 +280,7 @@ def test_server_is_not_ready_if_a_preloaded_model_cannot_be_loaded(tmp_path: Pat
         assert requests.get(f"{server.url}/livez", timeout=5).status_code == 200
         with ThreadPoolExecutor(1) as clients:
             long = clients.submit(server.generate, duration=250)
-            time.sleep(1)
+            wait_until(lambda: server.slots_in_use() == 1)  # the built-in model may still be loading
             server.process.send_signal(signal.SIGTERM)
             error(long.result(timeout=10), 503, "shutting_down")
         server.process.wait(timeout=15)
