@@ -10,7 +10,8 @@ from musicgen_bento.checkpoint.source import Source
 from musicgen_bento.cli.program import PROGRAM
 from musicgen_bento.engine import compare_precision
 from musicgen_bento.lm import packed_weights
-from musicgen_bento.lm.linear import DenseLinear
+from musicgen_bento.lm.linear import DenseLinear, Linear
+from musicgen_bento.native import bindings
 from musicgen_bento.precision import FLOAT16_WEIGHTS, FLOAT32_NATIVE, INT8
 from tests.support.tiny_checkpoints import RandomModelConfig
 from tests.support.tiny_models import MONO, PREPEND, STEREO, folder
@@ -38,12 +39,12 @@ def test_distance_is_zero_for_float32_and_grows_with_fewer_bits(recipe: RandomMo
 
 def test_wrong_weights_are_not_close(monkeypatch: pytest.MonkeyPatch) -> None:
     files = loading.open_files(Source("tiny", folder(MONO)))
-    pack = packed_weights._Packer.__call__
-    monkeypatch.setattr(
-        packed_weights._Packer,
-        "__call__",
-        lambda self, product: pack(self, DenseLinear(product.weight.flip(0).contiguous())),
-    )
+    pack = packed_weights._Packer.pack
+
+    def pack_reversed(self: packed_weights._Packer, linear: Linear) -> bindings.Matrix:
+        return pack(self, DenseLinear(linear.weight.flip(0).contiguous()))
+
+    monkeypatch.setattr(packed_weights._Packer, "pack", pack_reversed)
     assert not any(each.is_close for each in compare_precision.measure_distances(files, [INT8], seconds=0.2))
 
 
