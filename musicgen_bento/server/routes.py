@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import mimetypes
 import os
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from starlette.applications import Starlette
+from starlette.datastructures import Headers
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
-from starlette.staticfiles import StaticFiles
+from starlette.staticfiles import NotModifiedResponse, StaticFiles
 from starlette.types import Scope
 
 from musicgen_bento.errors import MusicGenError
@@ -36,14 +38,26 @@ mimetypes.add_type("text/javascript", ".js")  # RFC 9239; Python 3.11 has the ob
 
 
 class PageFiles(StaticFiles):
-    """Serves the files of the page with their security headers."""
+    """Serves the files of the page with their security headers and an ETag of their content.
+
+    Starlette's own ETag is made of size and modification time, which two versions of an image may share.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(directory=STATIC_FOLDER, html=True)  # html: index.html is at /
+        self._etags = {
+            file.name: f'"{hashlib.sha256(file.read_bytes()).hexdigest()[:16]}"' for file in STATIC_FOLDER.iterdir()
+        }
 
     def file_response(
         self, full_path: str | os.PathLike[str], stat_result: os.stat_result, scope: Scope, status_code: int = 200
     ) -> Response:
-        """Return the response of Starlette, 200 or 304, with `STATIC_HEADERS`."""
-        response = super().file_response(full_path, stat_result, scope, status_code)
-        response.headers.update(STATIC_HEADERS)
+        """Return 200 with the file, or 304 if the client has it."""
+        headers = STATIC_HEADERS | {"ETag": self._etags[Path(full_path).name]}
+        response: Response = FileResponse(full_path, status_code, headers, stat_result=stat_result)
+        if self.is_not_modified(response.headers, Headers(scope=scope)):
+            response = NotModifiedResponse(response.headers)
+            response.headers.update(STATIC_HEADERS)
         return response
 
 
@@ -67,7 +81,7 @@ def build_app(
             return ErrorResponse(error)
 
     # One route per file: PathNormalizer knows paths only from routes.
-    files = PageFiles(directory=STATIC_FOLDER, html=True)  # html: index.html is at /
+    files = PageFiles()
     paths = [_path(file) for file in sorted(STATIC_FOLDER.iterdir()) if file.suffix in STATIC_SUFFIXES]
     pages = [Route(path, files, methods=["GET"], name=path) for path in paths]
     return Starlette(routes=[*pages, Route("/models", models), *job_routes(get_jobs, request_type)])

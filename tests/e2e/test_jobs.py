@@ -99,7 +99,7 @@ def test_cancelled_job_frees_its_slot(server: Server) -> None:
 def test_requests_that_generate_refuses_are_refused(server: Server) -> None:
     url = f"{server.url}/jobs"
     error(requests.post(url, json={"prompt": SECRET, "duration": 601}, timeout=10), 400, "invalid")
-    error(requests.post(url, json={"prompt": SECRET, "model": "nobody/nothing"}, timeout=10), 400, "unknown_model")
+    error(requests.post(url, json={"prompt": SECRET, "model": "unknown/model"}, timeout=10), 400, "unknown_model")
     error(requests.post(url, json={"prompt": f"{SECRET} " * 75}, timeout=10), 400, "invalid")  # too many T5 tokens
     error(requests.post(url, data="x", timeout=10), 415, "unsupported_media_type")
     error(requests.post(url, json={"prompt": "x" * (2 << 20)}, timeout=10), 413, "body_too_large")

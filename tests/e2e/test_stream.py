@@ -98,7 +98,7 @@ def test_error_before_the_first_sample_is_an_error_response(server: Server) -> N
     def request(**body: Any) -> requests.Response:
         return requests.post(f"{server.url}/stream", json={"prompt": SECRET, **body}, timeout=60)
 
-    error(request(model="nobody/nothing"), 400, "unknown_model")
+    error(request(model="unknown/model"), 400, "unknown_model")
     assert error(request(duration=9999), 400, "invalid").field == "duration"
     assert error(request(format="mp3"), 400, "invalid").field == "format"
     error(

@@ -289,9 +289,9 @@ def test_folders_are_loaded_only_if_allowed(open_pool: Callable[..., ModelPool])
 def test_any_hub_model_is_loaded_if_allowed(open_pool: Callable[..., ModelPool], loads: FakeOpenFiles) -> None:
     loads.proceed.set()
     log = EventLog()
-    submit(open_pool(allow_any_model=True), "somebody/musicgen-mine", params(), log)
+    submit(open_pool(allow_any_model=True), "someone/musicgen-mine", params(), log)
     wait_until(lambda: log.end)
-    assert loads.names == ["somebody/musicgen-mine"]
+    assert loads.names == ["someone/musicgen-mine"]
 
 
 def test_melody_models_are_refused_with_the_reason(open_pool: Callable[..., ModelPool]) -> None:
