@@ -24,8 +24,8 @@ from dataclasses import dataclass
 from bench.measurements import POSITIONS
 from bench.steps import PROMPT_TOKENS
 from bench.tables import markdown_table
-from musicgen_bento.lm.cuda_graph_decoder import LENGTH_STEP
 from musicgen_bento.lm.delay_pattern import DelayPattern
+from musicgen_bento.lm.kv_cache.batch import LENGTH_STEP
 from musicgen_bento.lm.kv_cache.factory import request_kv_bytes
 from musicgen_bento.lm.kv_cache.paged import block_bytes, can_fuse_prompt, fused_prompt_bytes
 from musicgen_bento.lm.weights import LMShape

@@ -8,7 +8,7 @@ decoder.py             the decoder interface, and the eager torch implementation
 cpu_decoder.py         the decoder on the C kernel; packed_weights.py packs its matrices
 cuda_graph_decoder.py  the decoder on CUDA graphs; cuda_graphs.py captures and replays them
 factory.py             selects the decoder for given weights
-kv_cache/              KV caches: dense, 8-bit, paged
+kv_cache/              KV caches: dense, 8-bit, paged, batched
 
 Public names: `factory.create_decoder`, `decoder.Decoder`, `decoder.SequenceState`, `sampling.SamplingParams`,
 `weights.LMWeights`, `delay_pattern.DelayPattern`. They are imported from the modules: this package imports nothing, so

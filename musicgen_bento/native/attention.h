@@ -174,7 +174,7 @@ static inline void add_values_int8(f32x16 *out, const float *weights, float max_
   }
 }
 
-/* See `attend`; specialized by constant `dim` and `is_f32`. */
+/* The body of `attend`, inlined for constant `dim` and `is_f32`. */
 __attribute__((always_inline)) static inline void attend_specialized(
     uint8_t *const *blocks, int64_t head_offset, int64_t length, const int64_t dim, const int is_f32, const float *query,
     float *attn_out, const uint8_t *after) {

@@ -37,7 +37,8 @@ from bench.run_case import run_cases
 from bench.steps import CFG_COEF, CudaGraphBackend, measure_steps, random_prompt
 from musicgen_bento.checkpoint import loading
 from musicgen_bento.checkpoint.source import Source
-from musicgen_bento.lm.cuda_graph_decoder import LENGTH, CudaGraphDecoder, _Kind
+from musicgen_bento.lm.cuda_graph_decoder import CudaGraphDecoder, GraphKey
+from musicgen_bento.lm.kv_cache.batch import LENGTH_STEP
 from musicgen_bento.precision import BFLOAT16, FLOAT16_WEIGHTS, FLOAT32, FLOAT32_NATIVE, INT8
 from tests.support.tiny_checkpoints import RandomModelConfig
 from tests.support.tiny_models import CPU, MONO, STEREO, folder, load
@@ -229,7 +230,7 @@ def test_num_kernels_equals_the_operators_of_a_step() -> None:
         assert isinstance(decoder, CudaGraphDecoder)
         backend.step(torch.zeros(1, weights.shape.codebooks, dtype=torch.int64))
         with torch.inference_mode(), KernelCounter() as kernels:
-            decoder._position(_Kind(1, LENGTH, 250, False, True))
+            decoder._forward_position(GraphKey(1, LENGTH_STEP, 250, False, True))
         counts[layers] = kernels.count
     assert (counts[4] - counts[2]) / 2 == roofline.KERNELS_PER_LAYER
     assert counts[2] - 2 * roofline.KERNELS_PER_LAYER == roofline.OTHER_KERNELS
