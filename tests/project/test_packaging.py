@@ -128,4 +128,5 @@ def test_the_extra_has_all_imports_of_audiocraft() -> None:
 
 def test_the_changelog_has_the_version() -> None:
     assert metadata.version("musicgen-bento") == __version__
-    assert f"## {__version__}" in (text := (ROOT / "CHANGELOG.md").read_text()) or "## Unreleased" in text
+    changelog = (ROOT / "CHANGELOG.md").read_text()
+    assert f"## [{__version__}]" in changelog or "## [Unreleased]" in changelog

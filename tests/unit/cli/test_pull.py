@@ -176,14 +176,14 @@ def test_a_terminal_shows_a_progress_bar(hub: FakeHub, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("columns", "shown"), [(55, "[##  ] 0.50 of 1.00 GB, downloading owner/some-models"), (20, "0.50 of 1.00 GB, do")]
+    ("columns", "shown"), [(55, "[##  ] 0.50 of 1.00 GB, downloading owner/other-models"), (20, "0.50 of 1.00 GB, do")]
 )
 def test_a_narrow_terminal_shortens_the_bar(columns: int, shown: str, monkeypatch: pytest.MonkeyPatch) -> None:
     master, slave = pty.openpty()
     termios.tcsetwinsize(slave, (25, columns))
     with open(slave, "w") as terminal:
         monkeypatch.setattr(sys, "stderr", terminal)
-        ProgressDisplay().update_download("owner/some-models", 500_000_000, 1_000_000_000)
+        ProgressDisplay().update_download("owner/other-models", 500_000_000, 1_000_000_000)
         assert os.read(master, 4096).decode() == shown
     os.close(master)
 
