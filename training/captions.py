@@ -1,4 +1,4 @@
-"""What people write of a song: some of what is true of it, in some of many words, in any order."""
+"""Captions of songs: some true statements, in words and an order drawn at random."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from training.songs import FAST, SLOW, STYLES, TEMPOS, Song, near
+from training.songs import FAST, SLOW, STYLES, TEMPOS, Song, nearest_tempo
 
 GENRES = {
     "ambient": ("ambient", "ambient soundscape", "meditation music", "drone", "sleep music"),
@@ -59,18 +59,18 @@ DRUMS = {
 
 
 def speed(song: Song) -> str:
-    """Slow (under 85), middle, or fast (over 140), as captions have it."""
+    """Return the tempo class of captions: slow (under 85 bpm), middle, or fast (over 140 bpm)."""
     return "slow" if song.tempo < SLOW else "fast" if song.tempo > FAST else "middle"
 
 
 def colour(song: Song) -> str:
-    """Dark or bright."""
+    """Return `dark` or `bright`."""
     return "dark" if song.brightness < 0.5 else "bright"
 
 
-# What a prompt may say of each tempo there is: whatever number is nearest to it.
-NUMBERS = {tempo: [number for number in range(60, 189) if near(number) == tempo] for tempo in TEMPOS}
-CHANCES = {
+# Numbers that a caption may give for a tempo: those to which the tempo is the nearest.
+TEMPO_NUMBERS = {tempo: [number for number in range(60, 189) if nearest_tempo(number) == tempo] for tempo in TEMPOS}
+TOPIC_PROBABILITIES = {
     "genre": 0.85,
     "tempo": 0.65,
     "mood": 0.5,
@@ -91,8 +91,8 @@ OPENINGS = (
     "an instrumental ",
     "the sound of ",
 )
-THINGS = ("track", "song", "piece", "loop", "music", "tune", "instrumental", "background music")
-STRANGERS = (
+NOUNS = ("track", "song", "piece", "loop", "music", "tune", "instrumental", "background music")
+FILLER_WORDS = (
     "a",
     "the",
     "of",
@@ -113,68 +113,80 @@ STRANGERS = (
 
 @dataclass(frozen=True, slots=True)
 class Caption:
-    """A prompt, which keys of CHANCES it speaks of (and `bpm`, if it gives a number), and that number."""
+    """A caption.
+
+    Attributes:
+        text: the prompt.
+        topics: keys of TOPIC_PROBABILITIES that it mentions, and `bpm` if it gives a number.
+        bpm: that number.
+    """
 
     text: str
-    says: frozenset[str]
+    topics: frozenset[str]
     bpm: int | None = None
 
 
-def caption(song: Song, rng: np.random.Generator, surely: frozenset[str] = frozenset()) -> Caption:
-    """A prompt for the song: some of what is true of it, `surely` of that, in words and an order that `rng` decides."""
+def caption(song: Song, rng: np.random.Generator, required: frozenset[str] = frozenset()) -> Caption:
+    """Draw a caption of a song. `required` topics are always mentioned."""
 
-    def one(words: tuple[str, ...]) -> str:
+    def choose(words: tuple[str, ...]) -> str:
         return words[int(rng.integers(len(words)))] if words else ""
 
     numbered = rng.random() < 0.4
-    number = int(rng.choice(NUMBERS[song.tempo]))
+    number = int(rng.choice(TEMPO_NUMBERS[song.tempo]))
     parts = {
-        "genre": one(GENRES[song.style]),
-        "tempo": one((f"{number} bpm", f"{number} BPM")) if numbered else one(SPEEDS[speed(song)]),
-        "mood": one(MOODS[song.mode]),
-        "drums": one(DRUMS[song.drums]),
-        "register": one(REGISTERS[song.register]),
-        "colour": one(COLOURS[colour(song)]),
-        "chords": one(INSTRUMENTS[STYLES[song.style].chords]),
-        "melody": one(INSTRUMENTS[STYLES[song.style].melody]),
+        "genre": choose(GENRES[song.style]),
+        "tempo": choose((f"{number} bpm", f"{number} BPM")) if numbered else choose(SPEEDS[speed(song)]),
+        "mood": choose(MOODS[song.mode]),
+        "drums": choose(DRUMS[song.drums]),
+        "register": choose(REGISTERS[song.register]),
+        "colour": choose(COLOURS[colour(song)]),
+        "chords": choose(INSTRUMENTS[STYLES[song.style].chords]),
+        "melody": choose(INSTRUMENTS[STYLES[song.style].melody]),
     }
-    said = {key: words for key, words in parts.items() if words and (rng.random() < CHANCES[key] or key in surely)}
-    said = said or {"genre": parts["genre"]}
-    text = _in_case(_with_strangers(_put(said, rng), rng), rng)
-    if "tempo" in said and numbered:
-        return Caption(text, frozenset(said) | {"bpm"}, number)
-    return Caption(text, frozenset(said))
+    phrases = {
+        key: words
+        for key, words in parts.items()
+        if words and (rng.random() < TOPIC_PROBABILITIES[key] or key in required)
+    }
+    phrases = phrases or {"genre": parts["genre"]}
+    text = _with_random_case(_with_filler_words(_join_phrases(phrases, rng), rng), rng)
+    if "tempo" in phrases and numbered:
+        return Caption(text, frozenset(phrases) | {"bpm"}, number)
+    return Caption(text, frozenset(phrases))
 
 
-def _put(said: dict[str, str], rng: np.random.Generator) -> str:
-    """A list, with commas or without, or a sentence."""
+def _join_phrases(phrases: dict[str, str], rng: np.random.Generator) -> str:
+    """Join phrases to a list, with or without commas, or to a sentence."""
     form = rng.random()
     if form < 0.7:
-        words = [list(said.values())[i] for i in rng.permutation(len(said))]
+        words = [list(phrases.values())[i] for i in rng.permutation(len(phrases))]
         return (", " if form < 0.45 else " ").join(dict.fromkeys(words))
-    before = [said[key] for key in ("tempo", "mood", "colour") if key in said and "bpm" not in said[key].lower()]
-    before += [said["genre"]] if "genre" in said else []
-    after = [said[key] for key in ("chords", "melody", "register") if key in said]
-    sentence = str(rng.choice(OPENINGS)) + " ".join([*before, str(rng.choice(THINGS))])
+    before = [
+        phrases[key] for key in ("tempo", "mood", "colour") if key in phrases and "bpm" not in phrases[key].lower()
+    ]
+    before += [phrases["genre"]] if "genre" in phrases else []
+    after = [phrases[key] for key in ("chords", "melody", "register") if key in phrases]
+    sentence = str(rng.choice(OPENINGS)) + " ".join([*before, str(rng.choice(NOUNS))])
     sentence += " with " + " and ".join(after) if after else ""
-    rest = [said["drums"]] if "drums" in said else []
-    rest += [f"at {said['tempo']}"] if "bpm" in said.get("tempo", "").lower() else []
+    rest = [phrases["drums"]] if "drums" in phrases else []
+    rest += [f"at {phrases['tempo']}"] if "bpm" in phrases.get("tempo", "").lower() else []
     return ", ".join([sentence, *rest])
 
 
-def _with_strangers(text: str, rng: np.random.Generator) -> str:
-    """Now and then a word that says nothing, known or not: real prompts are full of them."""
+def _with_filler_words(text: str, rng: np.random.Generator) -> str:
+    """Insert words without meaning, known or invented, in a quarter of the captions; real prompts contain many."""
     if rng.random() < 0.75:
         return text
     words = text.split(" ")
     for _ in range(int(rng.integers(1, 4))):
-        made_up = "".join(rng.choice(list("abcdefghijklmnoprstuvwy"), int(rng.integers(3, 9))))
-        word = str(rng.choice(STRANGERS)) if rng.random() < 0.7 else made_up
+        invented = "".join(rng.choice(list("abcdefghijklmnoprstuvwy"), int(rng.integers(3, 9))))
+        word = str(rng.choice(FILLER_WORDS)) if rng.random() < 0.7 else invented
         words.insert(int(rng.integers(len(words) + 1)), word)
     return " ".join(words)
 
 
-def _in_case(text: str, rng: np.random.Generator) -> str:
+def _with_random_case(text: str, rng: np.random.Generator) -> str:
     form = rng.random()
     if form < 0.75:
         return text

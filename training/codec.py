@@ -1,18 +1,18 @@
-"""The codec: AudioCraft's EnCodec (Défossez et al. 2022), small, trained to give the songs back.
+"""Training of the codec: a small EnCodec (Défossez et al. 2022), built by AudioCraft, without a discriminator.
 
-What it is asked for, without a discriminator (`losses.py`):
+The losses (`losses.py`) are:
 
-- the waveform below 1.5 kHz. Above, 50 vectors of 64 numbers a second cannot say where in its period a tone is, and a
-  codec that is asked for the waveform there answers with nothing;
-- the magnitudes of mel bands at several resolutions, each band beside its own energy: drums are a hundredth of a song's
-  energy above 6 kHz, and all there is;
-- that its latents say how loud each band is, by one linear layer that is thrown away afterwards, and that the first
-  codebook alone says it too. The decoder learns to strike a drum within a hundred steps once the latents tell it when;
-  left to itself the encoder never does, because the decoder makes nothing of it;
-- the level above 8 kHz, where there are drums and nothing else.
+- the waveform below 1.5 kHz. Above, 50 vectors of 64 numbers a second cannot encode the phase of a tone, and a
+  waveform loss there makes the codec output nothing;
+- the magnitudes of mel bands at several resolutions, each relative to its own energy: above 6 kHz there are only drums,
+  a hundredth of a song's energy;
+- the loudness of each band, which a linear probe predicts from the latents and from the first codebook alone. Once the
+  latents contain the time of a drum, the decoder learns to strike it within a hundred steps. Without the probe the
+  encoder never learns it, because the decoder does not use it yet;
+- the level above 8 kHz, where there are only drums.
 
-Some windows are drums alone. The first steps go without quantisation; then each codebook is found by k-means on what
-the encoder says by then, and follows it as a moving average. Once the tokens are decided, the decoder goes on alone.
+Some windows contain only drums. The first steps run without quantization. Then k-means on the encoder's output
+initializes each codebook, which follows it as a moving average. Finally the decoder trains alone, with fixed tokens.
 """
 
 from __future__ import annotations
@@ -30,22 +30,22 @@ from torch.nn import functional as F
 
 from training import fast
 from training.dataset import SECONDS, Dataset
-from training.loop import Clock, cosine, steps
-from training.losses import INAUDIBLE, Reconstruction, mel_bands, power
-from training.plan import CARD, CODEBOOKS, FRAME_RATE, HOP, SAMPLE_RATE, Plan
+from training.loop import Clock, cosine, run_steps
+from training.losses import POWER_FLOOR, Reconstruction, mel_bands, power
+from training.plan import CODEBOOK_SIZE, CODEBOOKS, FRAME_RATE, HOP, SAMPLE_RATE, Plan
 from training.released import configuration
 from training.render import render
 from training.songs import Song
 
-LOG_SHARES = 0.1, 0.4  # of the spectral error: at first, and once there is something to be heard
+LOG_SHARES = 0.1, 0.4  # weight of the logarithms in the spectral error: before and after `highs_from`
 COMMITMENT = 0.25
-LESSON_BANDS = 8
+PROBE_BANDS = 8
 KMEANS_WINDOWS, KMEANS_ROUNDS = 512, 15
-HIGHS_SHARES = 1.0, 2.0  # of the gradient: once there is something to be heard, and when the decoder learns alone
+HIGHS_SHARES = 1.0, 2.0  # weight of the gradient: after `highs_from`, and when the decoder trains alone
 
 
 def build(plan: Plan) -> Any:
-    """The untrained codec."""
+    """Create the untrained codec."""
     logging.getLogger("xformers").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", message=".*weight_norm", category=FutureWarning)
     from audiocraft.models import builders
@@ -55,59 +55,59 @@ def build(plan: Plan) -> Any:
 
 
 def train(plan: Plan, songs: Dataset, clock: Clock) -> Any:
-    """Train the codec, or go on; gives it in eval mode once it is done.
+    """Train or resume the codec and return it in eval mode.
 
     Raises:
-        OutOfTime: the clock ran out; call again.
+        OutOfTime: the time limit is reached; call again.
     """
     device = fast.device()
     codec = build(plan).to(device).train()
-    lesson = Lesson(plan).to(device)
-    parameters = [*codec.parameters(), *lesson.parameters()]
+    probe = LoudnessProbe(plan).to(device)
+    parameters = [*codec.parameters(), *probe.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=plan.codec_rate, betas=(0.8, 0.99), weight_decay=1e-4)
-    judge = Reconstruction().to(device)
+    reconstruction = Reconstruction().to(device)
 
     def step(number: int) -> dict[str, float]:
         wav = torch.from_numpy(windows(plan, songs, number)).to(device)[:, None]
         for group in optimizer.param_groups:
             group["lr"] = plan.codec_rate * cosine(number, plan.codec_steps)
-        if number == plan.plain_steps:
-            _find_codebooks(plan, codec, songs, device)
+        if number == plan.unquantized_steps:
+            _initialize_codebooks(plan, codec, songs, device)
         latent = codec.encoder(wav)
         penalty = torch.zeros((), device=device)
-        coarse = latent
-        if number >= plan.plain_steps:
+        first_codebook = latent  # the latents themselves, while there are no codebooks
+        if number >= plan.unquantized_steps:
             quantized = codec.quantizer(latent, FRAME_RATE)
-            # what the first codebook alone says, moved by this step already; the gradient goes to the latents
-            coarse = latent + (codec.quantizer.vq.layers[0].decode(quantized.codes[:, 0]) - latent).detach()
+            # this step has updated the codebook already; the gradient goes to the latents
+            first_codebook = latent + (codec.quantizer.vq.layers[0].decode(quantized.codes[:, 0]) - latent).detach()
             latent, penalty = quantized.x, quantized.penalty
-        made = codec.decoder(latent)[..., : wav.shape[-1]]
-        taught = lesson(latent, wav[:, 0]) + lesson(coarse, wav[:, 0])  # the same twice while there are no codebooks
+        output = codec.decoder(latent)[..., : wav.shape[-1]]
+        probe_loss = probe(latent, wav[:, 0]) + probe(first_codebook, wav[:, 0])
         optimizer.zero_grad(set_to_none=True)
-        clean = number >= plan.clean_from
-        error, figures = judge(made, wav, LOG_SHARES[clean], HIGHS_SHARES[0] * clean)
-        (error + COMMITMENT * penalty + taught).backward()
+        with_highs = number >= plan.highs_from
+        error, figures = reconstruction(output, wav, LOG_SHARES[with_highs], HIGHS_SHARES[0] * with_highs)
+        (error + COMMITMENT * penalty + probe_loss).backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
-        return figures | {"lesson": float(taught.detach()), "commitment": float(penalty.detach())}
+        return figures | {"probe": float(probe_loss.detach()), "commitment": float(penalty.detach())}
 
-    state = {"model": codec, "lesson": lesson, "optimizer": optimizer}
-    steps("codec", plan.folder, plan.codec_steps, state, step, clock, plan.seed)
+    state = {"model": codec, "probe": probe, "optimizer": optimizer}
+    run_steps("codec", plan.folder, plan.codec_steps, state, step, clock, plan.seed)
     return codec.eval().requires_grad_(False)
 
 
-def finish(plan: Plan, codec: Any, songs: Dataset, clock: Clock) -> Any:
-    """The decoder of a trained codec learns on alone, and songs keep their tokens; gives the codec.
+def train_decoder(plan: Plan, codec: Any, songs: Dataset, clock: Clock) -> Any:
+    """Train the decoder of a trained codec alone, with the tokens fixed, and return the codec.
 
-    A bright string that is struck and a drum have tokens in common; left to the mean of both, the string hisses.
+    Bright plucked strings and drums share tokens; trained on the mean of both, the decoder adds hiss to strings.
 
     Raises:
-        OutOfTime: the clock ran out; call again.
+        OutOfTime: the time limit is reached; call again.
     """
     decoder = codec.decoder.train().requires_grad_(True)
     device = next(decoder.parameters()).device
     optimizer = torch.optim.AdamW(decoder.parameters(), lr=plan.decoder_rate, betas=(0.8, 0.99), weight_decay=1e-4)
-    judge = Reconstruction().to(device)
+    reconstruction = Reconstruction().to(device)
 
     def step(number: int) -> dict[str, float]:
         wav = torch.from_numpy(windows(plan, songs, 2_000_000 + number)).to(device)[:, None]
@@ -115,81 +115,78 @@ def finish(plan: Plan, codec: Any, songs: Dataset, clock: Clock) -> Any:
             group["lr"] = plan.decoder_rate * cosine(number, plan.decoder_steps)
         with torch.no_grad():
             latent = codec.quantizer(codec.encoder(wav), FRAME_RATE).x
-        made = decoder(latent)[..., : wav.shape[-1]]
+        output = decoder(latent)[..., : wav.shape[-1]]
         optimizer.zero_grad(set_to_none=True)
-        error, figures = judge(made, wav, LOG_SHARES[1], HIGHS_SHARES[1])
+        error, figures = reconstruction(output, wav, LOG_SHARES[1], HIGHS_SHARES[1])
         error.backward()
         nn.utils.clip_grad_norm_(decoder.parameters(), 1.0)
         optimizer.step()
         return figures
 
     state = {"decoder": decoder, "optimizer": optimizer}
-    steps("decoder", plan.folder, plan.decoder_steps, state, step, clock, plan.seed)
+    run_steps("decoder", plan.folder, plan.decoder_steps, state, step, clock, plan.seed)
     decoder.eval().requires_grad_(False)
     return codec
 
 
-class Lesson(nn.Module):
-    """What the latents are to say, read off them by one layer: how loud each of a few bands is in each frame.
-
-    Left out of the model when it is done.
-    """
+class LoudnessProbe(nn.Module):
+    """A linear layer that predicts the loudness of a few bands in each frame from the latents. It is not exported."""
 
     def __init__(self, plan: Plan) -> None:
         super().__init__()
         torch.manual_seed(plan.seed)
-        self.head = nn.Linear(plan.latent, LESSON_BANDS)
+        self.head = nn.Linear(plan.latent, PROBE_BANDS)
         self.bands: Tensor
-        self.register_buffer("bands", mel_bands(HOP, LESSON_BANDS), persistent=False)
+        self.register_buffer("bands", mel_bands(HOP, PROBE_BANDS), persistent=False)
         with torch.no_grad():
-            self.head.bias.fill_(-5.0)  # about what it is on average
+            self.head.bias.fill_(-5.0)  # about the mean
 
     def forward(self, latent: Tensor, wav: Tensor) -> Tensor:
-        """How wrongly the latents [B, D, frames] of wav [B, T] say it, in squared bels."""
-        there = self.bands @ power(wav, HOP, hop=HOP, center=False)
-        told = self.head(latent.transpose(1, 2)).transpose(1, 2)[..., : there.shape[-1]]
-        return F.mse_loss(told, torch.log10(there + INAUDIBLE))
+        """Return the error for latents [B, D, frames] of wav [B, T], in squared bels."""
+        actual = self.bands @ power(wav, HOP, hop=HOP, center=False)
+        predicted = self.head(latent.transpose(1, 2)).transpose(1, 2)[..., : actual.shape[-1]]
+        return F.mse_loss(predicted, torch.log10(actual + POWER_FLOOR))
 
 
 def windows(plan: Plan, songs: Dataset, number: int) -> np.ndarray[Any, np.dtype[np.float32]]:
-    """The batch of a step, [B, T], its last ones drums alone."""
+    """Return the batch of a step, [B, T]; the last windows contain only drums."""
     rng = np.random.default_rng([plan.seed, 10, number])
     length = int(plan.codec_seconds * SAMPLE_RATE) // HOP * HOP
     frames = int((SECONDS - 1) * FRAME_RATE)
-    # at whole frames, where notes begin: elsewhere the tokens need not be good
-    at = [(int(rng.integers(len(songs))), HOP * int(rng.integers(frames))) for _ in range(plan.codec_batch)]
+    # at whole frames, where notes start; tokens of other offsets need not be good
+    starts = [(int(rng.integers(len(songs))), HOP * int(rng.integers(frames))) for _ in range(plan.codec_batch)]
     gain = rng.uniform(0.7, 2.1, (plan.codec_batch, 1)).astype(np.float32)
-    alone = round(plan.codec_drums * plan.codec_batch)
-    some = [songs.window(song, begin, length) for song, begin in at[alone:]]
-    some += [_drums_alone(songs.songs[song], length, begin) for song, begin in at[:alone]]
-    return gain * np.stack(some)
+    num_drums = round(plan.codec_drums * plan.codec_batch)
+    batch = [songs.window(song, begin, length) for song, begin in starts[num_drums:]]
+    batch += [_drums_only(songs.songs[song], length, begin) for song, begin in starts[:num_drums]]
+    return gain * np.stack(batch)
 
 
-def _drums_alone(song: Song, length: int, begin: int) -> np.ndarray[Any, Any]:
-    """Samples [length] of nothing but the drums of a song's style."""
-    return render(replace(song, drums=True), length / SAMPLE_RATE, begin / SAMPLE_RATE, drums_alone=True)
+def _drums_only(song: Song, length: int, begin: int) -> np.ndarray[Any, Any]:
+    """Return samples [length] of the drums of a song's style."""
+    return render(replace(song, drums=True), length / SAMPLE_RATE, begin / SAMPLE_RATE, drums_only=True)
 
 
 @torch.no_grad()
-def _find_codebooks(plan: Plan, codec: Any, songs: Dataset, device: torch.device) -> None:
-    """Each codebook by k-means on what the ones before it leave."""
-    found = []
+def _initialize_codebooks(plan: Plan, codec: Any, songs: Dataset, device: torch.device) -> None:
+    """Initialize each codebook by k-means on the residual of those before it."""
+    latents = []
     for number in range(KMEANS_WINDOWS // plan.codec_batch):
         wav = torch.from_numpy(windows(plan, songs, 1_000_000 + number)).to(device)[:, None]
-        found.append(codec.encoder(wav).transpose(1, 2).reshape(-1, plan.latent))
-    rest = torch.cat(found)
+        latents.append(codec.encoder(wav).transpose(1, 2).reshape(-1, plan.latent))
+    residual = torch.cat(latents)
     for layer in codec.quantizer.vq.layers:
-        centres, sizes = kmeans(rest, CARD)
+        centres, sizes = kmeans(residual, CODEBOOK_SIZE)
         book = layer._codebook
-        batches = len(rest) / (plan.codec_batch * plan.codec_seconds * FRAME_RATE)
+        batches = len(residual) / (plan.codec_batch * plan.codec_seconds * FRAME_RATE)
         book.cluster_size.copy_(sizes / batches)
         book.embed.copy_(centres)
         book.embed_avg.copy_(centres * (sizes / batches)[:, None])
-        rest = rest - centres[torch.cdist(rest, centres).argmin(dim=1)]
+        residual = residual - centres[torch.cdist(residual, centres).argmin(dim=1)]
 
 
 def kmeans(points: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Centres [count, D] of points [N, D] and how many each has (Lloyd 1982); empty ones move to a point."""
+    """Return centres [count, D] of points [N, D] and their sizes (Lloyd 1982); empty clusters move."""
     centres = points[torch.randperm(len(points), device=points.device)[:count]].clone()
     sizes = torch.ones(count, device=points.device)
     for _ in range(KMEANS_ROUNDS):
@@ -203,10 +200,10 @@ def kmeans(points: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def tokens(codec: Any, samples: NDArray[np.int16]) -> Tensor:
-    """The tokens of songs [N, T], [N, K, frames]."""
+    """Encode songs [N, T] to tokens [N, K, frames]."""
     device = next(codec.parameters()).device
     wavs = torch.from_numpy(samples.astype(np.float32) / 32_767)[:, None]
-    # one by one: ten at once take twice as long, as what lies between two layers leaves the processor's cache
+    # one by one: batches of ten take twice as long, because activations between layers exceed the CPU cache
     codes = torch.cat([codec.encode(wav.to(device))[0] for wav in wavs.split(1)])
     assert codes.shape[1] == CODEBOOKS
     return codes.to(torch.int16).cpu()

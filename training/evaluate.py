@@ -1,7 +1,7 @@
-"""What the built-in model can do, by the meters, on captions drawn anew.
+"""Evaluation of the built-in model by audio features, on new captions.
 
-Songs are few: most of those that the captions are of were learnt from, in other words. The codec is judged on those
-that were not.
+There are few songs, so most of the captions describe training songs in other words. The codec is evaluated on held-out
+songs.
 """
 
 from __future__ import annotations
@@ -19,279 +19,302 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 import musicgen_bento
-from training import meters
+from training import audio_features
+from training.audio_features import AudioFeatures
 from training.captions import Caption, caption, colour, speed
-from training.dataset import order
-from training.meters import Reading
+from training.dataset import shuffled_songs
 from training.plan import SAMPLE_RATE, Plan
 from training.render import render
 from training.songs import SONGS, Song, draw_song
 
-SEED = 10  # of the captions: nothing was trained or chosen by what came of them
+SEED = 10  # of the captions; no result with it was used for training or tuning
 SECONDS = 8.0
 CLIPS = 200
-AT_ONCE = 12
+BATCH_SIZE = 12
 Samples = NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
-    """One thing that a prompt may ask for, and how to hear whether it came.
+class PromptAttribute:
+    """An attribute that a prompt may request, and its detection in audio.
 
     Attributes:
         name: in the table.
-        says: what a caption must speak of for it to be asked.
-        wanted: of a song: True or False for one side or the other, None where it is in between.
-        heard: of a reading: which side it is on.
-        bar: the share of clips that should be right.
-        must: whether the bar is to be met; else it is an aim.
+        caption_topic: topic that a caption must mention for the attribute to be evaluated.
+        expected: returns the value of a song: True, False, or None if it is neither.
+        detected: returns the value of audio features.
+        target: share of clips that should be correct.
+        required: whether the target must be met; otherwise it is an aim.
     """
 
     name: str
-    says: str
-    wanted: Callable[[Song], bool | None]
-    heard: Callable[[Reading, Song], bool]
-    bar: float
-    must: bool = True
+    caption_topic: str
+    expected: Callable[[Song], bool | None]
+    detected: Callable[[AudioFeatures, Song], bool]
+    target: float
+    required: bool = True
 
 
-def _of(value: str, yes: str, no: str) -> bool | None:
+def _to_bool(value: str, yes: str, no: str) -> bool | None:
     return {yes: True, no: False}.get(value)
 
 
-def _near(tempo: float, wanted: float) -> bool:
-    return any(abs(tempo * factor / wanted - 1) < 0.08 for factor in (0.5, 1, 2))
+def _is_near_tempo(tempo: float, expected: float) -> bool:
+    return any(abs(tempo * factor / expected - 1) < 0.08 for factor in (0.5, 1, 2))
 
 
-QUESTIONS = (
-    Question("drums or none", "drums", lambda s: s.drums, lambda r, s: r.percussion > meters.DRUMS, 0.95),
-    Question("slow or fast", "tempo", lambda s: _of(speed(s), "fast", "slow"), lambda r, s: r.pace > meters.FAST, 0.90),
-    Question(
-        "bass or high",
-        "register",
-        lambda s: _of(s.register, "high", "low"),
-        lambda r, s: r.register > meters.HIGH,
+ATTRIBUTES = (
+    PromptAttribute(
+        "drums or none",
+        "drums",
+        lambda song: song.drums,
+        lambda features, song: features.percussion > audio_features.DRUMS_THRESHOLD_DB,
+        0.95,
+    ),
+    PromptAttribute(
+        "slow or fast",
+        "tempo",
+        lambda song: _to_bool(speed(song), "fast", "slow"),
+        lambda features, song: features.pace > audio_features.FAST_THRESHOLD,
         0.90,
     ),
-    Question(
+    PromptAttribute(
+        "bass or high",
+        "register",
+        lambda song: _to_bool(song.register, "high", "low"),
+        lambda features, song: features.register > audio_features.HIGH_THRESHOLD_DB,
+        0.90,
+    ),
+    PromptAttribute(
         "dark or bright",
         "colour",
-        lambda s: _of(colour(s), "bright", "dark"),
-        lambda r, s: r.brightness > meters.BRIGHT,
+        lambda song: _to_bool(colour(song), "bright", "dark"),
+        lambda features, song: features.brightness > audio_features.BRIGHT_THRESHOLD_DB,
         0.85,
     ),
-    Question(
+    PromptAttribute(
         "major or minor",
         "mood",
-        lambda s: s.mode == "major",
-        lambda r, s: r.mode > meters.MAJOR,
+        lambda song: song.mode == "major",
+        lambda features, song: features.mode > audio_features.MAJOR_THRESHOLD,
         0.75,
-        must=False,
+        required=False,
     ),
-    Question("tempo in bpm", "bpm", lambda s: True, lambda r, s: _near(r.tempo, s.tempo), 0.60, must=False),
+    PromptAttribute(
+        "tempo in bpm",
+        "bpm",
+        lambda song: True,
+        lambda features, song: _is_near_tempo(features.tempo, song.tempo),
+        0.60,
+        required=False,
+    ),
 )
 
 
 @dataclass(slots=True)
 class Tally:
-    """How often an answer was right."""
+    """Counts of correct and of all clips."""
 
-    right: int = 0
-    asked: int = 0
+    correct: int = 0
+    total: int = 0
 
-    def count(self, right: bool) -> None:
-        """One more."""
-        self.right, self.asked = self.right + int(right), self.asked + 1
+    def count(self, is_correct: bool) -> None:
+        """Count one clip."""
+        self.correct, self.total = self.correct + int(is_correct), self.total + 1
 
     @property
-    def share(self) -> float:
-        """Of the right ones, 0 to 1; NaN where none was asked."""
-        return self.right / self.asked if self.asked else math.nan
+    def accuracy(self) -> float:
+        """Share of correct clips, 0 to 1; NaN without clips."""
+        return self.correct / self.total if self.total else math.nan
 
 
 @dataclass(slots=True)
 class Result:
-    """All figures of one evaluation.
+    """The figures of one evaluation.
 
     Attributes:
-        meters: how often each question's meter is right on the renderer's own audio.
-        songs: the songs themselves held against their captions, which round tempos: as good as it gets.
-        codec_agrees: how often a meter reads the same before and after the codec.
-        si_sdr: of the codec, dB, mean.
-        log_mel: of the codec, mean distance in dB.
-        obeyed: by question, at cfg_coef 3.
-        chance: the same clips, each held against the caption before its own.
-        loosely: the same clips at cfg_coef 1.
-        broken: by fault, of `clips`.
-        flattest, flatness_bar: largest spectral flatness of a clip, and of the renderer's clips.
-        real_time: seconds of audio made in a second, one clip of 10 s.
+        feature_accuracy: accuracy of each detection on the renderer's audio.
+        caption_accuracy: the renderer's audio compared with its captions, which round tempos; the upper bound.
+        codec_agreement: detections that are the same before and after the codec.
+        si_sdr: mean SI-SDR of the codec in dB.
+        log_mel: mean log-mel distance of the codec in dB.
+        guided: generated clips compared with their captions, at cfg_coef 3.
+        chance: the same clips, each compared with the caption of the clip before.
+        unguided: generated clips at cfg_coef 1.
+        clips: number of clips.
+        faults: number of clips with each fault.
+        max_flatness, flatness_limit: largest spectral flatness of a clip, and of the renderer's clips.
+        realtime_factor: seconds of audio per second of computing, for one clip of 10 s.
     """
 
-    meters: dict[str, Tally] = field(default_factory=lambda: {q.name: Tally() for q in QUESTIONS})
-    songs: dict[str, Tally] = field(default_factory=lambda: {q.name: Tally() for q in QUESTIONS})
-    codec_agrees: dict[str, Tally] = field(default_factory=lambda: {q.name: Tally() for q in QUESTIONS})
+    feature_accuracy: dict[str, Tally] = field(default_factory=lambda: {a.name: Tally() for a in ATTRIBUTES})
+    caption_accuracy: dict[str, Tally] = field(default_factory=lambda: {a.name: Tally() for a in ATTRIBUTES})
+    codec_agreement: dict[str, Tally] = field(default_factory=lambda: {a.name: Tally() for a in ATTRIBUTES})
     si_sdr: float = math.nan
     log_mel: float = math.nan
-    obeyed: dict[str, Tally] = field(default_factory=lambda: {q.name: Tally() for q in QUESTIONS})
-    chance: dict[str, Tally] = field(default_factory=lambda: {q.name: Tally() for q in QUESTIONS})
-    loosely: dict[str, Tally] = field(default_factory=lambda: {q.name: Tally() for q in QUESTIONS})
+    guided: dict[str, Tally] = field(default_factory=lambda: {a.name: Tally() for a in ATTRIBUTES})
+    chance: dict[str, Tally] = field(default_factory=lambda: {a.name: Tally() for a in ATTRIBUTES})
+    unguided: dict[str, Tally] = field(default_factory=lambda: {a.name: Tally() for a in ATTRIBUTES})
     clips: int = 0
-    broken: dict[str, int] = field(default_factory=dict)
-    flattest: float = 0.0
-    flatness_bar: float = 0.0
-    real_time: float = math.nan
+    faults: dict[str, int] = field(default_factory=dict)
+    max_flatness: float = 0.0
+    flatness_limit: float = 0.0
+    realtime_factor: float = math.nan
 
 
-def drawn(count: int, seed: int = SEED) -> list[tuple[Song, Caption, Samples]]:
-    """Songs with a caption each, and as they sound."""
+def draw_examples(count: int, seed: int = SEED) -> list[tuple[Song, Caption, Samples]]:
+    """Draw songs with captions, and render them."""
     songs = [draw_song(np.random.default_rng([seed, number])) for number in range(count)]
-    bar = tqdm(songs, desc="rendering", disable=None)
+    progress = tqdm(songs, desc="rendering", disable=None)
     return [
-        (song, caption(song, np.random.default_rng([seed, 1, n])), render(song, SECONDS)) for n, song in enumerate(bar)
+        (song, caption(song, np.random.default_rng([seed, 1, n])), render(song, SECONDS))
+        for n, song in enumerate(progress)
     ]
 
 
-def unheard(plan: Plan) -> list[Song]:
-    """The songs that the plan's model did not learn from."""
-    return list(order(plan.seed)[plan.songs :])
+def held_out_songs(plan: Plan) -> list[Song]:
+    """Return the songs that the plan's model was not trained on."""
+    return list(shuffled_songs(plan.seed)[plan.songs :])
 
 
 def evaluate(model: Path | str, codec: Any, clips: int = CLIPS, seed: int = SEED) -> Result:
-    """Everything, in some minutes on two cores.
+    """Run the whole evaluation; takes a few minutes on two cores.
 
     Args:
         model: a folder in the released format, or a model's name.
-        codec: its codec, as AudioCraft builds it.
-        clips: how many to make at each guidance.
-        seed: of the songs and captions, and with it of the clips.
+        codec: the codec, as AudioCraft builds it.
+        clips: number of clips at each guidance.
+        seed: of the songs, captions and clips.
     """
-    result, songs = Result(clips=clips), drawn(clips, seed)
-    judge_meters(result, songs)
-    result.flatness_bar = max(flatness(render(song, SECONDS)) for song in tqdm(noisiest(), desc="noise", disable=None))
-    judge_codec(result, unheard(Plan()), codec)
+    result, songs = Result(clips=clips), draw_examples(clips, seed)
+    evaluate_features(result, songs)
+    noisiest = tqdm(noisiest_songs(), desc="noise", disable=None)
+    result.flatness_limit = max(flatness(render(song, SECONDS)) for song in noisiest)
+    evaluate_codec(result, held_out_songs(Plan()), codec)
     with musicgen_bento.pipeline(str(model)) as pipe:
-        _judge_music(result, songs, pipe, seed)
-        pipe("piano", duration=2.0)  # warm
-        begin = time.monotonic()
+        _evaluate_generation(result, songs, pipe, seed)
+        pipe("piano", duration=2.0)  # warm-up
+        started = time.monotonic()
         pipe("lofi hip hop with drums and electric piano", duration=10.0, seed=1)
-        result.real_time = 10 / (time.monotonic() - begin)
+        result.realtime_factor = 10 / (time.monotonic() - started)
     return result
 
 
-def noisiest() -> list[Song]:
-    """The kinds of songs that the renderer's noisiest is among."""
+def noisiest_songs() -> list[Song]:
+    """Return the songs that include the renderer's noisiest ones."""
     return [song for song in SONGS if song.drums and song.register == "high" and song.brightness > 0.5]
 
 
-def judge_meters(result: Result, songs: Sequence[tuple[Song, Caption, Samples]]) -> None:
-    """Fill in what the meters read of the songs themselves."""
-    for song, said, wav in tqdm(songs, desc="meters", disable=None):
-        reading = meters.read(wav)
-        _ask(result.songs, song, said, reading)
-        for question in QUESTIONS:
-            wanted = question.wanted(song)
-            if wanted is not None:
-                result.meters[question.name].count(question.heard(reading, song) == wanted)
+def evaluate_features(result: Result, songs: Sequence[tuple[Song, Caption, Samples]]) -> None:
+    """Fill in the accuracy of the features on the renderer's audio."""
+    for song, song_caption, wav in tqdm(songs, desc="features", disable=None):
+        features = audio_features.extract_features(wav)
+        _count_attributes(result.caption_accuracy, song, song_caption, features)
+        for attribute in ATTRIBUTES:
+            expected = attribute.expected(song)
+            if expected is not None:
+                result.feature_accuracy[attribute.name].count(attribute.detected(features, song) == expected)
 
 
-def judge_codec(result: Result, songs: Sequence[Song], codec: Any) -> None:
-    """Fill in what the meters read of songs before and after the codec, and how near those are."""
+def evaluate_codec(result: Result, songs: Sequence[Song], codec: Any) -> None:
+    """Fill in the agreement of features before and after the codec, and the codec's errors."""
     ratios, distances = [], []
     for song in tqdm(songs, desc="codec", disable=None):
         wav = render(song, SECONDS)
-        after = through(codec, wav)
-        first, second = meters.read(wav), meters.read(after)
+        after = encode_decode(codec, wav)
+        first, second = audio_features.extract_features(wav), audio_features.extract_features(after)
         ratios.append(si_sdr(after, wav))
         distances.append(log_mel_distance(after, wav))
-        for question in QUESTIONS:
-            if question.wanted(song) is not None:
-                same = question.heard(first, song) == question.heard(second, song)
-                result.codec_agrees[question.name].count(same)
+        for attribute in ATTRIBUTES:
+            if attribute.expected(song) is not None:
+                same = attribute.detected(first, song) == attribute.detected(second, song)
+                result.codec_agreement[attribute.name].count(same)
     result.si_sdr, result.log_mel = float(np.mean(ratios)), float(np.mean(distances))
 
 
-def _judge_music(result: Result, songs: Sequence[tuple[Song, Caption, Samples]], pipe: Any, seed: int) -> None:
-    readings: list[Reading] = []
-    for guidance, tallies in ((3.0, result.obeyed), (1.0, result.loosely)):
-        for begin in tqdm(range(0, len(songs), AT_ONCE), desc=f"music, cfg_coef {guidance:g}", disable=None):
-            some = songs[begin : begin + AT_ONCE]
+def _evaluate_generation(result: Result, songs: Sequence[tuple[Song, Caption, Samples]], pipe: Any, seed: int) -> None:
+    all_features: list[AudioFeatures] = []
+    for guidance, tallies in ((3.0, result.guided), (1.0, result.unguided)):
+        for begin in tqdm(range(0, len(songs), BATCH_SIZE), desc=f"generating, cfg_coef {guidance:g}", disable=None):
+            batch = songs[begin : begin + BATCH_SIZE]
             out = pipe(
-                [said.text for _, said, _ in some],
+                [song_caption.text for _, song_caption, _ in batch],
                 duration=SECONDS,
                 seed=1_000_000 * seed + begin,
                 cfg_coef=guidance,
                 normalize="none",
             )
-            for (song, said, _), wav in zip(some, out.audios, strict=True):
-                reading = meters.read(wav[0])
-                _ask(tallies, song, said, reading)
+            for (song, song_caption, _), wav in zip(batch, out.audios, strict=True):
+                features = audio_features.extract_features(wav[0])
+                _count_attributes(tallies, song, song_caption, features)
                 if guidance == 3.0:
-                    _look_for_faults(result, wav[0])
-                    readings.append(reading)
-    for (song, said, _), reading in zip(songs, readings[1:] + readings[:1], strict=True):
-        _ask(result.chance, song, said, reading)
+                    _count_faults(result, wav[0])
+                    all_features.append(features)
+    for (song, song_caption, _), features in zip(songs, all_features[1:] + all_features[:1], strict=True):
+        _count_attributes(result.chance, song, song_caption, features)
 
 
-def _ask(tallies: dict[str, Tally], song: Song, said: Caption, reading: Reading) -> None:
-    song = replace(song, tempo=said.bpm or song.tempo)
-    for question in QUESTIONS:
-        wanted = question.wanted(song)
-        if question.says in said.says and wanted is not None:
-            tallies[question.name].count(question.heard(reading, song) == wanted)
+def _count_attributes(tallies: dict[str, Tally], song: Song, song_caption: Caption, features: AudioFeatures) -> None:
+    song = replace(song, tempo=song_caption.bpm or song.tempo)
+    for attribute in ATTRIBUTES:
+        expected = attribute.expected(song)
+        if attribute.caption_topic in song_caption.topics and expected is not None:
+            tallies[attribute.name].count(attribute.detected(features, song) == expected)
 
 
-def _look_for_faults(result: Result, wav: Samples) -> None:
+def _count_faults(result: Result, wav: Samples) -> None:
     level = 20 * math.log10(max(float(np.sqrt(np.mean(wav**2))), 1e-9))
     flat = flatness(wav)
-    result.flattest = max(result.flattest, flat)
+    result.max_flatness = max(result.max_flatness, flat)
     faults = {
         "not a number": not np.isfinite(wav).all(),
-        # a clip that is louder than full scale has been turned down until its peak is there
+        # the server attenuates clips louder than full scale until their peak is at full scale
         "louder than full scale": float(np.abs(wav).max()) > 1 - 1e-6,
         "RMS outside -32 to -10 dBFS": not -32 <= level <= -10,
         "silent for over a second": longest_silence(wav) > 1.0,
-        "flatter than the renderer's noisiest": flat > result.flatness_bar,
+        "flatter than the renderer's noisiest": flat > result.flatness_limit,
     }
-    for fault, there in faults.items():
-        result.broken[fault] = result.broken.get(fault, 0) + int(there)
+    for fault, present in faults.items():
+        result.faults[fault] = result.faults.get(fault, 0) + int(present)
 
 
 @torch.no_grad()
-def through(codec: Any, wav: Samples) -> Samples:
-    """A clip [T], encoded and decoded."""
+def encode_decode(codec: Any, wav: Samples) -> Samples:
+    """Encode and decode a clip [T]."""
     codes, scale = codec.encode(torch.from_numpy(wav)[None, None])
-    made: Samples = codec.decode(codes, scale)[0, 0, : len(wav)].numpy()
-    return made
+    output: Samples = codec.decode(codes, scale)[0, 0, : len(wav)].numpy()
+    return output
 
 
-def si_sdr(made: Samples, wav: Samples) -> float:
-    """Scale-invariant signal-to-distortion ratio in dB (Le Roux et al. 2019)."""
-    a, b = made - made.mean(), wav - wav.mean()
+def si_sdr(output: Samples, wav: Samples) -> float:
+    """Return the scale-invariant signal-to-distortion ratio in dB (Le Roux et al. 2019)."""
+    a, b = output - output.mean(), wav - wav.mean()
     target = (a @ b) / max(float(b @ b), 1e-12) * b
     return float(10 * np.log10((target @ target + 1e-12) / ((a - target) @ (a - target) + 1e-12)))
 
 
-def log_mel_distance(made: Samples, wav: Samples) -> float:
-    """Mean absolute difference of 64 mel bands in dB, 60 dB below the loudest at most."""
+def log_mel_distance(output: Samples, wav: Samples) -> float:
+    """Return the mean absolute difference of 64 mel bands in dB, with a floor 60 dB below the loudest."""
     import librosa
 
     bands = [
-        librosa.feature.melspectrogram(y=x, sr=SAMPLE_RATE, n_fft=2048, hop_length=512, n_mels=64) for x in (made, wav)
+        librosa.feature.melspectrogram(y=x, sr=SAMPLE_RATE, n_fft=2048, hop_length=512, n_mels=64)
+        for x in (output, wav)
     ]
     top = max(float(bands[1].max()), 1e-9)
-    one, other = (10 * np.log10(np.maximum(band / top, 1e-6)) for band in bands)
-    return float(np.abs(one - other).mean())
+    decoded, original = (10 * np.log10(np.maximum(band / top, 1e-6)) for band in bands)
+    return float(np.abs(decoded - original).mean())
 
 
 def flatness(wav: Samples) -> float:
-    """Spectral flatness, 0 a tone to 1 white noise: the geometric over the arithmetic mean of the mean spectrum."""
-    _, magnitudes = meters.spectrogram(wav)
+    """Return the flatness of the mean spectrum, geometric over arithmetic mean: 0 for a tone, 1 for white noise."""
+    _, magnitudes = audio_features.spectrogram(wav)
     power = (magnitudes**2).mean(axis=1) + 1e-14
     return float(np.exp(np.log(power).mean()) / power.mean())
 
 
 def longest_silence(wav: Samples) -> float:
-    """Seconds below -60 dBFS in one piece, by windows of 20 ms."""
+    """Return the longest time below -60 dBFS in seconds, measured in windows of 20 ms."""
     windows = wav[: len(wav) // 640 * 640].reshape(-1, 640)
     quiet = np.sqrt((windows**2).mean(axis=1)) < 1e-3
     longest = run = 0

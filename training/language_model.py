@@ -1,4 +1,4 @@
-"""The language model's training: the tokens of songs, after their captions."""
+"""Training of the language model on the tokens of songs, conditioned on their captions."""
 
 from __future__ import annotations
 
@@ -16,36 +16,36 @@ from tqdm import tqdm
 from training import codec as codecs
 from training import fast, text
 from training.captions import caption, speed
-from training.dataset import SHARD, Dataset
-from training.loop import Clock, cosine, steps
+from training.dataset import SHARD_SONGS, Dataset
+from training.loop import Clock, cosine, run_steps
 from training.network import Network, delayed
 from training.plan import Plan
-from training.songs import REGISTERS, STYLES, TEMPOS, Song, chance, half_beat, surprises
+from training.songs import REGISTERS, STYLES, TEMPOS, Song, half_beat, song_frequency, surprises
 
-TEACHING = 0.3  # the weight of the lessons
-KEEPING_TIME = 0.6  # and of the beat's
-FIRST = 10  # positions
-MATRICES = 2.0  # Muon's rate, beside AdamW's; see training/README.md for what it brought
-EAGER = 8.0  # how much faster the embeddings learn: each is seen in few steps, and they are large beside a step
-HEEDFUL = 3.0  # and what brings the prompt in
-# A prompt decides how a clip begins, a few nats of the thousands that a long window has; what follows, the beginning
-# decides. So many windows are short. (length in parts of the whole window, chance)
-WINDOWS = ((0.125, 0.15), (0.5, 0.55), (1.0, 0.3))
-# Most begin where the song does, as a clip does: then a position and a tempo say whether there is a beat. The others
-# are for clips that go on beyond a window.
-FROM_THE_START = 0.75
-# A song that is not what its style makes one expect is drawn so many times as often, and its caption says so: else a
-# techno without drums is too rare for the word to be learnt beside the genre, and a prompt that asks for it gets drums.
-SURPRISING = {"drums": 3.0, "tempo": 2.0}
-HELD_OUT = 40  # of so many songs one, the last ones, for the curves' second line
-LOOK = 100  # steps between two points of it
+PROBE_WEIGHT = 0.3  # of the losses of the caption probes
+BEAT_WEIGHT = 0.6  # of the loss of the beat probe
+PROBE_POSITIONS = 10  # first positions that the caption probe reads
+MUON_RATE_FACTOR = 2.0  # Muon's rate relative to AdamW's; training/README.md has its effect
+EMBEDDING_RATE_FACTOR = 8.0  # of the embeddings: each occurs in few steps, and they are large relative to a step
+PROMPT_RATE_FACTOR = 3.0  # of the text encoder and its projection
+# The prompt decides how a clip starts, a few nats of the thousands of a long window, and the start decides the rest.
+# Many windows are therefore short. Each entry is a share of the whole window and its probability.
+WINDOW_SHARES = ((0.125, 0.15), (0.5, 0.55), (1.0, 0.3))
+# Most windows start with the song, as a clip does, so that position and tempo determine the beat. The others train
+# clips that continue beyond a window.
+START_PROBABILITY = 0.75
+# Factors by which songs that are unusual for their style are drawn more often; their captions mention it. Otherwise,
+# techno without drums is too rare, the model follows the genre alone, and a prompt for it gets drums.
+SURPRISE_WEIGHTS = {"drums": 3.0, "tempo": 2.0}
+HELD_OUT = 40  # one of this many songs, from the end, for the held-out loss
+EVALUATION_INTERVAL = 100  # steps between two evaluations of it
 
 
-class Lesson(nn.Module):
-    """Extra labels that teach at once what would take the music's loss hours: what a caption says.
+class CaptionProbe(nn.Module):
+    """An auxiliary classifier of the caption's content, which the token loss alone would take hours to learn.
 
-    They are read off the text encoder, and off the language model's first positions, which know little of the song
-    but its caption. Left out of the model when it is done.
+    One probe reads the text encoder, another the language model's first positions, where the caption is most of the
+    available information. Probes are not exported.
     """
 
     def __init__(self, width: int, seed: int) -> None:
@@ -54,45 +54,45 @@ class Lesson(nn.Module):
         self.heads = nn.ModuleList(nn.Linear(width, count) for count in CLASSES)
 
     def forward(self, hidden: Tensor, mask: Tensor, songs: Sequence[Song]) -> Tensor:
-        """How wrongly a song's classes are read off the mean of what is known of it, [B, L, width] where mask is."""
+        """Return the loss of classifying songs from the mean of hidden [B, L, width] where mask [B, L] is true."""
         weights = mask.to(hidden.dtype)[:, :, None]
-        there = mask.any(dim=1)
-        mean = ((hidden * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1))[there]
-        wanted = torch.tensor([classes(song) for song in songs], device=hidden.device)[there]
-        parts = [F.cross_entropy(head(mean), wanted[:, i]) for i, head in enumerate(self.heads)]
+        present = mask.any(dim=1)
+        mean = ((hidden * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1))[present]
+        labels = torch.tensor([song_classes(song) for song in songs], device=hidden.device)[present]
+        parts = [F.cross_entropy(head(mean), labels[:, i]) for i, head in enumerate(self.heads)]
         return torch.stack(parts).mean()
 
 
-class Beat(nn.Module):
-    """Where in the music a position is: the tempo, the frame of the beat, and the beat of the bar.
+class BeatProbe(nn.Module):
+    """An auxiliary classifier of tempo, frame of the beat and beat of the bar, at every position.
 
-    When the next note comes the music's loss says at one frame of many, and before it came the prompt alone knows.
-    So every position is asked, two layers before the end, for what is to come to be made of it. Left out of the model.
+    The token loss depends on the time of the next note at few frames, so it teaches the beat slowly. The probe reads
+    the input of the last two layers, so that these can use the beat. It is not exported.
     """
 
     def __init__(self, width: int, seed: int) -> None:
         super().__init__()
         torch.manual_seed(seed)
         self.norm = nn.LayerNorm(width)
-        self.heads = nn.ModuleList(nn.Linear(width, count) for count in BEATS)
+        self.heads = nn.ModuleList(nn.Linear(width, count) for count in BEAT_CLASSES)
 
     def forward(self, hidden: Tensor, frames: Tensor, songs: Sequence[Song]) -> Tensor:
-        """How wrongly it is read off hidden [B, S, width] of songs at their frames [B, S]."""
+        """Return the loss for hidden states [B, S, width] of songs at frames [B, S]."""
         beat = torch.tensor([2 * half_beat(song.tempo) for song in songs], device=frames.device)[:, None]
         bar = torch.tensor([STYLES[song.style].beats for song in songs], device=frames.device)[:, None]
         tempo = torch.tensor([TEMPOS.index(song.tempo) for song in songs], device=frames.device)[:, None]
-        wanted = tempo.expand_as(frames), frames % beat, frames // beat % bar
+        labels = tempo.expand_as(frames), frames % beat, frames // beat % bar
         hidden = self.norm(hidden)
         return torch.stack(
             [
-                F.cross_entropy(head(hidden).flatten(0, 1), to.flatten())
-                for head, to in zip(self.heads, wanted, strict=True)
+                F.cross_entropy(head(hidden).flatten(0, 1), label.flatten())
+                for head, label in zip(self.heads, labels, strict=True)
             ]
         ).mean()
 
 
-def classes(song: Song) -> list[int]:
-    """A song as numbers, each below its place in CLASSES."""
+def song_classes(song: Song) -> list[int]:
+    """Return the class indices of a song, in the order of CLASSES."""
     return [
         list(STYLES).index(song.style),
         list(REGISTERS).index(song.register),
@@ -105,146 +105,153 @@ def classes(song: Song) -> list[int]:
 
 
 CLASSES = (len(STYLES), len(REGISTERS), 2, 2, 2, len(TEMPOS), 3)
-BEATS = (len(TEMPOS), 2 * half_beat(min(TEMPOS)), 4)
+BEAT_CLASSES = (len(TEMPOS), 2 * half_beat(min(TEMPOS)), 4)
 
 
 def encode(plan: Plan, codec: Any, songs: Dataset, clock: Clock) -> Tensor:
-    """All songs' tokens [N, K, frames], in the songs' order.
+    """Encode all songs to tokens [N, K, frames], in their order.
 
     Raises:
-        OutOfTime: the clock ran out; call again.
+        OutOfTime: the time limit is reached; call again.
     """
     folder = plan.folder / "tokens"
     folder.mkdir(parents=True, exist_ok=True)
-    places = [folder / f"tokens-{number:03}.pt" for number in range(len(songs) // SHARD)]
-    missing = [number for number, place in enumerate(places) if not place.exists()]
+    paths = [folder / f"tokens-{number:03}.pt" for number in range(len(songs) // SHARD_SONGS)]
+    missing = [number for number, path in enumerate(paths) if not path.exists()]
     for number in tqdm(missing, "encoding", disable=None):
-        torch.save(codecs.tokens(codec, songs.shard(number)), f"{places[number]}.part")
-        os.replace(f"{places[number]}.part", places[number])
+        torch.save(codecs.tokens(codec, songs.shard(number)), f"{paths[number]}.part")
+        os.replace(f"{paths[number]}.part", paths[number])
         clock.check()
-    return torch.cat([torch.load(place, weights_only=True) for place in places])
+    return torch.cat([torch.load(path, weights_only=True) for path in paths])
 
 
-def misread(read: Tensor, share: float, rng: np.random.Generator) -> Tensor:
-    """What is read [B, K, S], a share of it taken from another clip: after a token chosen badly music goes on too."""
-    wrong = torch.from_numpy(rng.random(read.shape) < share).to(read.device)
-    return torch.where(wrong, read.roll(1, dims=0), read)
+def corrupt_tokens(tokens: Tensor, share: float, rng: np.random.Generator) -> Tensor:
+    """Replace a share of tokens [B, K, S] by another clip's, so that the model learns to continue after bad samples."""
+    replaced = torch.from_numpy(rng.random(tokens.shape) < share).to(tokens.device)
+    return torch.where(replaced, tokens.roll(1, dims=0), tokens)
 
 
-def weight(song: Song) -> float:
-    """How often a song is learnt from, beside others."""
-    return chance(song) * math.prod(SURPRISING[key] for key in surprises(song))
+def song_weight(song: Song) -> float:
+    """Return the relative frequency of a song in training."""
+    return song_frequency(song) * math.prod(SURPRISE_WEIGHTS[key] for key in surprises(song))
 
 
 def _optimizers(
-    plan: Plan, network: Network, encoder: nn.Module, lessons: Sequence[nn.Parameter]
+    plan: Plan, network: Network, encoder: nn.Module, probes: Sequence[nn.Parameter]
 ) -> dict[str, torch.optim.Optimizer]:
-    """Muon (Jordan et al. 2024) for the transformer's matrices, AdamW for the rest, each with its highest rate."""
+    """Create Muon (Jordan et al. 2024) for the transformer's matrices and AdamW for all other parameters."""
     matrices = [p for p in network.transformer.parameters() if p.ndim == 2]
     tables = list(network.emb.parameters())
-    heeding = [*encoder.parameters(), *network.output_proj.parameters()]
-    placed = {id(p) for p in (*matrices, *tables, *heeding)}
-    rest = [p for p in (*network.parameters(), *lessons) if id(p) not in placed]
+    prompt_parameters = [*encoder.parameters(), *network.output_proj.parameters()]
+    grouped = {id(p) for p in (*matrices, *tables, *prompt_parameters)}
+    rest = [p for p in (*network.parameters(), *probes) if id(p) not in grouped]
     groups = [
         {"params": rest, "highest": plan.lm_rate},
-        {"params": heeding, "highest": HEEDFUL * plan.lm_rate},
-        {"params": tables, "highest": EAGER * plan.lm_rate, "weight_decay": 0.0},
+        {"params": prompt_parameters, "highest": PROMPT_RATE_FACTOR * plan.lm_rate},
+        {"params": tables, "highest": EMBEDDING_RATE_FACTOR * plan.lm_rate, "weight_decay": 0.0},
     ]
-    turned = [{"params": matrices, "highest": MATRICES * plan.lm_rate}]
+    muon_groups = [{"params": matrices, "highest": MUON_RATE_FACTOR * plan.lm_rate}]
     return {
         "adamw": torch.optim.AdamW(groups, lr=plan.lm_rate, betas=(0.9, 0.95), weight_decay=0.05, fused=True),
-        "muon": torch.optim.Muon(turned, lr=plan.lm_rate, weight_decay=0.05, adjust_lr_fn="match_rms_adamw"),
+        "muon": torch.optim.Muon(muon_groups, lr=plan.lm_rate, weight_decay=0.05, adjust_lr_fn="match_rms_adamw"),
     }
 
 
 def train(plan: Plan, tokens: Tensor, songs: Sequence[Song], clock: Clock) -> tuple[Network, Any, Any]:
-    """Train the language model and the text encoder, or go on; gives them with the tokenizer, in eval mode.
+    """Train or resume the language model and the text encoder; return them in eval mode, with the tokenizer.
 
     Raises:
-        OutOfTime: the clock ran out; call again.
+        OutOfTime: the time limit is reached; call again.
     """
     device = fast.device()
     tokenizer = text.tokenizer(plan)
     encoder = text.encoder(plan, len(tokenizer)).to(device)
     network = Network(plan).to(device)
-    lesson, heard = Lesson(plan.text_dim, plan.seed).to(device), Lesson(plan.dim, plan.seed).to(device)
-    beat = Beat(plan.dim, plan.seed).to(device)
-    lessons = [*lesson.parameters(), *heard.parameters(), *beat.parameters()]
-    parameters = [*network.parameters(), *encoder.parameters(), *lessons]
-    optimizers = _optimizers(plan, network, encoder, lessons)
+    encoder_probe, caption_probe = (
+        CaptionProbe(plan.text_dim, plan.seed).to(device),
+        CaptionProbe(plan.dim, plan.seed).to(device),
+    )
+    beat_probe = BeatProbe(plan.dim, plan.seed).to(device)
+    probes = [*encoder_probe.parameters(), *caption_probe.parameters(), *beat_probe.parameters()]
+    parameters = [*network.parameters(), *encoder.parameters(), *probes]
+    optimizers = _optimizers(plan, network, encoder, probes)
 
-    learnt = len(songs) - len(songs) // HELD_OUT
-    weights = np.array([weight(song) for song in songs[:learnt]])
-    chances = weights / weights.sum()
+    trained = len(songs) - len(songs) // HELD_OUT
+    weights = np.array([song_weight(song) for song in songs[:trained]])
+    probabilities = weights / weights.sum()
 
     def losses(
-        rng: np.random.Generator, part: float, *, learning: bool, exchanged: bool = False
+        rng: np.random.Generator, window_share: float, *, training: bool, exchanged: bool = False
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Of the music, the lessons and the beat; of songs held out, as they come, if it is not for learning."""
-        length, batch_size = round(part * plan.window), round(plan.lm_batch / part)
-        candidates = range(learnt) if learning else range(learnt, len(songs))
-        many = batch_size > len(candidates)
-        chosen = rng.choice(candidates, batch_size, replace=many, p=chances if learning else None)
-        later = rng.random(batch_size) >= FROM_THE_START
+        """Return the losses of tokens, caption probes and beat probe, for training songs or held-out songs.
+
+        With `exchanged` every song has the caption of another one.
+        """
+        length, batch_size = round(window_share * plan.window), round(plan.lm_batch / window_share)
+        candidates = range(trained) if training else range(trained, len(songs))
+        replace = batch_size > len(candidates)
+        chosen = rng.choice(candidates, batch_size, replace=replace, p=probabilities if training else None)
+        later = rng.random(batch_size) >= START_PROBABILITY
         begin = later * rng.integers(0, tokens.shape[-1] - length + 1, batch_size)
         codes = torch.stack([tokens[n, :, b : b + length] for n, b in zip(chosen, begin, strict=True)])
-        read, say = delayed(codes.long().to(device))
-        if learning:
-            read = misread(read, plan.noise, rng)
-        told = np.roll(chosen, 1) if exchanged else chosen
-        surely = [surprises(songs[n]) if learning else frozenset() for n in told]
-        said = [caption(songs[n], rng, keys).text for n, keys in zip(told, surely, strict=True)]
-        batch = tokenizer(said, return_tensors="pt", padding=True).to(device)
+        inputs, targets = delayed(codes.long().to(device))
+        if training:
+            inputs = corrupt_tokens(inputs, plan.token_noise, rng)
+        captioned = np.roll(chosen, 1) if exchanged else chosen
+        required = [surprises(songs[n]) if training else frozenset() for n in captioned]
+        prompts = [caption(songs[n], rng, keys).text for n, keys in zip(captioned, required, strict=True)]
+        batch = tokenizer(prompts, return_tensors="pt", padding=True).to(device)
         hidden = encoder(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).last_hidden_state
-        hearing = rng.random(batch_size) >= (plan.deaf if learning else 0)
-        hears = torch.from_numpy(hearing.astype(np.float32)).to(device)
-        with fast.half(device):
-            logits, known, beneath = network(read, hidden, batch["attention_mask"].bool(), hears)
-        described = [songs[n] for n in chosen]
-        taught = lesson(hidden, batch["attention_mask"], described)
-        if hears.any():
-            first = known[:, :FIRST].float()
-            taught = taught + heard(first, hears[:, None].expand(first.shape[:2]), described)
+        conditional = rng.random(batch_size) >= (plan.cfg_dropout if training else 0)
+        cond = torch.from_numpy(conditional.astype(np.float32)).to(device)
+        with fast.half_precision(device):
+            logits, last, penultimate = network(inputs, hidden, batch["attention_mask"].bool(), cond)
+        batch_songs = [songs[n] for n in chosen]
+        probe_loss = encoder_probe(hidden, batch["attention_mask"], batch_songs)
+        if cond.any():
+            first = last[:, :PROBE_POSITIONS].float()
+            probe_loss = probe_loss + caption_probe(first, cond[:, None].expand(first.shape[:2]), batch_songs)
         frames = torch.from_numpy(begin)[:, None] + torch.arange(length)
-        counted = beat(beneath[:, :length].float(), frames.to(device), described)
-        return fast.cross_entropy(logits.flatten(0, 2), say.flatten()), taught, counted
+        beat_loss = beat_probe(penultimate[:, :length].float(), frames.to(device), batch_songs)
+        return fast.cross_entropy(logits.flatten(0, 2), targets.flatten()), probe_loss, beat_loss
 
-    def look(number: int, part: float, exchanged: bool = False) -> float:
-        """The music's loss on songs held out, with their captions or with each other's."""
+    def held_out_loss(number: int, window_share: float, exchanged: bool = False) -> float:
+        """Return the token loss on held-out songs, with their own captions or exchanged ones."""
         rng = np.random.default_rng([plan.seed, 31, number])
-        return float(losses(rng, part, learning=False, exchanged=exchanged)[0])
+        return float(losses(rng, window_share, training=False, exchanged=exchanged)[0])
 
-    seen: dict[str, float] = {}
+    evaluated: dict[str, float] = {}
 
     def step(number: int) -> dict[str, float]:
         rng = np.random.default_rng([plan.seed, 30, number])
         for optimizer in optimizers.values():
             for group in optimizer.param_groups:
                 group["lr"] = group["highest"] * cosine(number, plan.lm_steps)
-        part = float(rng.choice([p for p, _ in WINDOWS], p=[chance for _, chance in WINDOWS]))
-        loss, taught, counted = losses(rng, part, learning=True)
+        window_share = float(rng.choice([share for share, _ in WINDOW_SHARES], p=[p for _, p in WINDOW_SHARES]))
+        loss, probe_loss, beat_loss = losses(rng, window_share, training=True)
         for optimizer in optimizers.values():
             optimizer.zero_grad(set_to_none=True)
-        (loss + TEACHING * taught + KEEPING_TIME * counted).backward()
+        (loss + PROBE_WEIGHT * probe_loss + BEAT_WEIGHT * beat_loss).backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
         for optimizer in optimizers.values():
             optimizer.step()
-        if number % LOOK == 0 or not seen:
+        if number % EVALUATION_INTERVAL == 0 or not evaluated:
             with torch.no_grad():
-                seen["held_out"] = sum(look(n, 1.0) for n in range(4)) / 4
-                seen["heeded"] = look(0, WINDOWS[0][0], exchanged=True) - look(0, WINDOWS[0][0])
-        return {"loss": loss.item(), "lesson": taught.item(), "beat": counted.item(), **seen}
+                shortest = WINDOW_SHARES[0][0]
+                evaluated["held_out"] = sum(held_out_loss(n, 1.0) for n in range(4)) / 4
+                evaluated["caption_gain"] = held_out_loss(0, shortest, exchanged=True) - held_out_loss(0, shortest)
+        return {"loss": loss.item(), "probe": probe_loss.item(), "beat": beat_loss.item(), **evaluated}
 
-    steps(
+    run_steps(
         "language_model",
         plan.folder,
         plan.lm_steps,
         {
             "network": network,
             "encoder": encoder,
-            "lesson": lesson,
-            "heard": heard,
-            "beat": beat,
+            "encoder_probe": encoder_probe,
+            "caption_probe": caption_probe,
+            "beat_probe": beat_probe,
             **optimizers,
         },
         step,

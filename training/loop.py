@@ -1,4 +1,4 @@
-"""A training loop that can be stopped at any time and goes on where it was."""
+"""A training loop that can be stopped at any time and resumes at the last saved step."""
 
 from __future__ import annotations
 
@@ -15,46 +15,46 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-SAVE_EVERY = 120.0  # seconds
+SAVE_INTERVAL_SECONDS = 120.0  # seconds
 
 
 class OutOfTime(Exception):
-    """The time for this part is over; what was reached is saved."""
+    """The time limit is reached; the progress is saved."""
 
 
-class Busy(Exception):
-    """Another process is at it."""
+class FolderInUse(Exception):
+    """Another process uses the folder."""
 
 
 @contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """Keep other processes out of a folder.
+def exclusive_folder(folder: Path) -> Iterator[None]:
+    """Lock a folder against other processes.
 
     Raises:
-        Busy: one is in it.
+        FolderInUse: another process has locked it.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / "lock", "w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise Busy from None
+            raise FolderInUse from None
         yield
 
 
 class Clock:
-    """The time budget of a part."""
+    """The time limit of one call."""
 
     def __init__(self, minutes: float) -> None:
         self._end = time.monotonic() + 60 * minutes
 
     def check(self) -> None:
-        """Raises OutOfTime when there is none left."""
+        """Raise OutOfTime once the limit is reached."""
         if time.monotonic() > self._end:
             raise OutOfTime
 
 
-def steps(
+def run_steps(
     name: str,
     folder: Path,
     count: int,
@@ -63,42 +63,42 @@ def steps(
     clock: Clock,
     seed: int,
 ) -> None:
-    """Do step 0 to count - 1, saving now and then; go on after the last one saved.
+    """Run the steps up to count - 1 from the last saved one, and save regularly.
 
     Args:
-        name: of the files: NAME.state, NAME.jsonl (the curves).
-        folder: where they are.
-        count: how many there are in all.
-        state: what has state_dict and load_state_dict: model, optimizer.
-        step: does one step by its number and returns figures; on the number and `seed` alone its randomness depends.
-        clock: of this part.
-        seed: of torch's generator, which each step begins with anew.
+        name: of the files NAME.state and NAME.jsonl (the curve).
+        folder: of the files.
+        count: number of steps in total.
+        state: objects with state_dict and load_state_dict, by name: models, optimizers.
+        step: runs the step of a number and returns its figures; its random numbers depend only on number and `seed`.
+        clock: time limit.
+        seed: of torch's generator, which is seeded again for each step.
 
     Raises:
-        OutOfTime: the part is over.
+        OutOfTime: the time limit is reached.
     """
-    place, curves = folder / f"{name}.state", folder / f"{name}.jsonl"
-    first, spent = _restore(place, state)
-    _forget_after(curves, first)
-    begin = saved = time.monotonic()
+    path, curve = folder / f"{name}.state", folder / f"{name}.jsonl"
+    first, spent = _restore(path, state)
+    _truncate_curve(curve, first)
+    started = saved = time.monotonic()
     figures: list[dict[str, float]] = []
 
     def save(done: int) -> None:
-        so_far = spent + time.monotonic() - begin
-        package = {key: thing.state_dict() for key, thing in state.items()} | {"done": done, "seconds": so_far}
-        torch.save(package, f"{place}.part")
-        os.replace(f"{place}.part", place)
+        seconds = spent + time.monotonic() - started
+        package = {key: part.state_dict() for key, part in state.items()} | {"done": done, "seconds": seconds}
+        torch.save(package, f"{path}.part")
+        os.replace(f"{path}.part", path)
 
-    with open(curves, "a", encoding="utf-8") as log:
+    with open(curve, "a", encoding="utf-8") as log:
         for number in _progress(name, first, count):
             torch.manual_seed(seed * 1_000_003 + number)
             figures.append(step(number))
             if number % 20 == 19 or number == count - 1:
                 means = {key: sum(f[key] for f in figures) / len(figures) for key in figures[0]}
-                line = {"step": number + 1, "seconds": round(spent + time.monotonic() - begin, 1)}
+                line = {"step": number + 1, "seconds": round(spent + time.monotonic() - started, 1)}
                 print(json.dumps(line | {key: round(value, 4) for key, value in means.items()}), file=log, flush=True)
                 figures = []
-            if time.monotonic() - saved > SAVE_EVERY:
+            if time.monotonic() - saved > SAVE_INTERVAL_SECONDS:
                 save(number + 1)
                 saved = time.monotonic()
             try:
@@ -110,22 +110,23 @@ def steps(
         save(count)
 
 
-def _restore(place: Path, state: dict[str, Any]) -> tuple[int, float]:
-    if not place.exists():
+def _restore(path: Path, state: dict[str, Any]) -> tuple[int, float]:
+    """Load the saved state and return the number of finished steps and the seconds they took."""
+    if not path.exists():
         return 0, 0.0
-    package = torch.load(place, map_location="cpu", weights_only=True)
-    for key, thing in state.items():
-        thing.load_state_dict(package[key])
+    package = torch.load(path, map_location="cpu", weights_only=True)
+    for key, part in state.items():
+        part.load_state_dict(package[key])
     return package["done"], package["seconds"]
 
 
-def _forget_after(curves: Path, step: int) -> None:
-    """Points of a curve that were drawn and not saved come again."""
-    if curves.exists():
-        lines = [line for line in curves.read_text().splitlines(keepends=True) if json.loads(line)["step"] <= step]
-        part = curves.with_suffix(".part")
+def _truncate_curve(curve: Path, step: int) -> None:
+    """Remove the points after the last saved step, which runs again."""
+    if curve.exists():
+        lines = [line for line in curve.read_text().splitlines(keepends=True) if json.loads(line)["step"] <= step]
+        part = curve.with_suffix(".part")
         part.write_text("".join(lines))
-        os.replace(part, curves)
+        os.replace(part, curve)
 
 
 def _progress(name: str, first: int, count: int) -> Iterator[int]:
@@ -134,7 +135,7 @@ def _progress(name: str, first: int, count: int) -> Iterator[int]:
 
 
 def cosine(step: int, count: int, warm: int = 100) -> float:
-    """The learning rate's factor: up in `warm` steps, down to 2% along a cosine."""
+    """Return the factor of the learning rate: a linear warm-up of `warm` steps, then a cosine down to 2%."""
     if step < warm:
         return (step + 1) / warm
     return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, count - warm)))

@@ -1,6 +1,6 @@
-"""MusicGen's language model (Copet et al. 2023) for training: whole sequences at once, tensors named as released.
+"""MusicGen's language model (Copet et al. 2023) for training on whole sequences, with AudioCraft's tensor names.
 
-`musicgen_bento.engine.decoder` is the same network for serving, step by step.
+`musicgen_bento.lm.decoder` is the same network for step-by-step inference.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from training.fast import attend
-from training.plan import CARD, CODEBOOKS, Plan
+from training.plan import CODEBOOK_SIZE, CODEBOOKS, Plan
 
 
 class Attention(nn.Module):
-    """Multi-head attention without biases; the three projections of the input are packed in one matrix."""
+    """Multi-head attention without biases, with query, key and value projections in one matrix."""
 
     def __init__(self, dim: int, heads: int) -> None:
         super().__init__()
@@ -24,14 +24,14 @@ class Attention(nn.Module):
         self.in_proj_weight = nn.Parameter(torch.randn(3 * dim, dim) * dim**-0.5)
         self.out_proj = nn.Linear(dim, dim, bias=False)
 
-    def forward(self, x: Tensor, heard: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
-        """Rows x [B, S, dim] attend causally to themselves, or to `heard` [B, L, dim] where `mask` [B, L] is true."""
-        if heard is None:
+    def forward(self, x: Tensor, context: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+        """Attend from x [B, S, dim] causally to x, or to `context` [B, L, dim] where `mask` [B, L] is true."""
+        if context is None:
             query, key, value = F.linear(x, self.in_proj_weight).chunk(3, dim=-1)
         else:
-            to_query, to_rest = self.in_proj_weight.split([x.shape[-1], 2 * x.shape[-1]])
-            query = F.linear(x, to_query)
-            key, value = F.linear(heard, to_rest).chunk(2, dim=-1)
+            query_weight, key_value_weight = self.in_proj_weight.split([x.shape[-1], 2 * x.shape[-1]])
+            query = F.linear(x, query_weight)
+            key, value = F.linear(context, key_value_weight).chunk(2, dim=-1)
         split = [part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in (query, key, value)]
         allowed = None if mask is None else mask[:, None, None, :]
         result: Tensor = self.out_proj(attend(*split, allowed).transpose(1, 2).flatten(2))
@@ -39,7 +39,7 @@ class Attention(nn.Module):
 
 
 class Layer(nn.Module):
-    """Pre-norm: self-attention, cross-attention to the prompt, feed-forward."""
+    """A pre-norm layer: self-attention, cross-attention to the prompt, feed-forward."""
 
     def __init__(self, dim: int, heads: int) -> None:
         super().__init__()
@@ -48,7 +48,7 @@ class Layer(nn.Module):
         self.linear1, self.linear2 = nn.Linear(dim, 4 * dim, bias=False), nn.Linear(4 * dim, dim, bias=False)
 
     def forward(self, x: Tensor, text: Tensor, mask: Tensor) -> Tensor:
-        """Rows x [B, S, dim] after `text` [B, L, dim] where `mask` [B, L] is true."""
+        """Apply the layer to x [B, S, dim] with `text` [B, L, dim] where `mask` [B, L] is true."""
         x = x + self.self_attn(self.norm1(x))
         x = x + self.cross_attention(self.norm_cross(x), text, mask)
         out: Tensor = x + self.linear2(F.gelu(self.linear1(self.norm2(x))))
@@ -56,62 +56,62 @@ class Layer(nn.Module):
 
 
 class Transformer(nn.Module):
-    """The layers, under the name that AudioCraft gives them."""
+    """The layers, under AudioCraft's name."""
 
     def __init__(self, plan: Plan) -> None:
         super().__init__()
         self.layers = nn.ModuleList(Layer(plan.dim, plan.heads) for _ in range(plan.layers))
         with torch.no_grad():
-            for layer in self.layers:  # residual branches begin small, the deeper the smaller
+            for layer in self.layers:  # smaller initial residual branches in deeper networks
                 for name in ("self_attn.out_proj", "cross_attention.out_proj", "linear2"):
                     layer.get_parameter(f"{name}.weight").div_((2 * plan.layers) ** 0.5)
 
     def forward(self, x: Tensor, text: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Through all layers; what comes out of the last one, and what goes into the last two."""
-        beneath = x
+        """Apply all layers; return the output of the last, and the input of the last two."""
+        penultimate = x
         for number, layer in enumerate(self.layers):
-            beneath = x if number == len(self.layers) - 2 else beneath
+            penultimate = x if number == len(self.layers) - 2 else penultimate
             x = layer(x, text, mask)
-        return x, beneath
+        return x, penultimate
 
 
 class Network(nn.Module):
-    """Tokens and prompts to logits."""
+    """The language model: tokens and prompts to logits."""
 
     def __init__(self, plan: Plan) -> None:
         super().__init__()
         torch.manual_seed(plan.seed)
         dim = plan.dim
-        self.emb = nn.ModuleList(nn.Embedding(CARD + 1, dim) for _ in range(CODEBOOKS))
+        self.emb = nn.ModuleList(nn.Embedding(CODEBOOK_SIZE + 1, dim) for _ in range(CODEBOOKS))
         self.transformer = Transformer(plan)
         self.out_norm = nn.LayerNorm(dim)
-        self.linears = nn.ModuleList(nn.Linear(dim, CARD, bias=False) for _ in range(CODEBOOKS))
+        self.linears = nn.ModuleList(nn.Linear(dim, CODEBOOK_SIZE, bias=False) for _ in range(CODEBOOKS))
         self.output_proj = nn.Linear(plan.text_dim, dim)
         self.positions: Tensor
         self.register_buffer("positions", _positions(plan.window + CODEBOOKS, dim), persistent=False)
         with torch.no_grad():
             for weight in self.emb.parameters():
-                weight.normal_(std=0.5)  # beside positions of 0.7; AudioCraft's dim**-0.5 is drowned for hours
+                weight.normal_(std=0.5)  # comparable to the positions' 0.7; AudioCraft's dim**-0.5 takes hours to grow
 
-    def forward(self, tokens: Tensor, text: Tensor, mask: Tensor, hears: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits [B, K, S, card], what they are read off, and what goes into the last two layers, both [B, S, dim].
+    def forward(self, tokens: Tensor, text: Tensor, mask: Tensor, cond: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return logits [B, K, S, card], the last hidden states, and the input of the last two layers [B, S, dim].
 
         Args:
             tokens: [B, K, S], delayed.
-            text: the text encoder's [B, L, text_dim].
+            text: output of the text encoder, [B, L, text_dim].
             mask: [B, L], true where there is text.
-            hears: [B], 0 where guidance's deaf row is trained.
+            cond: [B], 0 for unconditional rows, 1 for conditional rows.
         """
         x = torch.stack([embed(tokens[:, k]) for k, embed in enumerate(self.emb)]).sum(dim=0)
         x = x + self.positions[: x.shape[1]]
         text = self.output_proj(text)
-        text = text * hears[:, None, None].to(text.dtype)  # keys and values of nothing: the deaf row's are zero
-        x, beneath = self.transformer(x.to(text.dtype), text, mask)  # in half precision where products are: faster
+        text = text * cond[:, None, None].to(text.dtype)  # unconditional rows have zero keys and values
+        x, penultimate = self.transformer(x.to(text.dtype), text, mask)  # in half precision if products are: faster
         x = self.out_norm(x)
-        return torch.stack([head(x) for head in self.linears], dim=1), x, beneath
+        return torch.stack([head(x) for head in self.linears], dim=1), x, penultimate
 
     def released(self, temperatures: Sequence[float]) -> dict[str, Tensor]:
-        """The tensors by the names that AudioCraft gives them, each head for what is to be a temperature of 1."""
+        """Return the tensors under AudioCraft's names, with each head scaled so that its temperature becomes 1."""
         prefix = "condition_provider.conditioners.description."
         tensors = {
             (prefix if name.startswith("output_proj") else "") + name: t for name, t in self.state_dict().items()
@@ -121,24 +121,24 @@ class Network(nn.Module):
 
 
 def _positions(count: int, dim: int) -> Tensor:
-    """Sinusoids [count, dim], cosines first."""
+    """Return sinusoidal position embeddings [count, dim], cosines first."""
     half = dim // 2
     phase = torch.arange(count)[:, None] / 10_000 ** (torch.arange(half) / (half - 1))
     return torch.cat([phase.cos(), phase.sin()], dim=-1).float()
 
 
 def delayed(codes: Tensor) -> tuple[Tensor, Tensor]:
-    """Codes [B, K, T] → what the network reads and what it is to say, both [B, K, T + K - 1].
+    """Apply the delay pattern: codes [B, K, T] → inputs and targets, both [B, K, T + K - 1].
 
-    Codebook k lags k positions behind; position 0 reads the special token; where a codebook has nothing to say the
-    target is -100.
+    Codebook k is delayed by k positions. The input of position 0 is the special token; positions without a code have
+    the target -100.
     """
     batch, codebooks, frames = codes.shape
     length = frames + codebooks - 1
-    read = torch.full((batch, codebooks, length), CARD, dtype=torch.long, device=codes.device)
-    say = torch.full((batch, codebooks, length), -100, dtype=torch.long, device=codes.device)
+    inputs = torch.full((batch, codebooks, length), CODEBOOK_SIZE, dtype=torch.long, device=codes.device)
+    targets = torch.full((batch, codebooks, length), -100, dtype=torch.long, device=codes.device)
     for k in range(codebooks):
-        say[:, k, k : k + frames] = codes[:, k]
-        kept = min(frames, length - k - 1)
-        read[:, k, k + 1 : k + 1 + kept] = codes[:, k, :kept]
-    return read, say
+        targets[:, k, k : k + frames] = codes[:, k]
+        count = min(frames, length - k - 1)
+        inputs[:, k, k + 1 : k + 1 + count] = codes[:, k, :count]
+    return inputs, targets

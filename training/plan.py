@@ -1,4 +1,4 @@
-"""What is trained, how large and how long: everything that a run depends on, in one place."""
+"""The parameters of a training run: sizes, steps and rates."""
 
 from __future__ import annotations
 
@@ -11,35 +11,35 @@ SAMPLE_RATE = 32_000
 FRAME_RATE = 50
 HOP = SAMPLE_RATE // FRAME_RATE
 CODEBOOKS = 4
-CARD = 256
+CODEBOOK_SIZE = 256
 
 
-SOURCES = "instruments.py", "songs.py", "render.py", "captions.py", "text.py"  # what songs and their words come of
-LATER = "folder", "lm_steps", "louder", "temperatures"  # may change between two parts of a run
+SOURCES = "instruments.py", "songs.py", "render.py", "captions.py", "text.py"  # they determine songs and captions
+CHANGEABLE = "folder", "lm_steps", "gain_db", "temperatures"  # may differ when a run is resumed
 
 
-class OtherPlan(Exception):
-    """The folder holds what another plan, other songs or other captions have made."""
+class PlanMismatch(Exception):
+    """The folder holds the output of another plan, or of other songs or captions."""
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A run. The defaults are to make `demo`.
+    """A training run. The defaults are those of `demo`.
 
     Attributes:
-        folder: where everything goes that is not the result.
-        seed: of songs, weights, batches.
-        songs: how many are learnt from, of all that there are, in whole shards.
+        folder: for intermediate files.
+        seed: of songs, weights and batches.
+        songs: number of training songs, in whole shards.
         codec_steps, codec_batch, codec_seconds, codec_rate: of the codec's training; the rate is AdamW's highest.
-        codec_drums: the share of its windows that are drums alone.
-        plain_steps: the codec's first steps, without quantisation; its codebooks are then found by k-means.
-        clean_from: the step from which the codec is to be silent where the song is.
-        decoder_steps, decoder_rate: of the codec's decoder, after that, alone.
-        lm_steps, lm_batch, lm_seconds, lm_rate: of the language model's; a window is `lm_seconds` long.
-        noise: the share of tokens that it reads wrongly in training, as it does after a token that it chose badly.
-        deaf: the share of clips that the language model learns without their captions, for guidance's second row.
-        louder: dB that the exported decoder adds: clips at those temperatures are that much quieter than songs.
-        temperatures: at which each codebook is best heard; a request's temperature of 1 is these.
+        codec_drums: share of the codec's windows that contain only drums.
+        unquantized_steps: first steps of the codec, without quantization; k-means initializes the codebooks then.
+        highs_from: step from which the codec's loss includes the level above 8 kHz.
+        decoder_steps, decoder_rate: of the training of the codec's decoder alone, afterwards.
+        lm_steps, lm_batch, lm_seconds, lm_rate: of the language model's training; a window has `lm_seconds`.
+        token_noise: share of input tokens that are replaced in training, like badly sampled ones when generating.
+        cfg_dropout: share of clips trained without their caption, for the unconditional row of guidance.
+        gain_db: gain of the exported decoder; clips at these temperatures are that much quieter than songs.
+        temperatures: best temperature of each codebook; the exported heads make a request's 1 equal to them.
     """
 
     folder: Path = Path("build/training")
@@ -50,20 +50,20 @@ class Plan:
     codec_seconds: float = 0.5
     codec_rate: float = 1e-3
     codec_drums: float = 0.375
-    plain_steps: int = 600
-    clean_from: int = 1_800
+    unquantized_steps: int = 600
+    highs_from: int = 1_800
     decoder_steps: int = 1_500
     decoder_rate: float = 5e-4
     lm_steps: int = 6_800
     lm_batch: int = 8
     lm_seconds: float = 8.0
     lm_rate: float = 1e-3
-    noise: float = 0.05
-    deaf: float = 0.15
-    louder: float = 2.0
+    token_noise: float = 0.05
+    cfg_dropout: float = 0.15
+    gain_db: float = 2.0
     temperatures: tuple[float, ...] = (0.85, 0.65, 0.6, 0.6)
 
-    # Sizes, in AudioCraft's terms.
+    # Sizes, under AudioCraft's names.
     filters: int = 16
     latent: int = 64
     dim: int = 256
@@ -77,25 +77,25 @@ class Plan:
 
     @property
     def window(self) -> int:
-        """Frames of the language model's window."""
+        """Number of frames in the language model's window."""
         return int(self.lm_seconds * FRAME_RATE)
 
-    def claim(self) -> None:
-        """Write into the folder what it is for, or make sure that it is for the same.
+    def claim_folder(self) -> None:
+        """Record the plan in the folder, or check that the folder belongs to the same plan.
 
         Raises:
-            OtherPlan: it is not.
+            PlanMismatch: the folder belongs to another plan.
         """
         sources = b"".join((Path(__file__).parent / name).read_bytes() for name in SOURCES)
-        fixed = {key: value for key, value in asdict(self).items() if key not in LATER}
-        said = json.dumps(fixed | {"sources": hashlib.sha256(sources).hexdigest()}, indent=1)
-        place = self.folder / "plan.json"
-        if place.exists():
-            if place.read_text(encoding="utf-8") != said:
-                raise OtherPlan
+        fixed = {key: value for key, value in asdict(self).items() if key not in CHANGEABLE}
+        record = json.dumps(fixed | {"sources": hashlib.sha256(sources).hexdigest()}, indent=1)
+        path = self.folder / "plan.json"
+        if path.exists():
+            if path.read_text(encoding="utf-8") != record:
+                raise PlanMismatch
         elif (self.folder / "songs").exists() or any(self.folder.glob("*.state")):
-            raise OtherPlan
+            raise PlanMismatch
         else:
-            part = place.with_suffix(".part")
-            part.write_text(said, encoding="utf-8")
-            part.replace(place)
+            part = path.with_suffix(".part")
+            part.write_text(record, encoding="utf-8")
+            part.replace(path)

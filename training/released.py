@@ -1,4 +1,4 @@
-"""AudioCraft's released format: a configuration, and weights packed with it."""
+"""AudioCraft's released format: weights packed with their configuration."""
 
 from __future__ import annotations
 
@@ -8,13 +8,20 @@ from typing import Any
 import torch
 from omegaconf import OmegaConf
 
-from training.plan import CARD, CODEBOOKS, SAMPLE_RATE, Plan
+from training.plan import CODEBOOK_SIZE, CODEBOOKS, SAMPLE_RATE, Plan
 
 
 def configuration(plan: Plan) -> Any:
-    """The keys that AudioCraft's builders read, with the released text-to-music values where sizes do not differ."""
+    """Return the configuration for AudioCraft's builders: values of the released models, with the plan's sizes."""
     lm = {
-        **dict(dim=plan.dim, num_heads=plan.heads, num_layers=plan.layers, hidden_scale=4, n_q=CODEBOOKS, card=CARD),
+        **dict(
+            dim=plan.dim,
+            num_heads=plan.heads,
+            num_layers=plan.layers,
+            hidden_scale=4,
+            n_q=CODEBOOKS,
+            card=CODEBOOK_SIZE,
+        ),
         **dict(dropout=0.0, emb_lr=None, activation="gelu", norm_first=True, bias_ff=False, bias_attn=False),
         **dict(bias_proj=False, past_context=None, causal=True, custom=False, memory_efficient=True),
         **dict(attention_as_float32=False, layer_scale=None, positional_embedding="sin", xpos=False),
@@ -27,13 +34,13 @@ def configuration(plan: Plan) -> Any:
         **dict(ratios=[8, 5, 4, 4], activation="ELU", activation_params={"alpha": 1.0}, norm="weight_norm"),
         **dict(norm_params={}, kernel_size=7, residual_kernel_size=3, last_kernel_size=7, dilation_base=2),
         **dict(pad_mode="constant", true_skip=True, compress=2, lstm=2, disable_norm_outer_blocks=0),
-        # The encoder does without the memory that the decoder needs: a megabyte of weights less.
+        # Only the decoder needs an LSTM; without one in the encoder the file is 1 MB smaller.
         **dict(decoder=dict(trim_right_ratio=1.0, final_activation=None, final_activation_params=None)),
         **dict(encoder=dict(lstm=0)),
     }
     rvq = {
-        **dict(n_q=CODEBOOKS, q_dropout=False, bins=CARD, decay=0.98, kmeans_init=False, kmeans_iters=50),
-        # AudioCraft 1.3.0 moves a dead entry and in the same step moves it back: none is called dead.
+        **dict(n_q=CODEBOOKS, q_dropout=False, bins=CODEBOOK_SIZE, decay=0.98, kmeans_init=False, kmeans_iters=50),
+        # 0 disables the replacement of dead entries: AudioCraft 1.3.0 replaces one and undoes it in the same step.
         **dict(threshold_ema_dead_code=0, orthogonal_reg_weight=0.0, orthogonal_reg_active_codes_only=False),
     }
     return OmegaConf.create(
@@ -45,7 +52,7 @@ def configuration(plan: Plan) -> Any:
                 "delay": {"delays": list(range(CODEBOOKS)), "flatten_first": 0, "empty_initial": 0},
             },
             "transformer_lm": lm,
-            "classifier_free_guidance": {"training_dropout": plan.deaf, "inference_coef": 3.0},
+            "classifier_free_guidance": {"training_dropout": plan.cfg_dropout, "inference_coef": 3.0},
             "attribute_dropout": {},
             "fuser": {
                 **dict(cross_attention_pos_emb=False, cross_attention_pos_emb_scale=1),
@@ -70,7 +77,7 @@ def configuration(plan: Plan) -> Any:
 
 
 def pack(state: dict[str, torch.Tensor], config: Any, place: Path, *, half: bool = True) -> None:
-    """Write one checkpoint file."""
+    """Write weights and configuration as one checkpoint file."""
     if half:
         state = {key: value.half() if value.is_floating_point() else value for key, value in state.items()}
     state = {key: value.cpu() for key, value in state.items()}

@@ -1,4 +1,4 @@
-"""Songs: what a clip is to be, and the notes that make it so."""
+"""Songs: their attributes, and the notes that follow from them."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from numpy.typing import NDArray
 
 # Steps of a scale, in semitones.
 SCALES = {"major": (0, 2, 4, 5, 7, 9, 11), "minor": (0, 2, 3, 5, 7, 8, 10)}
-# Degrees of the chords, a progression for each of a style's tunes. The tonic comes first and often: a clip is short,
-# and its mode is to be heard.
-PAIR = (0, 3)  # of two chords; the meter of mode hears with the fourth best which tonic it is
+# Degrees of the chords, a progression for each of a style's tunes. The tonic comes first and often, so that the mode
+# of a short clip is recognizable.
+TWO_CHORDS = (0, 3)  # for short parts; with the fourth, the mode detector finds the tonic best
 PROGRESSIONS = {"major": ((0, 3, 4, 0), (0, 4, 0, 3)), "minor": ((0, 3, 4, 0), (0, 5, 4, 0))}
-TONICS = {"major": 0, "minor": 9}  # relatives, so that few notes are to be learnt
-STEPS = 4  # a beat
-# Beats a minute, 62 to 188. Their half beats are whole numbers of the codec's frames, so that what a song repeats has
-# the same tokens again; and they are few, so that each is heard often enough to be kept.
+TONICS = {"major": 0, "minor": 9}  # relative keys, so that a model learns few notes
+STEPS_PER_BEAT = 4
+# Beats a minute, 62 to 188. Half beats are whole numbers of codec frames, so that repetitions have the same tokens.
+# There are few tempos, so that each occurs often enough to be learnt.
 TEMPOS = tuple(round(1_500 / frames) for frames in (24, 20, 16, 12, 10, 8))
-SLOW, FAST = 85, 140  # beats a minute: below, above
-# Lowest pitches, MIDI numbers; each part keeps to the octave from there.
+SLOW, FAST = 85, 140  # beats a minute: slow songs are below, fast ones above
+# Lowest pitches as MIDI numbers; each part stays within the octave from there.
 CHORDS_FROM = {"low": 45, "middle": 52, "high": 62}
 MELODY_FROM = {"low": 52, "middle": 60, "high": 68}
 BASS_FROM = 33
@@ -29,17 +29,17 @@ BASS_FROM = 33
 
 @dataclass(frozen=True, slots=True)
 class Style:
-    """A genre: how fast, with what, which tunes, and how the drums go.
+    """A genre: tempo range, instruments, tunes and drum pattern.
 
     Attributes:
-        tempo: lowest and highest, in beats a minute.
-        chords, melody: instruments that play them.
-        drums: chance of drums.
-        tunes: melodies. Each is two halves of bars (a waltz's: two bars) in turn, a sign for each half beat: a degree
-            over the chord, `-` what goes on, `.` a rest.
-        pattern: hits by drum, a string of STEPS * beats places: `x` hit, `.` none.
-        beats: a bar's.
-        arpeggio: whether the chords are broken.
+        tempo: lowest and highest usual tempo, in beats a minute.
+        chords, melody: their instruments.
+        drums: probability of drums.
+        tunes: melodies. Each alternates two half bars (two bars of a waltz), with a sign for each half beat: a degree
+            over the chord, `-` a held note, `.` a rest.
+        pattern: hits by drum, a string of STEPS_PER_BEAT * beats characters: `x` a hit, `.` none.
+        beats: beats of a bar.
+        arpeggio: whether chords are played as arpeggios.
     """
 
     tempo: tuple[int, int]
@@ -159,12 +159,12 @@ STYLES: dict[str, Style] = {
 
 @dataclass(frozen=True, slots=True)
 class Song:
-    """One clip to be rendered.
+    """The attributes of a song.
 
     Attributes:
-        register: `low`, `high` (which has no bass) or `middle`.
-        brightness: 0 dark to 1 bright.
-        tune: which of its style's.
+        register: `low`, `middle` or `high`; high songs have no bass.
+        brightness: 0 (dark) to 1 (bright).
+        tune: index of a tune of its style.
     """
 
     style: str
@@ -178,7 +178,7 @@ class Song:
 
 @dataclass(frozen=True, slots=True)
 class Note:
-    """An event: a pitch of an instrument, or (`pitch` 0) a drum. Times in seconds."""
+    """A note of an instrument, or a drum hit (pitch 0). Times are in seconds."""
 
     instrument: str
     pitch: int
@@ -187,67 +187,67 @@ class Note:
     level: float
 
 
-REGISTERS = {"low": 0.3, "middle": 0.4, "high": 0.3}  # and how often
-# Every song there is. They are few, so that a small model can learn what comes of each mixture: of 10,000 with more
-# instruments, keys and random melodies it knew, before anything came again, too little to keep time.
+REGISTERS = {"low": 0.3, "middle": 0.4, "high": 0.3}  # probability of each
+# All songs. There are few, so that a small model can learn each combination. From 10,000 songs with more instruments,
+# keys and random melodies it learnt too little, before a part repeated, to keep the beat.
 SONGS = tuple(starmap(Song, product(STYLES, TEMPOS, ("major", "minor"), REGISTERS, (0.0, 1.0), (False, True), (0, 1))))
 
 
-def chance(song: Song) -> float:
-    """How often a song is drawn, beside others: its style decides most, the extremes come up often enough."""
+def song_frequency(song: Song) -> float:
+    """Return the relative frequency of a song. Its style decides most; extremes stay frequent enough."""
     style = STYLES[song.style]
-    usual = [tempo for tempo in TEMPOS if _usual(style, tempo)]
+    usual = [tempo for tempo in TEMPOS if _is_usual_tempo(style, tempo)]
     tempo = 0.7 * (song.tempo in usual) / len(usual) + 0.3 / len(TEMPOS)
     drums = 0.7 * style.drums + 0.3 * 0.5
     return tempo * (drums if song.drums else 1 - drums) * REGISTERS[song.register]
 
 
 @lru_cache(maxsize=1)
-def _chances() -> NDArray[np.float64]:
-    every = np.array([chance(song) for song in SONGS])
+def _probabilities() -> NDArray[np.float64]:
+    every = np.array([song_frequency(song) for song in SONGS])
     return np.asarray(every / every.sum())
 
 
 def draw_song(rng: np.random.Generator) -> Song:
-    """A song at random, by its chance."""
-    return SONGS[int(rng.choice(len(SONGS), p=_chances()))]
+    """Draw a song by its frequency."""
+    return SONGS[int(rng.choice(len(SONGS), p=_probabilities()))]
 
 
-def near(tempo: int) -> int:
-    """The nearest of TEMPOS."""
+def nearest_tempo(tempo: int) -> int:
+    """Return the nearest of TEMPOS."""
     return min(TEMPOS, key=lambda other: abs(other - tempo))
 
 
 def half_beat(tempo: int) -> int:
-    """How many of the codec's frames half a beat lasts."""
+    """Return the length of half a beat in codec frames."""
     return round(1_500 / tempo)
 
 
 def surprises(song: Song) -> frozenset[str]:
-    """What its style would not make one expect: `drums`, or the lack of them, and `tempo`."""
-    style, found = STYLES[song.style], set()
+    """Return the attributes that are unusual for the style: `drums` (present or absent) and `tempo`."""
+    style, unusual = STYLES[song.style], set()
     if style.drums < 0.25 if song.drums else style.drums > 0.75:
-        found.add("drums")
-    if not _usual(style, song.tempo):
-        found.add("tempo")
-    return frozenset(found)
+        unusual.add("drums")
+    if not _is_usual_tempo(style, song.tempo):
+        unusual.add("tempo")
+    return frozenset(unusual)
 
 
-def _usual(style: Style, tempo: int) -> bool:
-    return near(style.tempo[0]) <= tempo <= near(style.tempo[1])
+def _is_usual_tempo(style: Style, tempo: int) -> bool:
+    return nearest_tempo(style.tempo[0]) <= tempo <= nearest_tempo(style.tempo[1])
 
 
 def compose(song: Song, seconds: float) -> list[Note]:
-    """The notes of a song. Slow ones have long notes, fast ones short ones: that is what makes them so.
+    """Return the notes of a song. Slow songs have long notes, fast ones short notes.
 
-    A song is a loop of about four seconds. What comes again within a clip is what a model learns to keep time by.
+    A song is a loop of about four seconds, because repetition within a clip lets a model keep the beat.
     """
     style = STYLES[song.style]
     step = half_beat(song.tempo) / 100
-    bar = style.beats * STEPS
+    bar = style.beats * STEPS_PER_BEAT
     waltz = style.beats == 3
     long = song.tempo > (FAST if waltz else SLOW)
-    progression = PROGRESSIONS[song.mode][song.tune] if long else PAIR
+    progression = PROGRESSIONS[song.mode][song.tune] if long else TWO_CHORDS
     part = bar if waltz else bar // 2
     notes: list[Note] = []
     for number in range(int(np.ceil(seconds / (part * step)))):
@@ -263,9 +263,9 @@ def compose(song: Song, seconds: float) -> list[Note]:
 
 
 def _pitch(song: Song, degree: int, lowest: int, raised: bool = False) -> int:
-    """A degree's pitch in the octave from `lowest` on; `raised` is the leading tone of a minor key's fifth."""
-    lift = int(raised and song.mode == "minor" and degree % 7 == 6)
-    above = TONICS[song.mode] + SCALES[song.mode][degree % 7] + lift - lowest
+    """Return a degree's pitch in the octave from `lowest`; `raised` gives a minor key's dominant its leading tone."""
+    shift = int(raised and song.mode == "minor" and degree % 7 == 6)
+    above = TONICS[song.mode] + SCALES[song.mode][degree % 7] + shift - lowest
     return lowest + above % 12
 
 
@@ -281,7 +281,7 @@ def _chord(song: Song, style: Style, degree: int, begin: float, part: int, step:
         ]
     if style.beats == 3:  # oom-pah-pah
         return [
-            Note(style.chords, pitch, begin + beat * STEPS * step, STEPS * step, 0.45)
+            Note(style.chords, pitch, begin + beat * STEPS_PER_BEAT * step, STEPS_PER_BEAT * step, 0.45)
             for beat in ((0, 1, 2) if song.tempo > FAST else (1, 2))
             for pitch in triad
         ]
@@ -295,17 +295,17 @@ def _chord(song: Song, style: Style, degree: int, begin: float, part: int, step:
 
 
 def _melody(song: Song, tune: str, degree: int, begin: float, step: float) -> list[Note]:
-    """A slow song leaves out what is not on a beat; a fast one strikes again what goes on."""
+    """Return the notes of a tune. Slow songs drop notes off the beat; fast songs repeat held notes."""
     signs = [sign if at % 2 == 0 else "-" for at, sign in enumerate(tune)] if song.tempo < SLOW else list(tune)
-    notes: list[tuple[int, int, str]] = []  # at, length in half beats, sign
+    notes: list[tuple[int, int, str]] = []  # start and length in half beats, sign
     for at, sign in enumerate(signs):
         if sign != "-":
             notes.append((at, 1, sign))
         elif song.tempo > FAST:
             notes.append((at, 1, notes[-1][2]))
         else:
-            first, length, going_on = notes.pop()
-            notes.append((first, length + 1, going_on))
+            first, length, held = notes.pop()
+            notes.append((first, length + 1, held))
     return [
         Note(
             STYLES[song.style].melody,
@@ -326,14 +326,16 @@ def _bass(song: Song, degree: int, begin: float, part: int, step: float) -> list
 
 
 def _drums(song: Song, begin: float, step: float) -> list[Note]:
-    """A bar of them. In a slow song what is not on a beat is left out, and the hat is on every beat."""
+    """Return the drum hits of a bar. Slow songs drop hits off the beat and have the hat on every beat."""
     pattern = STYLES[song.style].pattern
     if song.tempo < SLOW:
-        on_beats = {drum: "".join(row[at] + "..." for at in range(0, len(row), STEPS)) for drum, row in pattern.items()}
+        on_beats = {
+            drum: "".join(row[at] + "..." for at in range(0, len(row), STEPS_PER_BEAT)) for drum, row in pattern.items()
+        }
         pattern = on_beats | {"hat": "x..." * STYLES[song.style].beats}
     return [
         Note(drum, 0, begin + at * step, 0.1, 0.9)
         for drum, row in pattern.items()
-        for at, place in enumerate(row)
-        if place == "x"
+        for at, sign in enumerate(row)
+        if sign == "x"
     ]

@@ -1,4 +1,4 @@
-"""The text encoder: a small T5 (Raffel et al. 2020) with its own tokenizer, learnt with the language model."""
+"""The text encoder: a small T5 (Raffel et al. 2020) with its own tokenizer, trained with the language model."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from training.captions import caption
 from training.plan import Plan
 from training.songs import draw_song
 
-CAPTIONS = 20_000  # that the tokenizer is learnt from
+CAPTIONS = 20_000  # for training the tokenizer
 
 
 def tokenizer(plan: Plan) -> Any:
-    """A tokenizer of captions; every ASCII character is in it, so that any word can be spelled."""
+    """Train the tokenizer on captions. It contains every ASCII character, so that it can spell any word."""
     rng = np.random.default_rng([plan.seed, 20])
     lines = [caption(draw_song(rng), rng).text for _ in range(CAPTIONS)]
     return unigram(lines, plan.text_vocab, string.ascii_letters + string.digits + string.punctuation)
 
 
 def unigram(lines: Sequence[str], size: int, characters: str = "") -> Any:
-    """A unigram tokenizer (Kudo 2018) of so many pieces at most, learnt from lines. The characters are among them."""
+    """Train a unigram tokenizer (Kudo 2018) on lines, with at most `size` pieces including the characters."""
     from transformers import T5Tokenizer
 
     model = io.BytesIO()
@@ -42,7 +42,7 @@ def unigram(lines: Sequence[str], size: int, characters: str = "") -> Any:
         unk_id=2,
         bos_id=-1,
         hard_vocab_limit=False,
-        num_threads=1,  # the same pieces each time
+        num_threads=1,  # for reproducible pieces
         minloglevel=2,
     )
     pieces = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
@@ -51,7 +51,7 @@ def unigram(lines: Sequence[str], size: int, characters: str = "") -> Any:
 
 
 def encoder(plan: Plan, vocabulary: int) -> Any:
-    """The untrained encoder."""
+    """Create the untrained encoder."""
     from transformers import T5Config, T5EncoderModel
 
     torch.manual_seed(plan.seed)
@@ -69,7 +69,7 @@ def encoder(plan: Plan, vocabulary: int) -> Any:
 
 
 def save(tokenizer: Any, encoder: Any, folder: Path) -> None:
-    """Write both as `checkpoint.py` reads them, in half precision."""
+    """Write tokenizer and encoder in half precision, in the format that `musicgen_bento.checkpoint` reads."""
     tokenizer.save_pretrained(folder)
     copy.deepcopy(encoder).half().save_pretrained(folder)
     for file in folder.iterdir():
