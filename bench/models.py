@@ -118,7 +118,7 @@ def empty_lm(config: Any) -> Any:
 
 def write(size: str, cache: Path) -> None:
     """Write a random model of a size into a hub cache."""
-    from tests.support.tiny_checkpoints import build_codec, audiocraft_config, snapshot_folder, write_t5
+    from tests.support.tiny_checkpoints import audiocraft_config, build_codec, snapshot_folder, write_t5
     from training.released import pack
 
     sizes = recipe(size)

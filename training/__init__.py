@@ -1,1 +1,1 @@
-"""How the built-in model is made: music from a renderer of its own, a codec, a language model, and the meters."""
+"""Training of the built-in model: songs from a renderer, a codec, a language model, and their evaluation."""
