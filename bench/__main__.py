@@ -1,8 +1,8 @@
 """`make bench`: measure this service, AudioCraft and transformers on one machine, in one run.
 
 Writes tables, plots and all measurements as JSON into a folder, prints the tables, and prints a summary as one line of
-JSON last. If a backend fails, its row says why and the others continue. An interrupted run reports the measurements so
-far.
+JSON last. If a backend fails, its row contains the error and the others continue. An interrupted run reports the
+measurements so far.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from bench.run import Plan, Run
 @click.option(
     "--size", "sizes", multiple=True, type=click.Choice(SIZES), help="Size of a random model; may be repeated."
 )
-@click.option("--model", help="A model of the catalog instead of random ones; its files must be on this machine.")
+@click.option("--model", help="A model of the catalogue instead of random models; its files must be on this machine.")
 @click.option("--out", default=ROOT / "build" / "bench", type=click.Path(path_type=Path), help="Output folder.")
 @click.option(
     "--rounds",

@@ -1,7 +1,7 @@
 """The process of one backend: `python -m bench.backends NAME MODEL`.
 
 It loads the model, reports how long that took, and executes commands, one line of JSON each, until standard input ends.
-A command that fails is answered with the reason, and the process continues.
+The reply to a command that fails contains the error, and the process continues.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ def engine_precision(name: str) -> str | None:
 
 def backend_names() -> tuple[str, ...]:
     """Return the names of the backends that this machine can run; int8 needs a CPU."""
-    own = ENGINE_BACKENDS if device().type == "cpu" else ENGINE_BACKENDS[:-1]
-    return (*own, *BASELINES)
+    engine_backends = ENGINE_BACKENDS if device().type == "cpu" else ENGINE_BACKENDS[:-1]
+    return (*engine_backends, *BASELINES)
 
 
 def load_backend(name: str, source: Source) -> Backend:
@@ -88,7 +88,7 @@ def _read(threads: bindings.ThreadPool, data: torch.Tensor) -> None:
 
 
 def peak_gb() -> float:
-    """Return the peak memory in GB: of the process, or on a GPU of the tensors."""
+    """Return the peak memory of the process in GB; on a GPU that of the tensors."""
     if device().type == "cuda":
         return torch.cuda.max_memory_allocated() / 1e9
     return machine.peak_gb()
@@ -98,7 +98,7 @@ class BackendWorker:
     """The commands that one worker process executes.
 
     Args:
-        name: of the backend, or `BANDWIDTH`.
+        name: name of the backend, or `BANDWIDTH`.
         model: name of the model.
     """
 

@@ -2,7 +2,7 @@
 
 Each library builds its model and runs it as its own `generate` does: conditional and unconditional rows in one batch,
 its own cache, its own combination of their logits. The work of `generate` around the forward pass is left out, which
-favors the baselines. A test checks that all backends compute the same logits for the same tokens.
+favours the baselines. A test checks that all backends compute the same logits for the same tokens.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class AudioCraft:
 
     @torch.inference_mode()
     def step(self, tokens: Tensor) -> Tensor:
-        """Run one step: tokens [B, K] → guided logits [B, K, card]."""
+        """Run one step: tokens [B, K] → guided logits [B, K, codebook_size]."""
         cuda = self.device.type == "cuda"
         with torch.autocast("cuda", torch.float16) if cuda else nullcontext():
             logits = self._lm(tokens.repeat(2, 1)[..., None], conditions=[], condition_tensors=self._conditions)
@@ -128,7 +128,7 @@ class Transformers:
 
     @torch.inference_mode()
     def step(self, tokens: Tensor) -> Tensor:
-        """Run one step: tokens [B, K] → guided logits [B, K, card]."""
+        """Run one step: tokens [B, K] → guided logits [B, K, codebook_size]."""
         shape = self.shape
         logits = self._model(
             input_ids=tokens.repeat(2, 1).view(-1, 1),

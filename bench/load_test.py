@@ -19,13 +19,13 @@ from musicgen_bento.schemas import WAV_HEADER_BYTES
 from tests.support.server import Server
 
 PROMPT = "calm piano over a slow beat"
-DURATIONS = (2, 20, 3, 16, 5, 12, 8, 2, 18, 4, 6, 10, 14, 7, 9, 2)  # seconds, of the clips of a load test
-BYTES_PER_SECOND = 2 * 32_000  # of mono
+DURATIONS = (2, 20, 3, 16, 5, 12, 8, 2, 18, 4, 6, 10, 14, 7, 9, 2)  # lengths in seconds of a load test's clips
+BYTES_PER_SECOND = 2 * 32_000  # of mono audio
 READ_TIMEOUT_SECONDS = 3600.0
 
 
 class ServiceError(Exception):
-    """The service answered with an error or with a clip of the wrong length."""
+    """The service responded with an error or with a clip of the wrong length."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class ClipTiming:
 
     Attributes:
         client: number of the client.
-        duration: of the clip, in seconds.
+        duration: length of the clip in seconds.
         sent: the client sent the request.
         started: the response began, so the request has a slot.
         first_audio: the first samples arrived.
@@ -56,7 +56,7 @@ class ClipTiming:
 
 @dataclass(frozen=True)
 class LoadTest:
-    """Clients that start at the same time; each requests one clip after the other until all clips are generated.
+    """Clients that start at the same time. Each client requests one clip after the other until all are generated.
 
     Attributes:
         clients: number of clients.
@@ -87,9 +87,9 @@ class ServiceUnderTest:
     """A server on a free port of this machine. It loads its model with the first clip.
 
     Args:
-        model: to request.
-        precision: of the model.
-        folder: for the server's files and its log.
+        model: the model to request.
+        precision: precision of the model.
+        folder: folder for the server's files and its log.
     """
 
     def __init__(self, model: Model, precision: str, folder: Path) -> None:

@@ -25,7 +25,7 @@ def device() -> torch.device:
 
 
 def describe() -> dict[str, Any]:
-    """Return the facts about machine and code that a reader of the results needs."""
+    """Return the hardware, the software versions, the commit and the load, which are reported with the results."""
     cpu = _cpuinfo()
     flags = set((cpu.get("flags") or cpu.get("Features") or "").split())
     return {
@@ -57,10 +57,10 @@ def peak_gb(process: int | str = "self") -> float:
 def _git(*arguments: str) -> str | None:
     command = ["git", *arguments]
     try:
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=60)
+        result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=60)
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return done.stdout.strip() or None
+    return result.stdout.strip() or None
 
 
 def _cpuinfo() -> dict[str, str]:

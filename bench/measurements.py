@@ -33,8 +33,8 @@ class Measurement:
     """The step time of one backend in one case and one round.
 
     Attributes:
-        backend: its name.
-        case: what was measured.
+        backend: name of the backend.
+        case: the batch size and the position that were measured.
         round: number of the round, from 0.
         ms: milliseconds a step, the median of a few; None where the measurement failed.
         note: why it failed.
@@ -62,21 +62,21 @@ def median_ratio(numerators: Mapping[int, float], denominators: Mapping[int, flo
 
 def step_ms(measurements: Sequence[Measurement], backend: str, case: Case) -> float | None:
     """Return the median milliseconds a step of a backend over the rounds."""
-    return median_or_none([each.ms for each in measurements if (each.backend, each.case) == (backend, case)])
+    return median_or_none([entry.ms for entry in measurements if (entry.backend, entry.case) == (backend, case)])
 
 
 def clip_seconds_by_round(measurements: Sequence[Measurement], backend: str, seconds: float) -> dict[int, float]:
     """Return the seconds that the steps of one clip take at batch 1, for the rounds with all positions.
 
     Args:
-        measurements: of all backends.
+        measurements: measurements of all backends.
         backend: name of the backend.
         seconds: length of the clip.
     """
     rounds: dict[int, dict[int, float]] = {}
-    for each in measurements:
-        if each.backend == backend and each.case.batch == 1 and each.ms is not None:
-            rounds.setdefault(each.round, {})[each.case.position] = each.ms
+    for entry in measurements:
+        if entry.backend == backend and entry.case.batch == 1 and entry.ms is not None:
+            rounds.setdefault(entry.round, {})[entry.case.position] = entry.ms
     steps = num_steps(seconds)
     return {number: clip_seconds(ms, steps) for number, ms in rounds.items() if len(ms) == len(POSITIONS)}
 

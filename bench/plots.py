@@ -36,7 +36,7 @@ def _line(x1: float, y1: float, x2: float, y2: float, color: str, width: float =
 def step_times(result: Result) -> str:
     """Draw milliseconds per step at batch 1 by position, a line for each backend, on a logarithmic scale."""
     points_of: dict[str, list[tuple[int, float]]] = {}
-    for backend in dict.fromkeys(each.backend for each in result.measurements):
+    for backend in dict.fromkeys(measurement.backend for measurement in result.measurements):
         times = [(position, step_ms(result.measurements, backend, Case(1, position))) for position in POSITIONS]
         points_of[backend] = [(position, ms) for position, ms in times if ms]
     values = [ms for points in points_of.values() for _, ms in points] or [1.0]

@@ -51,10 +51,10 @@ def _machine(result: Result) -> str:
 def _steps(result: Result, model: Model) -> list[str]:
     """Return the step times, their failures, and the share of the roofline."""
     measurements = result.measurements
-    backends = list(dict.fromkeys(each.backend for each in measurements))
+    backends = list(dict.fromkeys(entry.backend for entry in measurements))
     if not backends:
         return []
-    batches = sorted({each.case.batch for each in measurements})
+    batches = sorted({entry.case.batch for entry in measurements})
     cases = [Case(batch, position) for batch in batches for position in POSITIONS]
     case_headings = [f"{case.batch}@{case.position}" for case in cases]
     rows = []
@@ -64,15 +64,15 @@ def _steps(result: Result, model: Model) -> list[str]:
         figures += [clip, result.peak_gb.get(backend), result.load_seconds.get(backend)]
         rows.append([backend, *map(format_figure, figures)])
     headings = ["ms per step", *case_headings, f"steps of {result.seconds:g} s, s", "peak, GB", "load, s"]
-    failures = {(each.backend, each.case): each.note for each in measurements if each.note}
+    failures = {(entry.backend, entry.case): entry.note for entry in measurements if entry.note}
     notes = [f"- {backend}, {case.batch}@{case.position}: {note}" for (backend, case), note in failures.items()]
     explanation = (
         "Columns are batch@position, with two rows for each clip; figures are medians over the rounds. The steps of a "
         "clip are forward passes alone, interpolated between the positions. Load and peak memory are of the language "
         "model with its libraries, the peak at batch 1."
     )
-    own = [backend for backend in backends if engine_precision(backend) is not None]
-    shares = _roofline_shares(result, model, own, cases, case_headings)
+    engine_backends = [backend for backend in backends if engine_precision(backend) is not None]
+    shares = _roofline_shares(result, model, engine_backends, cases, case_headings)
     return [explanation, markdown_table(headings, rows), "\n".join(notes), shares]
 
 
@@ -146,7 +146,10 @@ def _profile(result: Result) -> list[str]:
     if not profile:
         return []
     parts = [[name, f"{ms:.3f}"] for name, ms in profile["parts"].items()]
-    operators = [[f"`{each['name']}`", f"{each['calls']:g}", f"{each['ms']:.3f}"] for each in profile["operators"]]
+    operators = [
+        [f"`{operator['name']}`", f"{operator['calls']:g}", f"{operator['ms']:.3f}"]
+        for operator in profile["operators"]
+    ]
     return [
         f"One step of one clip at position {profile['position']}, {profile['precision']}: 20 ms of audio.",
         markdown_table(["part", "ms"], parts),
@@ -174,7 +177,7 @@ def publish(results: Sequence[tuple[Result, Model]], page: Path = PAGE) -> list[
     """Replace each model's report in docs/performance/results.md, and write its JSON and plots into the same folder.
 
     Returns:
-        results of interrupted runs; they replace nothing.
+        The results of interrupted runs, which replace nothing.
     """
     kind = "gpu" if results[0][0].machine["gpu"] else "cpu"
     begin, end = MARKS[kind]
@@ -183,10 +186,10 @@ def publish(results: Sequence[tuple[Result, Model]], page: Path = PAGE) -> list[
     sections = {text.partition("\n")[0]: f"### {text.rstrip()}\n" for text in published.split("\n### ")[1:]}
     complete = [(result, model) for result, model in results if result.run_seconds]
     for result, model in complete:
-        drawn = {f"{kind}-{file}": plot for file, plot in _plots(result).items()}
-        for file, text in (drawn | {f"{kind}-{_short_name(result)}.json": _json(result.as_json())}).items():
+        plots_by_file = {f"{kind}-{file}": plot for file, plot in _plots(result).items()}
+        for file, text in (plots_by_file | {f"{kind}-{_short_name(result)}.json": _json(result.as_json())}).items():
             (page.parent / file).write_text(text, encoding="utf-8")
-        images = [f"![{Path(file).stem}]({file})\n" for file in drawn]
+        images = [f"![{Path(file).stem}]({file})\n" for file in plots_by_file]
         sections[result.size] = "\n".join([full_report(result, model), *images])
     order = sorted(sections, key=lambda size: SIZES.index(size) if size in SIZES else len(SIZES))
     text = "\n".join(sections[size] for size in order)
@@ -196,12 +199,12 @@ def publish(results: Sequence[tuple[Result, Model]], page: Path = PAGE) -> list[
 
 def _plots(result: Result) -> dict[str, str]:
     """Return the plots as SVG by file name."""
-    drawn = {}
+    plots_by_file = {}
     if result.measurements:
-        drawn[f"{_short_name(result)}-steps.svg"] = plots.step_times(result)
+        plots_by_file[f"{_short_name(result)}-steps.svg"] = plots.step_times(result)
     if test := result.load_test(16):
-        drawn[f"{_short_name(result)}-clients.svg"] = plots.load_test_timeline(test, result.size)
-    return drawn
+        plots_by_file[f"{_short_name(result)}-clients.svg"] = plots.load_test_timeline(test, result.size)
+    return plots_by_file
 
 
 def _short_name(result: Result) -> str:

@@ -26,15 +26,15 @@ class ServiceResult:
     """Measurements of the service in one precision.
 
     Attributes:
-        precision: of the model.
+        precision: precision of the model.
         runner_log: the runner's log line with device and threads.
-        load_seconds: of the model; None if it was in memory from the start.
+        load_seconds: seconds to load the model; None if it was in memory from the start.
         clip_latency: seconds for the long clip, one client, by round.
         first_audio: seconds to the first samples, one client, warm.
         peak_gb: peak memory of the runner after loading and one clip at a time.
         peak_gb_after_load_tests: the same after the load tests.
         load_tests: several clients with clips of mixed durations.
-        note: why a measurement failed.
+        note: the error of a measurement that failed.
     """
 
     precision: str
@@ -53,8 +53,8 @@ class Result:
     """Measurements of one model on one machine.
 
     Attributes:
-        size: of the model.
-        model: its id.
+        size: name of the model's size.
+        model: id of the model.
         machine: see `machine.describe`.
         quick: whether this is the quick run.
         seconds: length of the long clip.
@@ -62,12 +62,12 @@ class Result:
         memory_bandwidth: bytes a second.
         roofline_ms: least milliseconds of a step at batch 1 and the default precision, by position.
         measurements: all step times.
-        load_seconds: least load time of a backend, language model alone.
-        peak_gb: peak memory of a backend at batch 1.
+        load_seconds: least load time of each backend, language model alone.
+        peak_gb: peak memory of each backend at batch 1.
         services: the service in each precision.
         demo_latency: seconds for a clip of the built-in model, by round.
         demo_seconds: length of that clip.
-        profile: of one step; see `profile.profile`.
+        profile: profile of one step; see `profile.profile`.
         run_seconds: duration of the run; 0 if it was interrupted.
     """
 
@@ -90,7 +90,7 @@ class Result:
 
     def service(self, precision: str) -> ServiceResult:
         """Return the service's result in a precision, an empty one if it was not measured."""
-        return next((each for each in self.services if each.precision == precision), ServiceResult(precision))
+        return next((service for service in self.services if service.precision == precision), ServiceResult(precision))
 
     def load_test(self, clients: int) -> LoadTest | None:
         """Return the load test with that many clients at the default precision."""

@@ -92,9 +92,9 @@ def roofline_ms(shape: LMShape, precision: Precision, position: int, clips: int,
     """Return the least milliseconds of a step.
 
     Args:
-        shape: of the model.
-        precision: of the model.
-        position: of every clip.
+        shape: sizes of the model.
+        precision: precision of the model.
+        position: position of every clip.
         clips: batch size.
         bytes_per_second: memory bandwidth.
     """
@@ -143,6 +143,6 @@ def h200_table() -> str:
             billion_operations = num_operations(shape, last, clips) / 1e9
             counts = [f"{gigabytes:.2f}", f"{billion_operations:,.1f}", str(num_kernels(shape))]
             audio_seconds_per_second = f"{clips * 20 / ms[1]:.0f}"
-            rows.append([size, str(clips), *counts, *(f"{each:.2f}" for each in ms), audio_seconds_per_second])
+            rows.append([size, str(clips), *counts, *(f"{value:.2f}" for value in ms), audio_seconds_per_second])
     times = [f"ms at {position}" for position in POSITIONS]
     return markdown_table(["model", "clips", "GB", "GFLOP", "kernels", *times, "audio s/s"], rows)

@@ -26,7 +26,7 @@ BATCHES = {"cpu": (1, 4, 16), "cuda": (1, 4, 16, 64)}
 QUICK_SECONDS = 270.0  # time limit of the quick run
 QUICK_LOAD_TEST_SECONDS = 40.0  # reserved for its load test
 FIRST_AUDIO_REPEATS = 3  # per round
-MAX_PRECISION_SECONDS = 300.0  # after which a precision other than the default gets no further round
+MAX_PRECISION_SECONDS = 300.0  # after this time no further round of a precision other than the default begins
 
 
 @dataclass(frozen=True)
@@ -55,9 +55,9 @@ class Run:
     """The measurements of one model.
 
     Args:
-        model: to measure.
-        plan: parameters.
-        folder: for logs and the servers' files.
+        model: the model to measure.
+        plan: parameters of the run.
+        folder: folder for logs and the servers' files.
         log: called with each line of progress.
 
     Attributes:
@@ -76,7 +76,7 @@ class Run:
         load, cores = result.machine["load_before"], result.machine["cores"]
         if load > machine.BUSY_LOAD_PER_CORE * cores:
             self._log(f"The machine is busy (load {load:g}); the figures will be lower than on an idle machine.")
-        with self._noted("bandwidth"):
+        with self._note_failures("bandwidth"):
             self._measure_bandwidth()
         self._measure_default_precision()
         if not plan.quick:
@@ -88,7 +88,7 @@ class Run:
                 precision = engine_precision(name)
                 if precision not in (None, result.default_precision):
                     self._measure_other_precision(precision)
-            with self._noted("profile"), self._worker(engine_backend_name(result.default_precision)) as worker:
+            with self._note_failures("profile"), self._worker(engine_backend_name(result.default_precision)) as worker:
                 result.profile = worker.call("profile", position=POSITIONS[1])
         result.run_seconds = time.monotonic() - plan.started
 
@@ -98,7 +98,9 @@ class Run:
             result.memory_bandwidth = bandwidth = float(worker.call("bandwidth"))
         precision = supported_precisions(device())[result.default_precision]
         shape = self._model.shape
-        result.roofline_ms = {at: roofline.roofline_ms(shape, precision, at, 1, bandwidth) for at in POSITIONS}
+        result.roofline_ms = {
+            position: roofline.roofline_ms(shape, precision, position, 1, bandwidth) for position in POSITIONS
+        }
         self._log(f"memory bandwidth: {bandwidth / 1e9:.1f} GB/s; default precision: {precision.name}")
 
     def _measure_default_precision(self) -> None:
@@ -107,7 +109,7 @@ class Run:
         backends = backend_names()
         if plan.quick:
             backends = (engine_backend_name(result.default_precision), "audiocraft", "transformers bfloat16")
-        with self._served(result.default_precision) as (measured, service):
+        with self._run_service(result.default_precision) as (service_result, service):
             longest = 0.0
             for number in range(plan.rounds):
                 if plan.quick and number and plan.remaining_seconds < longest + QUICK_LOAD_TEST_SECONDS:
@@ -116,80 +118,80 @@ class Run:
                 started = time.monotonic()
                 self._log(f"round {number + 1}")
                 if service is not None:
-                    with self._noted("service", measured):
-                        self._measure_clip(measured, service, number)
+                    with self._note_failures("service", service_result):
+                        self._measure_clip(service_result, service, number)
                         for _ in range(FIRST_AUDIO_REPEATS):
-                            measured.first_audio.append(service.first_audio(plan.seconds))
-                    with self._noted("demo"):
+                            service_result.first_audio.append(service.first_audio(plan.seconds))
+                    with self._note_failures("demo"):
                         self._measure_demo(service, number)
                 for name in backends:
                     self._run_cases(name, 1, number)
                 longest = max(longest, time.monotonic() - started)
-            if service is not None and measured.clip_latency:
-                with self._noted("load test", measured):
-                    self._run_load_tests(measured, service)
+            if service is not None and service_result.clip_latency:
+                with self._note_failures("load test", service_result):
+                    self._run_load_tests(service_result, service)
 
     def _measure_other_precision(self, precision: str) -> None:
         """Measure the service in a precision that is not the default."""
         started = time.monotonic()
-        with self._served(precision) as (measured, service), self._noted("service", measured):
+        with self._run_service(precision) as (service_result, service), self._note_failures("service", service_result):
             for number in range(self._plan.rounds):
                 if service is not None and time.monotonic() - started < MAX_PRECISION_SECONDS:
-                    self._measure_clip(measured, service, number)
-                    measured.first_audio.append(service.first_audio(self._plan.seconds))
+                    self._measure_clip(service_result, service, number)
+                    service_result.first_audio.append(service.first_audio(self._plan.seconds))
 
     @contextmanager
-    def _served(self, precision: str) -> Iterator[tuple[ServiceResult, ServiceUnderTest | None]]:
+    def _run_service(self, precision: str) -> Iterator[tuple[ServiceResult, ServiceUnderTest | None]]:
         """Run a server with the model in memory; yield None instead, and note the reason, if it cannot start."""
-        self.result.services.append(measured := ServiceResult(precision))
+        self.result.services.append(service_result := ServiceResult(precision))
         folder = self._folder / f"{self._model.size}-{precision}"
         with ExitStack() as stack:
             service = None
-            with self._noted("service", measured):
+            with self._note_failures("service", service_result):
                 started = stack.enter_context(ServiceUnderTest(self._model, precision, folder))
-                measured.runner_log = started.describe()
+                service_result.runner_log = started.describe()
                 load_seconds = started.load()
-                measured.load_seconds = None if self._model.id == "demo" else load_seconds
-                self._log(f"service, {measured.runner_log or precision}: loaded in {load_seconds:.1f} s")
+                service_result.load_seconds = None if self._model.id == "demo" else load_seconds
+                self._log(f"service, {service_result.runner_log or precision}: loaded in {load_seconds:.1f} s")
                 service = started
-            yield measured, service
+            yield service_result, service
 
-    def _measure_clip(self, measured: ServiceResult, service: ServiceUnderTest, number: int) -> None:
-        measured.clip_latency[number] = latency = service.clip(self._plan.seconds)
-        measured.peak_gb = service.peak_gb()
-        self._log(f"  service {measured.precision}: {self._plan.seconds:g} s in {latency:.1f} s")
+    def _measure_clip(self, service_result: ServiceResult, service: ServiceUnderTest, number: int) -> None:
+        service_result.clip_latency[number] = latency = service.clip(self._plan.seconds)
+        service_result.peak_gb = service.peak_gb()
+        self._log(f"  service {service_result.precision}: {self._plan.seconds:g} s in {latency:.1f} s")
 
     def _measure_demo(self, service: ServiceUnderTest, number: int) -> None:
         seconds = self.result.demo_seconds
         self.result.demo_latency[number] = latency = service.clip(seconds, "demo")
         self._log(f"  demo: {seconds:g} s in {latency:.2f} s")
 
-    def _run_load_tests(self, measured: ServiceResult, service: ServiceUnderTest) -> None:
+    def _run_load_tests(self, service_result: ServiceResult, service: ServiceUnderTest) -> None:
         """Run load tests; the quick run has only 16 clients, with clips short enough for the remaining time."""
         plan, scale = self._plan, min(1.0, self._plan.seconds / 30)
         if plan.quick:
-            realtime_factor = plan.seconds / min(measured.clip_latency.values())
+            realtime_factor = plan.seconds / min(service_result.clip_latency.values())
             scale *= min(0.5, max(0.1, plan.remaining_seconds * realtime_factor / sum(DURATIONS)))
         durations = [max(0.1, round(duration * scale, 1)) for duration in DURATIONS]
         for clients in (16,) if plan.quick else BATCHES[device().type]:
             clips = durations * max(1, clients // len(durations))
-            measured.load_tests.append(test := service.load_test(clients, clips))
+            service_result.load_tests.append(test := service.load_test(clients, clips))
             self._log(f"{clients} clients: {test.audio_seconds_per_second:.2f} seconds of audio per second")
-        measured.peak_gb_after_load_tests = service.peak_gb()
+        service_result.peak_gb_after_load_tests = service.peak_gb()
 
     def _run_cases(self, name: str, batch: int, number: int) -> None:
-        with self._noted(name):
+        with self._note_failures(name):
             run_cases(name, self._model, batch, number, self.result, self._folder, self._log)
 
     def _worker(self, name: str) -> Worker:
         return Worker(name, self._model, self._folder)
 
     @contextmanager
-    def _noted(self, what: str, measured: ServiceResult | None = None) -> Iterator[None]:
+    def _note_failures(self, what: str, service_result: ServiceResult | None = None) -> Iterator[None]:
         """Log and note any exception, so that the other measurements of a run of hours are not lost."""
         try:
             yield
         except Exception as error:
             self._log(f"{what} failed:\n{''.join(traceback.format_exception(error))}")
-            if measured is not None:
-                measured.note = f"{what} failed: {type(error).__name__}"
+            if service_result is not None:
+                service_result.note = f"{what} failed: {type(error).__name__}"

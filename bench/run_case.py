@@ -29,11 +29,11 @@ def run_cases(
 
     Args:
         backend: name of the backend.
-        model: to load.
+        model: the model to load.
         batch: number of clips.
-        number: of the round.
+        number: number of the round, from 0.
         result: receives the measurements.
-        folder: for the worker's log.
+        folder: folder for the worker's log.
         log: called with each line of progress.
     """
     remaining = [Case(batch, position) for position in POSITIONS]

@@ -28,8 +28,8 @@ PROMPT_TOKENS = 16
 CFG_COEF = 3.0
 MAX_CLIPS = 64  # the largest batch on a GPU; 16 on a CPU
 WARMUP_STEPS = 3
-MAX_STEPS = 30  # of one case
-MAX_SECONDS = 3.0  # of one case, once three steps are timed
+MAX_STEPS = 30  # timed steps of one case
+MAX_SECONDS = 3.0  # timed seconds of one case, once three steps are timed
 
 
 class Backend(Protocol):
@@ -37,7 +37,7 @@ class Backend(Protocol):
 
     Attributes:
         shape: sizes of the model.
-        device: of the weights.
+        device: device of the weights.
     """
 
     shape: LMShape
@@ -53,7 +53,7 @@ class Backend(Protocol):
         """
 
     def step(self, tokens: Tensor) -> Tensor:
-        """Run one step: tokens [B, K] → guided logits [B, K, card]."""
+        """Run one step: tokens [B, K] → guided logits [B, K, codebook_size]."""
 
     def end(self) -> None:
         """Free the cache."""
@@ -130,7 +130,7 @@ class EngineBackend:
             sequence.kv_cache.advance(position)
 
     def step(self, tokens: Tensor) -> Tensor:
-        """Run one step: tokens [B, K] → guided logits [B, K, card]."""
+        """Run one step: tokens [B, K] → guided logits [B, K, codebook_size]."""
         return self.decoder.step(self._sequences, tokens, self._cfg_coef)
 
     def end(self) -> None:

@@ -14,10 +14,10 @@ class Target:
 
     Attributes:
         key: the figure's key in `Result.figures`.
-        description: of the figure, for the table.
+        description: description of the figure, for the table.
         threshold: least value, or with `at_most` the greatest.
         at_most: whether the figure must not exceed the threshold.
-        unit: of figure and threshold.
+        unit: unit of the figure and the threshold.
     """
 
     key: str

@@ -26,7 +26,7 @@ REPLY_TIMEOUT_SECONDS = 900.0
 
 
 class WorkerError(Exception):
-    """A worker sent no result; the text says why."""
+    """A worker sent no result; the text gives the reason."""
 
 
 def _environment(name: str, model: Model) -> dict[str, str]:
@@ -40,12 +40,12 @@ class Worker:
     """A worker process with one backend.
 
     Args:
-        name: of the backend.
-        model: to load.
-        folder: for its log.
+        name: name of the backend.
+        model: the model to load.
+        folder: folder for the worker's log.
 
     Attributes:
-        load_seconds: time that loading the model took.
+        load_seconds: seconds to load the model.
 
     Raises:
         WorkerError: the backend cannot be loaded.

@@ -59,7 +59,7 @@ def overlays() -> list[Path]:
 
 
 def find_kubectl() -> str | None:
-    """Return the path of the system's kubectl, or of the one installed from `deploy/kubectl.txt`; None without both."""
+    """Return the path of the system's kubectl, else of the kubectl of `deploy/kubectl.txt`; None without both."""
     in_environment = Path(sys.executable).parent / "kubectl"
     return shutil.which("kubectl") or (str(in_environment) if os.access(in_environment, os.X_OK) else None)
 
@@ -70,10 +70,10 @@ def render(kubectl: str, folder: Path) -> list[Manifest]:
     Raises:
         ValueError: kustomize refuses the folder.
     """
-    done = subprocess.run([kubectl, "kustomize", str(folder)], capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise ValueError(done.stderr.strip() or f"{kubectl} ended with status {done.returncode}")
-    return [document for document in yaml.safe_load_all(done.stdout) if document]
+    result = subprocess.run([kubectl, "kustomize", str(folder)], capture_output=True, text=True, check=False)
+    if result.returncode:
+        raise ValueError(result.stderr.strip() or f"{kubectl} ended with status {result.returncode}")
+    return [document for document in yaml.safe_load_all(result.stdout) if document]
 
 
 def unrendered() -> list[Manifest]:

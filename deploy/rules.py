@@ -157,8 +157,9 @@ def selectors(manifests: ManifestSet) -> Iterator[str]:
     for deployment in manifests["Deployment"]:
         template = deployment["spec"]["template"]
         constraints = template["spec"].get("topologySpreadConstraints", [])
-        own = [deployment["spec"].get("selector", {}), *(constraint["labelSelector"] for constraint in constraints)]
-        if not all(_matches(selector.get("matchLabels", {}), template["metadata"]["labels"]) for selector in own):
+        own_selectors = [deployment["spec"].get("selector", {}), *(entry["labelSelector"] for entry in constraints)]
+        pod_labels = template["metadata"]["labels"]
+        if not all(_matches(selector.get("matchLabels", {}), pod_labels) for selector in own_selectors):
             yield f"Deployment {deployment['metadata']['name']} has a selector that does not match its pods"
     for service in manifests["Service"]:
         if service["spec"].get("sessionAffinity") != "ClientIP":

@@ -27,7 +27,7 @@ The endpoints, fields and responses of a server. `GET /docs.json` of a running s
 document, with its own maximum duration. [http.md](http.md) shows how to use the API and lists [the
 errors](http.md#errors). [sdk.md](sdk.md) describes the Python client.
 """
-OWN_PATHS = (
+SERVICE_PATHS = (
     "/generate",
     "/stream",
     "/jobs",
@@ -54,8 +54,8 @@ def api() -> str:
     document: Json = MusicGenService.openapi_spec.asdict()
     paths, schemas = document["paths"], document["components"]["schemas"]
     parts = [NOTE.format("musicgen_bento/schemas.py, server/service.py or server/openapi.py"), "# HTTP API", fill(API)]
-    others = [path for path, methods in paths.items() if path not in OWN_PATHS and not _is_infrastructure(methods)]
-    for path in (*OWN_PATHS, *others):
+    others = [path for path, methods in paths.items() if path not in SERVICE_PATHS and not _is_infrastructure(methods)]
+    for path in (*SERVICE_PATHS, *others):
         parts += [_route(method, path, operation) for method, operation in paths[path].items()]
     parts += ["## Objects", *(_object(name, schemas[name]) for name in SHOWN_SCHEMAS)]
     return "\n\n".join(parts) + "\n"
@@ -212,9 +212,9 @@ def fill(text: str) -> str:
 def table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
     """Return a table without the columns that are empty in every row."""
     lines = [head, *rows]
-    kept = [n for n in range(len(head)) if any(line[n] for line in lines[1:])]
-    cells = [[" ".join(line[n].split()).replace("|", "\\|") for n in kept] for line in lines]
-    cells.insert(1, ["---"] * len(kept))
+    columns = [n for n in range(len(head)) if any(line[n] for line in lines[1:])]
+    cells = [[" ".join(line[n].split()).replace("|", "\\|") for n in columns] for line in lines]
+    cells.insert(1, ["---"] * len(columns))
     return "\n".join(f"| {' | '.join(line)} |" for line in cells)
 
 

@@ -1,7 +1,7 @@
 """Run the image as users do and print the result of each command: check.py [CHECK...], after image/build.
 
-ENGINE is docker or podman. A tiny random model with the file names of facebook/musicgen-small takes its place, in a
-separate cache. All containers are named musicgen-check-*, and are removed at the end.
+ENGINE is docker or podman. A tiny random model in a separate cache replaces facebook/musicgen-small. All containers are
+named musicgen-check-*, and are removed at the end.
 """
 
 from __future__ import annotations
@@ -157,8 +157,8 @@ class Folders:
         )
         command = [sys.executable, "-c", code, str(self._model / "hub"), SMALL]
         subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
-        for each in self._model.rglob("*"):  # like downloads: readable by all users
-            each.chmod(0o755 if each.is_dir() else 0o644)
+        for path in self._model.rglob("*"):  # like downloads: readable by all users
+            path.chmod(0o755 if path.is_dir() else 0o644)
 
     def cache(self, name: str, owner: int) -> str:
         """Create a cache with the tiny model, and return its path. All files have one owner."""
@@ -171,10 +171,10 @@ class Folders:
         (self.root / name).mkdir()
         return self._set_owner(self.root / name, owner)
 
-    def _set_owner(self, path: Path, owner: int) -> str:
-        for each in (path, *path.rglob("*")):
-            os.chown(each, owner, owner, follow_symlinks=False)
-        return str(path)
+    def _set_owner(self, folder: Path, owner: int) -> str:
+        for path in (folder, *folder.rglob("*")):
+            os.chown(path, owner, owner, follow_symlinks=False)
+        return str(folder)
 
 
 # ---- the checks: each returns the command that it runs, and the result

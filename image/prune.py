@@ -61,8 +61,9 @@ def required_packages(roots: list[str]) -> set[str]:
 def main() -> None:
     project = tomllib.loads(Path("pyproject.toml").read_text())["project"]
     # AudioCraft's own requirements are from 2023; the extra has the packages that it imports.
-    keep = required_packages([*project["dependencies"], *project["optional-dependencies"]["serve"]]) | {"audiocraft"}
-    unused = sorted({canonical(each.name) for each in distributions()} - keep)
+    roots = [*project["dependencies"], *project["optional-dependencies"]["serve"]]
+    required = required_packages(roots) | {"audiocraft"}
+    unused = sorted({canonical(package.name) for package in distributions()} - required)
     print("removed:", *unused)
     subprocess.run(["uv", "pip", "uninstall", "--quiet", *unused], check=True)
     site = Path(sysconfig.get_path("purelib"))

@@ -1,4 +1,4 @@
-"""How requests may set the level and the format of the audio. Standard library only, so the help needs no pydantic."""
+"""The choices of normalization and format. Standard library only, so that the help of the command needs no pydantic."""
 
 from __future__ import annotations
 

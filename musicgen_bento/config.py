@@ -21,7 +21,7 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="MUSICGEN_", frozen=True)
 
-    default_model: str = Field("demo", description="model of requests that name none")
+    default_model: str = Field("demo", description="model for requests that do not name one")
     preload: Annotated[tuple[str, ...], NoDecode] = Field(
         ("demo",), description="models to load at start, comma-separated; /readyz waits for them"
     )
@@ -46,7 +46,9 @@ class Settings(BaseSettings):
         description="make output independent of batch composition when torch (not the C kernel) runs the model; slower",
     )
     allow_any_model: bool = Field(False, description="let HTTP clients name models outside the catalogue")
-    allow_anonymous: bool = Field(False, description="let `musicgen-bento serve` listen beyond this machine")
+    allow_anonymous: bool = Field(
+        False, description="let `musicgen-bento serve` listen on addresses that other machines can reach"
+    )
     job_megabytes: int = Field(
         256, ge=1, le=1_000_000, description="job storage: memory for the audio of jobs; a job beyond it gets 429"
     )

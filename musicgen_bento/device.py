@@ -1,4 +1,4 @@
-"""The device that runs the models, and what the settings mean on it: slots, precision, memory."""
+"""The device that runs the models, and its slots, precision and memory according to the settings."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def check_fits_budget(model_names: str, required_bytes: int, budget_bytes: int) 
 
     Args:
         model_names: for the message.
-        required_bytes: memory of all these models, each with one clip.
+        required_bytes: memory of all these models, each with one request.
         budget_bytes: the memory budget.
 
     Raises:
@@ -90,7 +90,7 @@ def check_fits_budget(model_names: str, required_bytes: int, budget_bytes: int) 
     """
     if required_bytes > budget_bytes:
         raise ModelTooLarge(
-            f"{model_names} needs {format_bytes(required_bytes)} of memory with one clip; "
+            f"{model_names} needs {format_bytes(required_bytes)} of memory with one request; "
             f"the memory budget is {format_bytes(budget_bytes)}.",
             hint="Choose a smaller model, or raise MUSICGEN_MEMORY_BUDGET if the machine has more memory.",
             field="model",

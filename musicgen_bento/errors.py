@@ -72,7 +72,7 @@ class MusicGenError(Exception):
 
     @staticmethod
     def from_dict(body: dict[str, Any]) -> MusicGenError:
-        """Build the error that `to_dict` wrote. An unknown code, as of a newer version, gives a plain MusicGenError."""
+        """Build the error that `to_dict` wrote. An unknown code, such as a newer version's, gives a MusicGenError."""
         error = body["error"]
         error_type = _BY_CODE.get(error.get("code", ""), MusicGenError)
         return error_type(

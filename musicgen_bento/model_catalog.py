@@ -67,7 +67,7 @@ class ModelCard:
         return 0 if self.folder else 2 * self.parameters + CODEC_BYTES + T5_BYTES
 
     def memory_bytes(self, precision: Precision, max_duration: float) -> int:
-        """Estimate the memory of the model with one clip of the longest duration and the largest prompt.
+        """Estimate the memory of the model with one request of the longest duration and the largest prompt.
 
         The exact size is known only from the files; see `checkpoint`.
 
@@ -76,10 +76,10 @@ class ModelCard:
             max_duration: the longest clip in seconds that a request may have.
         """
         model_bytes = precision.estimate_model_bytes(self.parameters, self.layers, self.dim)
-        return model_bytes + self._clip_bytes(precision, max_duration) + FLOAT32_BYTES * self.num_float32_params
+        return model_bytes + self._request_bytes(precision, max_duration) + FLOAT32_BYTES * self.num_float32_params
 
-    def _clip_bytes(self, precision: Precision, max_duration: float) -> int:
-        """Estimate the KV cache of one clip: keys and values of `dim` channels per layer."""
+    def _request_bytes(self, precision: Precision, max_duration: float) -> int:
+        """Estimate the KV cache of one request: keys and values of `dim` channels per layer."""
         positions = min(self.window, max_duration) * FRAME_RATE + MAX_DELAY_FRAMES
         if precision.native_kernel:
             positions = -(-positions // BLOCK_SIZE) * BLOCK_SIZE  # whole blocks
@@ -87,12 +87,12 @@ class ModelCard:
         else:
             prompt_bytes_per_element = precision.compute_dtype.itemsize
         rows = 2  # classifier-free guidance: a conditional and an unconditional row
-        own_bytes = rows * positions * precision.kv_bytes_per_element
+        past_bytes = rows * positions * precision.kv_bytes_per_element
         prompt_bytes = MAX_PROMPT_TOKENS * prompt_bytes_per_element
         if precision.native_kernel:
             # A fused prompt has two matrices of MAX_FUSED_TOKENS x dim for each head.
             prompt_bytes = max(prompt_bytes, FUSED_BYTES_PER_ELEMENT * MAX_FUSED_TOKENS * self.dim // HEAD_DIM)
-        return 2 * self.layers * self.dim * int(own_bytes + prompt_bytes)
+        return 2 * self.layers * self.dim * int(past_bytes + prompt_bytes)
 
 
 def _released_model(size: str, parameters: int, *, stereo: bool = False, melody: bool = False) -> ModelCard:

@@ -40,7 +40,7 @@ class GeneratedClip:
     """One clip of a call, as samples.
 
     Attributes:
-        index: of its prompt in the call.
+        index: index of the clip's prompt in the call.
         samples: [C, T], float32 within ±1, normalized as requested.
         sample_rate: Hz.
         seed: the same prompt and options with this seed give the same clip.
@@ -206,7 +206,7 @@ class Pipeline:
                 self._pool.abort(request_id)
 
     def stream(self, request: StreamRequest, progress: ProgressCallback | None = None) -> Iterator[bytes]:
-        """Generate one clip and yield its bytes meanwhile: a WAV, or the samples alone with format pcm.
+        """Generate one clip and yield its bytes while it is generated: a WAV, or the samples alone with format pcm.
 
         Closing the iterator early aborts the request.
 

@@ -1,4 +1,4 @@
-"""The data that clients send and receive. Needs pydantic only, because the client SDK shares it."""
+"""The data that clients send and receive. The module needs pydantic only, because the Python client uses it too."""
 
 from __future__ import annotations
 
@@ -143,13 +143,13 @@ class ModelInfo(Schema):
     download_bytes: int | None = Field(None, description="Approximate size of the download.")
     memory_bytes: int | None = Field(
         None,
-        description="Memory of the model with one clip; exact once its files are on the server, an estimate before.",
+        description="Memory of the model with one request; exact once its files are on the server, an estimate before.",
     )
     state: Literal["downloadable", "cached", "loading", "loaded"] = Field(
         description="downloadable: not on the server; cached: on its disk; loading; loaded: in memory."
     )
     progress: LoadProgress | None = Field(None, description="The progress, while the model is loading.")
-    default: bool = Field(description="Whether requests that name no model use this one.")
+    default: bool = Field(description="Whether requests that do not name a model use this one.")
     note: str = Field(description="What to know before choosing the model.")
 
 
@@ -224,6 +224,6 @@ class JobAudioQuery(Schema):
 
     keep: bool = Field(
         False,
-        description="Keep the job until it is deleted or expires. For a client that must be sure to receive all "
-        "audio: the server cannot see bytes that the network loses after it has sent them.",
+        description="Keep the job until it is deleted or expires. Use it if you must be sure to receive all audio: "
+        "the server cannot see bytes that the network loses after it has sent them.",
     )

@@ -17,7 +17,7 @@ def resolve_model(model: str, *, any_model: bool = False, folders: bool = False)
     """Return the source of a model.
 
     Args:
-        model: an id or alias of the catalog; or, if allowed, a folder or a repository.
+        model: an id or alias of the catalogue; or, if allowed, a folder or a repository.
         any_model: whether the model may be any repository on the hub.
         folders: whether the model may be a folder on this machine.
 

@@ -76,7 +76,7 @@ class Source:
 
     @property
     def is_local(self) -> bool:
-        """Whether all files are on this machine, as far as can be found out without the network or reading files."""
+        """Whether all files are on this machine. It neither uses the network nor reads files, so it may be wrong."""
         if isinstance(self.location, Path):
             codec_file = self.location / MODEL_FILES[1]
             if not codec_file.is_file():

@@ -2,7 +2,7 @@
 
 program.py            the group of commands, exit statuses, error messages
 generate.py           `generate`: its options and checks; output.py writes the clips
-clip_options.py       what to generate, as the options say it
+clip_options.py       the options that describe clips, turned into validated requests
 local.py, remote.py   clips from a model in this process, or from a server
 models.py, pull.py, serve.py, verify.py    the other commands
 progress.py           messages and the progress bar on standard error

@@ -1,4 +1,4 @@
-"""What to generate, as the options of `generate` say it."""
+"""The options of `generate` that describe clips, turned into validated requests."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def _build_requests(
     model: str | None,
     max_duration: float | None,
 ) -> list[GenerationRequest]:
-    """Build requests. Their errors keep a hint that helps on the command line, and otherwise point to --help."""
+    """Build requests. An error keeps a hint that helps on the command line; any other hint is replaced by --help."""
     try:
         return validation.build_requests(
             prompts, request_type=request_type, model=model, max_duration=max_duration, **fields

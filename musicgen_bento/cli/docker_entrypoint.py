@@ -108,8 +108,8 @@ def _owner(folder: Path) -> tuple[int, int]:
 
 def _switch_user(uid: int, gid: int, folder: Path) -> None:
     """Become another user for good, and make the cache and the folder writable for that user before."""
-    for each in {folder, CACHE}:
-        _change_owner(each, uid, gid, recursive=each == CACHE)
+    for path in {folder, CACHE}:
+        _change_owner(path, uid, gid, recursive=path == CACHE)
     if not os.path.ismount(CACHE):  # the folder of the image
         with suppress(OSError):
             os.chown(CACHE, uid, gid)
@@ -128,7 +128,10 @@ def _switch_user(uid: int, gid: int, folder: Path) -> None:
 
 
 def _change_owner(folder: Path, uid: int, gid: int, *, recursive: bool) -> None:
-    """Give a folder, and all in it if recursive, from root to the user. Stop silently at the first failure."""
+    """Change the owner of a folder, and of all files in it if recursive, from root to the user.
+
+    A failure ends the change silently: the files stay readable.
+    """
     for _, folders, files, folder_fd in os.fwalk(folder, follow_symlinks=False):
         for name in (".", *folders, *files) if recursive else (".",):
             status = os.stat(name, dir_fd=folder_fd, follow_symlinks=False)
@@ -136,7 +139,7 @@ def _change_owner(folder: Path, uid: int, gid: int, *, recursive: bool) -> None:
             if status.st_uid == ROOT_UID and not has_other_links:
                 try:
                     os.chown(name, uid, gid, dir_fd=folder_fd, follow_symlinks=False)
-                except OSError:  # a read-only mount, or no capability CHOWN: the files stay readable
+                except OSError:  # a read-only mount, or no capability CHOWN
                     return
         if not recursive:
             return

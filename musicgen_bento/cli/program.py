@@ -49,7 +49,7 @@ musicgen-bento --prompt "lofi hip hop" --duration 20 --output lofi.wav
 
 
 class Program(click.Group):
-    """A group whose options without a command are those of `generate`, as many documents write them."""
+    """A group of commands that runs `generate` if the arguments begin with one of its options."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Insert `generate` if the arguments begin with an option that is not the group's own."""

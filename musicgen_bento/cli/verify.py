@@ -47,7 +47,8 @@ def verify(model: str, precision: tuple[str, ...], seconds: float) -> None:
 
     precisions = [device.select_precision(CPU, Settings(precision=name)) for name in precision]
     if not precisions:
-        precisions = [each for each in supported_precisions(CPU).values() if each.name != "float32"]
+        supported = supported_precisions(CPU).values()
+        precisions = [candidate for candidate in supported if candidate.name != "float32"]
     source = resolve_model(model, any_model=True, folders=True)
     files = loading.open_files(source)
     is_close: dict[str, bool] = {}

@@ -160,7 +160,7 @@ class Generation:
         self._delete_job()
 
     def _delete_job(self) -> None:
-        """Delete the job from the server, if there is one. A server that cannot be reached drops it by itself later."""
+        """Delete the job from the server, if there is one. If the server cannot be reached, the job expires there."""
         job_id, self._job_id = self._job_id, None
         if job_id is None:
             return

@@ -81,7 +81,9 @@ def push_through(layers: list[StreamingLayer], x: Tensor | None, states: list[La
 
 
 def make_streaming(module: Any, ops: CodecOps) -> StreamingLayer:
-    """Return the streaming form of a SEANet module. Its attributes tell its kind: both libraries use the same names.
+    """Return the streaming form of a SEANet module. Its kind is recognized by its attributes.
+
+    AudioCraft and transformers use the same names for these.
 
     Raises:
         TypeError: the module has no streaming form.

@@ -1,9 +1,9 @@
 """Decodes tokens to samples in chunks; the result equals decoding the whole clip at once.
 
 EnCodec's decoder (SEANet: Défossez et al., "High Fidelity Neural Audio Compression", 2022, arXiv:2210.13438) is a
-chain of convolutions around a causal LSTM. The convolutions look both ways, but not far: three frames for the first,
-482 samples for the upsampling ones. So the first samples are available a few frames after the first tokens, each value
-is computed once, the cost of a chunk is proportional to its length, and there are no audible seams.
+chain of convolutions around a causal LSTM. A convolution depends on a few inputs before and after each position: three
+frames in the first, 482 samples in the upsampling ones. So the first samples are available a few frames after the first
+tokens. Each value is computed once, the cost of a chunk is proportional to its length, and no seam is audible.
 """
 
 from __future__ import annotations
@@ -98,10 +98,10 @@ class CodecDecoder:
 
 
 class CodecStream:
-    """The codec's side of one request: the frames so far, as the state of the streaming layers.
+    """The codec's state of one request.
 
     Attributes:
-        state: what the layers keep between chunks.
+        state: what the streaming layers keep between chunks.
     """
 
     def __init__(self, decoder: CodecDecoder) -> None:

@@ -1,4 +1,4 @@
-"""What the codec's streaming layers keep of a stream from one chunk to the next.
+"""The state of one stream that the codec's streaming layers keep between two chunks.
 
 Weights belong to the layers and serve all streams; a state belongs to one stream. States of several streams can be
 joined into one state, whose tensors have the streams along the batch dimension, and split again. This needs equal

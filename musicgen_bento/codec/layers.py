@@ -4,8 +4,8 @@
 weights, which all streams share; what it keeps of one stream is a state (layer_state.py). The modules of AudioCraft's
 EnCodec and of Hugging Face's have the same attributes, so one class serves both. Tensors are [batch, time, channels].
 
-A convolution looks both ways: here one of kernel size 5 (span 4, so 2 positions before and 2 after), in chunks of 4.
-`p` is padding.
+A convolution depends on inputs before and after each position. The example has kernel size 5 (span 4: 2 positions
+before and 2 after) and chunks of 4. `p` is padding.
 
     push 1   p  p |x0 x1 x2 x3                     → y0 y1
                    └─ past ──┘

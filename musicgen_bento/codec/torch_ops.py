@@ -46,7 +46,7 @@ class CodecOps(Protocol):
         """Create a convolution of stride 1 without padding; weight [out, in / groups, taps]."""
 
     def activation(self, module: nn.Module) -> ActivationFn:
-        """Create an elementwise activation that writes its outputs behind a given prefix."""
+        """Create an elementwise activation that writes its outputs after a prefix."""
 
     def overlap_add(self, bias: Tensor | None) -> OverlapAddFn:
         """Create the overlap-add of a transposed convolution's products, each of which spans two strides."""

@@ -1,7 +1,7 @@
 """Measures the distance of a precision from float32 on a model's own weights: how the next-token distributions differ.
 
-Both precisions read the same tokens, which float32 chose alone. So an error at one position does not change the inputs
-of the next.
+Both precisions read the same tokens, which float32 chose. So an error at one position does not change the inputs of the
+next.
 """
 
 from __future__ import annotations

@@ -101,6 +101,7 @@ class Engine:
         Raises:
             QueueFull: the queue is full; `retry_after` estimates when a slot is free.
             InvalidRequest: the prompt is too long for T5.
+            ValueError: a request with this id waits, runs or still has its slot.
         """
         prompt_ids = self._conditioner.tokenize(params.prompt)
         frames = max(1, int(params.duration * self.checkpoint.frame_rate + 1e-6))
@@ -110,6 +111,8 @@ class Engine:
         kv_request = KVCacheRequest(rows, positions, prompt_ids.shape[1])
         request = RequestState(request_id, params, on_event, prompt_ids, tokens, kv_request)
         with self._lock:
+            if request_id in self._requests or request_id in self._scheduler.running:
+                raise ValueError(f"request id {request_id} is in use")
             if self._scheduler.full:
                 raise QueueFull(
                     "The queue is full.",
@@ -203,10 +206,10 @@ class Engine:
                 if self._requests.get(request.request_id) is not request:
                     self._scheduler.remove(request.request_id)
                     self._release(request)
-            kept = [request for request in self._running if request.sequence_state is not None]
-            has_retired = len(kept) != len(self._running)
+            running = [request for request in self._running if request.sequence_state is not None]
+            has_retired = len(running) != len(self._running)
             if has_retired:
-                self._running, self._sampling_cache = kept, None
+                self._running, self._sampling_cache = running, None
         if has_retired:
             self._reserve_memory(self._kv_cache_bytes())
 
@@ -280,7 +283,7 @@ class Engine:
         request = next((request for request in self._running if request.prefill_chunks), None)
         if request is not None and request.sequence_state is not None:
             self._decoder.prefill(request.sequence_state, request.prefill_chunks.pop(0))
-            self._running.remove(request)  # and to the end, so that several prefills take turns
+            self._running.remove(request)  # and append it again, so that several prefills take turns
             self._running.append(request)
 
     def _decode(self, requests: list[RequestState]) -> None:

@@ -27,7 +27,7 @@ class RequestState:
         sequence_state: the decoder's state, while the request has a slot.
         audio_state: the audio decoder's state, while the request has a slot.
         prefill_chunks: inputs [rows, n, dim] that the model reads before it decodes the next position.
-        aborted: whether the client aborted the request; no further event is reported.
+        aborted: whether the request was aborted; no further event is reported then.
     """
 
     request_id: str

@@ -68,10 +68,10 @@ class Scheduler:
     def remove(self, request_id: str) -> None:
         """Remove a waiting or running request. Unknown ids are ignored."""
         self.running.discard(request_id)
-        kept = [waiting for waiting in self._waiting if waiting.request_id != request_id]
-        if len(kept) != len(self._waiting):
-            heapq.heapify(kept)
-            self._waiting = kept
+        others = [waiting for waiting in self._waiting if waiting.request_id != request_id]
+        if len(others) != len(self._waiting):
+            heapq.heapify(others)
+            self._waiting = others
 
     def queue(self) -> list[str]:
         """The ids of the waiting requests, next first."""

@@ -31,7 +31,7 @@ class TokenSequence:
     Args:
         pattern: the model's delay pattern.
         frames: length of the whole clip in frames.
-        window: the most frames that the model reads in one sequence.
+        window: maximum number of frames that the model reads in one sequence.
         special_token: the token at positions where the pattern has no frame.
         stride: frames between the starts of two windows; three fifths of a window by default.
     """

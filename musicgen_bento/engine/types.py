@@ -124,7 +124,7 @@ class ModelStatus:
     Attributes:
         id: the model's name.
         state: `downloadable`, `cached`, `loading` or `loaded`.
-        default: whether requests that name no model use this one.
+        default: whether requests that do not name a model use this one.
         memory_bytes: memory of the model with one request; an estimate until its files are fetched.
         progress: progress of the load, while `loading`.
     """
@@ -145,7 +145,7 @@ class RequestSink(Protocol):
         If the model is not in memory, it is loaded on another thread and the request waits for it.
 
         Args:
-            request_id: unique among the unfinished requests.
+            request_id: unique. An id may be used again only if the slot of the earlier request is free.
             model: catalogue id, alias, id on the Hugging Face Hub, or folder.
             params: the parameters of the request.
             on_event: receives the request's events. Later errors arrive there as Failed.

@@ -41,12 +41,12 @@ class CpuDecoder(Decoder):
     """The decoder on the C kernel; KV caches are in blocks of one pool.
 
     Args:
-        weights: The packed weights of the model.
-        max_batch_size: The most sequences at once. Their memory is taken as it is filled.
-        threads: The thread pool that runs the steps.
+        weights: the packed weights of the model.
+        max_batch_size: maximum number of sequences at once. Their caches take memory only as they are filled.
+        threads: the thread pool that runs the steps.
 
     Raises:
-        MemoryError: There is no memory for it.
+        MemoryError: there is no memory for it.
     """
 
     def __init__(self, weights: PackedWeights, max_batch_size: int, threads: bindings.ThreadPool) -> None:
@@ -75,8 +75,8 @@ class CpuDecoder(Decoder):
         """Create the KV cache of a sequence, and store or fuse its prompt.
 
         Raises:
-            IndexError: There are `max_batch_size` sequences already.
-            MemoryError: There is no memory for the prompt.
+            IndexError: there are `max_batch_size` sequences already.
+            MemoryError: there is no memory for the prompt.
         """
         if not self._free_sequences:
             raise IndexError("The batch is full.")
@@ -156,7 +156,8 @@ class CpuDecoder(Decoder):
         self._library.decoder_step(self._handle, steps, len(steps), inputs, sampled)
         for cache in caches:
             cache.advance(1)
-        return [sampled[at : at + self.shape.codebooks] for at in range(0, len(sampled), self.shape.codebooks)]
+        codebooks = self.shape.codebooks
+        return [sampled[begin : begin + codebooks] for begin in range(0, len(sampled), codebooks)]
 
     def _sequence_steps(self, sequences: list[SequenceState], cfg_coef: Tensor, sampling: SamplingParams) -> Any:
         """The C structures of a batch, `bindings.SequenceStep` [B]; created when the batch or a parameter changes."""
@@ -205,7 +206,7 @@ def _paged_cache(sequence: SequenceState) -> PagedKVCache:
 
 
 def _prompt_addresses(cache: PagedKVCache) -> tuple[int, int]:
-    """The addresses of the prompt's block table and of the fused prompt; 0 for what there is not."""
+    """The addresses of the prompt's block table and of the fused prompt; 0 where there is none."""
     return (cache.prompt_blocks.data_ptr() if len(cache.prompt_blocks) else 0), cache.fused_prompt
 
 

@@ -56,7 +56,8 @@ class CudaGraphDecoder(EagerDecoder):
     def kv_cache_bytes(self, requests: list[KVCacheRequest]) -> int:
         """The bytes of the cache for such requests; while it grows, the old and the new cache exist together."""
         current = self._batch_kv.batch_size, self._batch_kv.max_prompt_tokens
-        required = self._required_size(len(requests), max((each.prompt_tokens for each in requests), default=0))
+        prompt_tokens = max((request.prompt_tokens for request in requests), default=0)
+        required = self._required_size(len(requests), prompt_tokens)
         required_bytes = BatchKVCache.num_bytes(self.weights, *required)
         if required == current or not self._sequences:
             return required_bytes
@@ -100,7 +101,7 @@ class CudaGraphDecoder(EagerDecoder):
         sampling: SamplingParams,
         noise_steps: list[int],
     ) -> TokenColumns:
-        """Sample the next tokens by a graph; see `Decoder.step_and_sample`."""
+        """Sample the next tokens with a graph; see `Decoder.step_and_sample`."""
         indices = [batch_index_of(sequence, self._sequences) for sequence in sequences]
         if self._scattered is None or self._scattered[0] is not sampling or self._scattered[1] != indices:
             self._scatter_params(sampling, indices, sequences, cfg_coef)
@@ -263,7 +264,7 @@ def batch_index_of(sequence: SequenceState, sequences: list[SequenceState]) -> i
     """The index of a sequence, compared by identity.
 
     Raises:
-        StopIteration: The sequence is not in the list.
+        StopIteration: the sequence is not in the list.
     """
     return next(index for index, other in enumerate(sequences) if other is sequence)
 

@@ -39,8 +39,8 @@ class CudaGraphCache:
         """Run `work`, by replaying its graph if one was captured for the key.
 
         Args:
-            key: Two calls with equal keys run the same operations on the same addresses.
-            work: Reads and writes only tensors whose addresses stay.
+            key: two calls with equal keys run the same operations on the same addresses.
+            work: reads and writes only tensors whose addresses stay.
 
         Returns:
             The result of `work`.

@@ -41,7 +41,7 @@ class KVCacheRequest:
 
     Attributes:
         rows: 1, or 2 with classifier-free guidance.
-        positions: Positions of the longest window.
+        positions: positions of the longest window.
         prompt_tokens: T5 tokens of the prompt.
     """
 
@@ -56,9 +56,9 @@ class SequenceState:
 
     Attributes:
         rows: 1, or 2 with classifier-free guidance; the first is the conditional row.
-        kv_cache: Keys and values of self-attention.
-        prompt: The projected prompt [L, dim].
-        cross_kv: Keys and values of the prompt for each layer, [1, H, L, D]; empty if the prompt is prepended or the C
+        kv_cache: keys and values of self-attention.
+        prompt: the projected prompt [L, dim].
+        cross_kv: keys and values of the prompt for each layer, [1, H, L, D]; empty if the prompt is prepended or the C
             kernel stores them.
     """
 
@@ -87,8 +87,8 @@ class Decoder(ABC):
     """Runs the language model for a batch of sequences. All methods are called from one thread.
 
     Attributes:
-        shape: The shape of the model.
-        precision: The precision of the model.
+        shape: the shape of the model.
+        precision: the precision of the model.
     """
 
     def __init__(self, shape: LMShape, precision: Precision, embeddings: Tensor) -> None:
@@ -102,9 +102,9 @@ class Decoder(ABC):
         """Create the state of a sequence.
 
         Args:
-            prompt: The projected prompt [L, dim].
-            guided: Whether classifier-free guidance needs the unconditional row.
-            max_positions: The most positions of a window.
+            prompt: the projected prompt [L, dim].
+            guided: whether classifier-free guidance needs the unconditional row.
+            max_positions: maximum number of positions of a window.
         """
 
     @abstractmethod
@@ -120,9 +120,9 @@ class Decoder(ABC):
         """Compute the logits of the next position of B sequences.
 
         Args:
-            sequences: The B sequences.
-            tokens: The tokens that they read, [B, K].
-            cfg_coef: Guidance coefficients [B]; ignored for sequences of one row.
+            sequences: the B sequences.
+            tokens: the tokens that they read, [B, K].
+            cfg_coef: guidance coefficients [B]; ignored for sequences of one row.
 
         Returns:
             Logits of the next position [B, K, codebook_size], float32, with guidance applied.
@@ -161,11 +161,11 @@ class Decoder(ABC):
         few numbers takes a tenth of a millisecond.
 
         Args:
-            sequences: The B sequences.
-            tokens: The tokens that they read, [B][K].
-            cfg_coef: Guidance coefficients [B]; ignored for sequences of one row.
-            sampling: The sampling parameters of the B sequences.
-            noise_steps: What keys the sampling noise of the position, [B].
+            sequences: the B sequences.
+            tokens: the tokens that they read, [B][K].
+            cfg_coef: guidance coefficients [B]; ignored for sequences of one row.
+            sampling: the sampling parameters of the B sequences.
+            noise_steps: counters that key the sampling noise of the position, [B].
 
         Returns:
             Tokens [B][K]. If the logits of a sequence are not finite, some of its tokens are -1.

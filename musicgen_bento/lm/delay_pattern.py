@@ -25,7 +25,7 @@ class DelayPattern:
     """The offset of each codebook in the token sequence.
 
     Attributes:
-        delays: Positions by which each codebook is delayed; ascending, the first is 0.
+        delays: positions by which each codebook is delayed; ascending, the first is 0.
     """
 
     delays: tuple[int, ...]

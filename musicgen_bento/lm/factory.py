@@ -20,10 +20,10 @@ def create_decoder(
     """Create the fastest decoder for given weights.
 
     Args:
-        weights: The weights of the model.
-        max_batch_size: The most sequences in a batch.
-        deterministic: Whether the output must be batch-invariant where torch runs the model; this excludes CUDA graphs.
-        threads: The thread pool for the C kernel; by default it has as many threads as suit the model.
+        weights: the weights of the model.
+        max_batch_size: maximum number of sequences in a batch.
+        deterministic: whether the output must be batch-invariant where torch runs the model; this excludes CUDA graphs.
+        threads: the thread pool for the C kernel; by default it has as many threads as suit the model.
     """
     if isinstance(weights, PackedWeights):
         return CpuDecoder(weights, max_batch_size, threads or bindings.ThreadPool(weights.shape.num_threads()))

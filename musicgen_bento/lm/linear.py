@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from musicgen_bento.native import fbgemm
 from musicgen_bento.precision import Precision
 
-MIN_TRANSPOSED_NUMBERS = 2**19  # products with smaller matrices are slower in transposed form
+MIN_TRANSPOSED_ELEMENTS = 2**19  # products with smaller matrices are slower in transposed form
 MAX_PARTS = 8
 
 
@@ -23,8 +23,8 @@ class Linear(Protocol):
     """A matrix [out, in] that rows are multiplied with.
 
     Attributes:
-        out_features: Rows of the matrix.
-        num_params: Numbers of the matrix.
+        out_features: rows of the matrix.
+        num_params: elements of the matrix.
     """
 
     out_features: int
@@ -52,7 +52,7 @@ def matmul(rows: Tensor, matrix: Tensor) -> Tensor:
     For few rows and a large float32 matrix, MKL computes the transposed product (matrix times columns) up to 3 times as
     fast. MKL uses one thread for one column, so the matrix is divided into parts.
     """
-    if not rows.is_cpu or rows.dtype != torch.float32 or matrix.numel() < MIN_TRANSPOSED_NUMBERS:
+    if not rows.is_cpu or rows.dtype != torch.float32 or matrix.numel() < MIN_TRANSPOSED_ELEMENTS:
         return F.linear(rows, matrix)
     parts = matrix.view(math.gcd(MAX_PARTS, len(matrix)), -1, matrix.shape[1])
     columns = torch.bmm(parts, rows.T.expand(len(parts), -1, -1))
@@ -75,8 +75,8 @@ def make_linear(weight: Tensor, precision: Precision) -> Linear:
     """Create the linear layer for a matrix [out, in] in a precision.
 
     Args:
-        weight: The matrix. On the meta device the layer only has a size.
-        precision: The precision of the model. For the C kernel the matrix stays unchanged until it is packed.
+        weight: the matrix. On the meta device the layer only has a size.
+        precision: the precision of the model. For the C kernel the matrix stays unchanged until it is packed.
     """
     if precision.native_kernel:
         return DenseLinear(weight)

@@ -25,7 +25,7 @@ from musicgen_bento.native.bindings import K_BLOCK, LANES, round_up
 from musicgen_bento.native.mmap_tensor import MmapTensor
 from musicgen_bento.precision import ModelSize, Precision
 
-CHUNK_NUMBERS = 2**20  # numbers that are converted to float32 and packed at a time
+CHUNK_ELEMENTS = 2**20  # elements of a matrix that are converted to float32 and packed at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,9 +33,9 @@ class PackedWeights:
     """The weights of the language model, packed for the C kernel; see `LMWeights` for the fields not listed here.
 
     Attributes:
-        model: The C structure, which points to the packed matrices.
-        pos_embeddings: Embeddings of the positions of a window, [positions, dim].
-        keepalive: The objects that own the memory that `model` points to.
+        model: the C structure, which points to the packed matrices.
+        pos_embeddings: embeddings of the positions of a window, [positions, dim].
+        keepalive: the objects that own the memory that `model` points to.
     """
 
     shape: LMShape
@@ -64,8 +64,8 @@ def pack_weights(weights: LMWeights, release_pages: Callable[[], None] = lambda:
     """Pack the matrices of a model.
 
     Args:
-        weights: The weights, with matrices as in the file.
-        release_pages: Called after each layer; it releases the pages of the file that were read so far.
+        weights: the weights, with matrices as in the file.
+        release_pages: called after each layer; it releases the pages of the file that were read so far.
     """
     shape, packer = weights.shape, _Packer(weights)
     layers: Array[bindings.Layer] = (bindings.Layer * shape.layers)()
@@ -125,7 +125,7 @@ class _Packer:
     """Packs matrices side by side into memory of huge pages, which a processor reads faster.
 
     Attributes:
-        keepalive: The objects that own the packed matrices, scales and norms.
+        keepalive: the objects that own the packed matrices, scales and norms.
     """
 
     def __init__(self, weights: LMWeights) -> None:
@@ -135,7 +135,7 @@ class _Packer:
         pages = MmapTensor(num_bytes, dtype=torch.uint8, huge=True)
         self._next_address = pages.tensor.data_ptr()
         # One buffer for all matrices: memory that the C library gets back of a large tensor seldom fits the next one.
-        self._chunk = torch.empty(max(CHUNK_NUMBERS, LANES * max(weights.shape.dim, weights.shape.hidden)))
+        self._chunk = torch.empty(max(CHUNK_ELEMENTS, LANES * max(weights.shape.dim, weights.shape.hidden)))
         self.keepalive: list[Any] = [pages]
 
     def pack_norm(self, norm: LayerNorm) -> bindings.Norm:
@@ -150,7 +150,7 @@ class _Packer:
         matrix, begin = linear.weight, self._next_address
         outputs, width = matrix.shape
         inputs, scales = self._packed_inputs(width), torch.zeros(round_up(outputs, LANES))
-        step = max(1, CHUNK_NUMBERS // width // LANES) * LANES
+        step = max(1, CHUNK_ELEMENTS // width // LANES) * LANES
         for first in range(0, outputs, step):
             rows = matrix[first : first + step]
             self._chunk[: rows.numel()].view(rows.shape).copy_(rows)

@@ -29,9 +29,9 @@ class SamplingParams:
         temperature: [B] float32; 0 is greedy.
         top_k: [B] int64; 0 is off.
         top_p: [B] float32; 0 is off. Where it is on, it overrides top_k, as in AudioCraft.
-        largest_top_k: The largest top_k of the requests whose top_p is off; 0 skips top-k.
-        any_top_p: Whether any top_p is on.
-        any_noise: Whether any request is not greedy.
+        largest_top_k: the largest top_k of the requests whose top_p is off; 0 skips top-k.
+        any_top_p: whether any top_p is on.
+        any_noise: whether any request is not greedy.
     """
 
     seeds: Tensor
@@ -66,7 +66,7 @@ def sample(logits: Tensor, params: SamplingParams, noise_steps: Tensor) -> Tenso
 
     Args:
         logits: [B, K, codebook_size] float32.
-        params: The sampling parameters of the B requests.
+        params: the sampling parameters of the B requests.
         noise_steps: [B] int64; each keys the noise of one position.
 
     Returns:

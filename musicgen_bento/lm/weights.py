@@ -17,7 +17,7 @@ from musicgen_bento.lm.linear import DenseLinear, Linear, PackedFp16Linear
 from musicgen_bento.precision import ModelSize, Precision
 
 MAX_PROMPT_TOKENS = 512
-"""The most T5 tokens of a prompt."""
+"""Maximum number of T5 tokens of a prompt."""
 
 ONE_THREAD_HEAD_PARAMS = 4_000_000  # below, one thread is fastest; the heads of musicgen-small have 8.4 million
 
@@ -27,13 +27,13 @@ class LMShape:
     """The sizes of a MusicGen language model.
 
     Attributes:
-        dim: Width of the residual stream.
-        hidden: Width between the two linear layers of the feed-forward part.
-        heads: Attention heads.
-        layers: Transformer layers.
-        codebook_size: Entries of a codebook; the special token is the id after them.
-        pattern: The delays of the codebooks.
-        window: The most frames in one sequence.
+        dim: width of the residual stream.
+        hidden: width between the two linear layers of the feed-forward part.
+        heads: attention heads.
+        layers: transformer layers.
+        codebook_size: entries of a codebook; the special token is the id after them.
+        pattern: the delays of the codebooks.
+        window: maximum number of frames in one sequence.
         text_conditioning: `cross` (cross-attention to the prompt) or `prepend` (the prompt precedes the tokens).
     """
 
@@ -62,7 +62,7 @@ class LMShape:
         It is 1 for a small model, whose products end before a second core starts.
 
         Args:
-            max_threads: The most threads; None is torch's number.
+            max_threads: maximum number of threads; None means torch's number.
         """
         is_small = self.codebooks * self.codebook_size * self.dim < ONE_THREAD_HEAD_PARAMS
         return 1 if is_small else max_threads or torch.get_num_threads()
@@ -143,7 +143,7 @@ def sinusoidal_embeddings(positions: Tensor, wavelengths: Tensor) -> Tensor:
 
 
 def _leaves(part: Any) -> Iterator[Tensor | Linear]:
-    """The tensors and linear layers of a part of the model, its nested parts included."""
+    """Yield the tensors and linear layers of a part of the model, its nested parts included."""
     if isinstance(part, Tensor | DenseLinear | PackedFp16Linear):
         yield part
     elif isinstance(part, tuple):

@@ -35,7 +35,7 @@ class DeviceThread:
         """Stop stepping an engine. Blocks until the thread holds no reference to it, so its memory can be freed."""
         released = threading.Event()
         with self._lock:
-            self._engines = tuple(each for each in self._engines if each is not engine)
+            self._engines = tuple(other for other in self._engines if other is not engine)
             self._removals.append(released)
         self.wake()
         while not released.wait(0.1) and self._thread.is_alive():

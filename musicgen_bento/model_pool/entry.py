@@ -122,12 +122,12 @@ class ModelEntry:
 
     @property
     def is_unused(self) -> bool:
-        """Whether no request waits for the model, and it is neither in memory nor on its way there."""
+        """Whether no request waits for the model, and it is neither loaded nor being fetched or loaded."""
         busy = self.state in (ModelState.FETCHING, ModelState.LOADING, ModelState.LOADED)
         return not (busy or self.pinned or self.waiting)
 
     def add_waiting(self, request: PendingRequest, *, deferred: bool) -> None:
-        """Append a request to the deferred or the pending ones, and report the queue positions."""
+        """Append a request to the deferred or the pending requests, and report the queue positions."""
         (self.deferred if deferred else self.pending).append(request)
         self.notify_queue_positions()
 
@@ -164,7 +164,7 @@ class ModelEntry:
 
         Args:
             memory_queue: the models that wait for memory, next first.
-            default: whether requests that name no model use this one.
+            default: whether requests that do not name a model use this one.
         """
         name, num_bytes = self.source.name, self.memory_bytes or None
         if self.engine is not None:

@@ -122,5 +122,5 @@ def _no_trim(_: int) -> int:
     return 0
 
 
-# A function of glibc; other C libraries have none, and need none.
+# glibc keeps freed memory until malloc_trim; other C libraries do not need the function and do not have it.
 _trim: Any = getattr(ctypes.CDLL(None), "malloc_trim", _no_trim)

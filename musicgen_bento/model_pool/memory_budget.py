@@ -13,7 +13,7 @@ the head if that does not delay the head. Memory for an additional request may e
 
     memory   |---- A, busy: drains ----|---- B, idle: evicted ----|---- C: stays ----|-- free --|
              |<------------------ victims ----------------------->|
-    queue    D (head), A (for its new requests), E (overtakes D if it fits into what D leaves over)
+    queue    D (head), A (for its new requests), E (overtakes D if it fits into the memory that D does not need)
 
     D is admitted as soon as its size is free. The victims are as few models as free that much.
 """
@@ -206,13 +206,13 @@ class MemoryBudget(Generic[Key]):
 
         Busy models are victims only for the head of the queue.
         """
-        kept = {key: model for key, model in self._models.items() if not model.evicting}
-        idle_first = sorted(kept, key=lambda key: (not kept[key].idle, kept[key].last_use))
+        candidates = {key: model for key, model in self._models.items() if not model.evicting}
+        idle_first = sorted(candidates, key=lambda key: (not candidates[key].idle, candidates[key].last_use))
         expected_free = self.free + self._reclaimable(())
         if head_demand := self._head_demand():
-            sizes = {key: kept[key].num_bytes for key in idle_first}
+            sizes = {key: candidates[key].num_bytes for key in idle_first}
             return _smallest_prefix_covering(sizes, head_demand - expected_free)
-        idle_sizes = {key: kept[key].num_bytes for key in idle_first if kept[key].idle}
+        idle_sizes = {key: candidates[key].num_bytes for key in idle_first if candidates[key].idle}
         if expected_free < 0:
             return _smallest_prefix_covering(idle_sizes, -expected_free)
         # An additional request evicts idle models only, and only if these are enough: a model can run one in any case.
@@ -221,7 +221,7 @@ class MemoryBudget(Generic[Key]):
 
 
 def _smallest_prefix_covering(sizes: dict[Key, int], demand: int) -> list[Key]:
-    """The first keys whose sizes sum up to at least `demand`, without those that are not needed for it."""
+    """The first keys whose sizes sum up to at least `demand`, without keys that the sum does not need."""
     chosen: list[Key] = []
     total = 0
     for key, size in sizes.items():

@@ -132,10 +132,10 @@ class ModelPool:
     def statuses(self) -> list[ModelStatus]:
         """The state of every catalogue model, of the default model, and of other models in memory."""
         default = self._operator_models.get(self._settings.default_model)
-        listed = [*([default] if default else []), *(Source(card.id, card.folder or card.id) for card in CATALOG)]
+        sources = [*([default] if default else []), *(Source(card.id, card.folder or card.id) for card in CATALOG)]
         statuses = {
             source.name: ModelStatus(source.name, source.state, source == default, self._estimate_bytes(source.name))
-            for source in listed
+            for source in sources
         }
         with self._lock:
             memory_queue = self._residency.queue()
@@ -257,7 +257,7 @@ class ModelPool:
             self._residency.release(entry)
 
     def _until_last_event(self, request_id: str, on_event: EventCallback) -> EventCallback:
-        """Wrap an event callback: forget the request before its last event is reported."""
+        """Wrap an event callback: remove the request from the pool before its last event is reported."""
 
         def forward(event: Event) -> None:
             if isinstance(event, Finished | Failed):

@@ -174,9 +174,9 @@ class ModelResidencyManager:
             ModelTooLarge: they do not fit.
         """
         if entry.source in self._preloads and len(self._preloads) > 1:
-            preloaded = [each for each in self.entries.values() if each.source in self._preloads]
-            names = ", ".join(each.source.name for each in preloaded)
-            num_bytes = sum(each.memory_bytes for each in preloaded)
+            preloaded = [other for other in self.entries.values() if other.source in self._preloads]
+            names = ", ".join(other.source.name for other in preloaded)
+            num_bytes = sum(other.memory_bytes for other in preloaded)
             check_fits_budget(f"MUSICGEN_PRELOAD ({names})", num_bytes, self._loader.budget)
 
     def _residency_loop(self) -> None:

@@ -15,7 +15,7 @@ SILENCE_RMS = 1e-4
 
 
 def run_self_test(engine: Engine) -> None:
-    """Generate two short clips, and the first one again, on the calling thread. No other thread uses the engine yet.
+    """Generate two short clips and the first clip again, on the calling thread. No other thread may use the engine.
 
     Raises:
         LoadFailed: a clip is silent, the same seed gives other samples, or another prompt gives the same samples.

@@ -28,7 +28,7 @@ K_BLOCK = 64
 
 MAX_HEAD_DIM = 128
 MAX_FUSED_TOKENS = 24
-"""The most tokens of a fused prompt (prompt_fusion.h)."""
+"""Maximum number of tokens of a fused prompt (prompt_fusion.h)."""
 
 BLOCK_SIZE = 64
 """Positions of a KV cache block."""
@@ -163,7 +163,6 @@ class PackedLstm(Structure):
     """
 
     _fields_ = (("packed", c_void_p), ("scales", c_void_p), ("input", PackedConv1d))
-    keepalive: Any  # the tensors that the pointers refer to
 
 
 # Result and argument types; the C sources document the arguments.
@@ -229,8 +228,8 @@ def load_library(path: Path) -> Any:
     """Load a kernel and declare the types of its functions.
 
     Raises:
-        OSError: The file cannot be loaded, or was compiled from other sources than these bindings are for.
-        AttributeError: The file lacks a function.
+        OSError: the file cannot be loaded, or was compiled from other versions of the sources.
+        AttributeError: the file lacks a function.
     """
     kernel = ctypes.CDLL(str(path))
     for name, (result, arguments) in _FUNCTIONS.items():
@@ -238,7 +237,7 @@ def load_library(path: Path) -> Any:
         function.restype, function.argtypes = result, arguments
     for name, expected in _LAYOUTS.items():
         if _until_zero(getattr(kernel, name)()) != expected:
-            raise OSError(f"{path.name} was compiled from other sources")
+            raise OSError(f"{path.name} was compiled from other versions of the sources")
     return kernel
 
 
@@ -254,13 +253,13 @@ class ThreadPool:
     """A pool of threads for the kernel's calls, one call at a time.
 
     Args:
-        size: The number of threads, the calling one included.
+        size: the number of threads, the calling one included.
 
     Attributes:
-        handle: The address of the C `ThreadPool`.
+        handle: the address of the C `ThreadPool`.
 
     Raises:
-        MemoryError: There is no memory for it.
+        MemoryError: there is no memory for it.
     """
 
     def __init__(self, size: int) -> None:

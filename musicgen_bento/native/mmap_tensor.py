@@ -25,12 +25,12 @@ class MmapTensor:
     """A tensor of zeros in an anonymous memory map; pages that are never used take no memory.
 
     Args:
-        size: The tensor's size.
-        dtype: The tensor's dtype.
-        huge: Whether to ask for huge pages, which a processor reads faster.
+        size: the tensor's size.
+        dtype: the tensor's dtype.
+        huge: whether to ask for huge pages, which a processor reads faster.
 
     Attributes:
-        tensor: The tensor.
+        tensor: the tensor.
     """
 
     def __init__(self, *size: int, dtype: torch.dtype = torch.float32, huge: bool = False) -> None:
@@ -63,7 +63,7 @@ def evict_file_pages(path: Path) -> None:
     The pages are found by the file's mappings in /proc/self/maps: any other kind of memory would lose its contents.
 
     Args:
-        path: The file; any code may have mapped it.
+        path: the file; any code may have mapped it.
     """
     if _madvise is None:
         return

@@ -79,7 +79,7 @@ class RunnerClient:
         """Wait for the complete audio of an admitted request. If the caller is cancelled, the request is aborted.
 
         Args:
-            request_id: from `admit`.
+            request_id: the result of `admit`.
             on_event: called with every event.
 
         Raises:
@@ -97,10 +97,10 @@ class RunnerClient:
         return AssembledAudio(assembler.started, assembler.samples)
 
     async def stream_events(self, request_id: str, on_event: EventCallback) -> None:
-        """Pass on the events of an admitted request until it finishes. If the caller is cancelled, it is aborted.
+        """Pass on the events of an admitted request until it finishes. A cancelled caller aborts the request.
 
         Args:
-            request_id: from `admit`.
+            request_id: the result of `admit`.
             on_event: called with every event.
 
         Raises:

@@ -96,7 +96,7 @@ def count_eviction(model: str) -> None:
 
 @dataclass(slots=True)
 class _RequestTimes:
-    """What the metrics need of one request. Times are those of `time.monotonic`, in seconds."""
+    """The model and the times of one request that is not finished. Times are seconds of `time.monotonic`."""
 
     model: str
     admitted_at: float
@@ -121,7 +121,7 @@ class RequestMetrics:
         """Begin to measure a request.
 
         Args:
-            request_id: of the request.
+            request_id: the request's id.
             model: the name that the client sent.
             admitted_at: when the request arrived at the runner, in seconds of `time.monotonic`.
         """
@@ -132,8 +132,8 @@ class RequestMetrics:
         """Record an event of a request. Events of aborted requests only refresh the gauges.
 
         Args:
-            request_id: of the request.
-            event: in the order in which the pool reported them.
+            request_id: the request's id.
+            event: an event, in the order in which the pool reported them.
             reported_at: when the pool reported it, in seconds of `time.monotonic`. The event loop may be late.
         """
         times = self._active.get(request_id)

@@ -25,10 +25,10 @@ REMEMBERED_ABORTS = 4096
 
 @dataclass(eq=False)
 class _TableEntry:
-    """One request.
+    """One request of the table.
 
     Attributes:
-        events: reported and not collected yet.
+        events: events that are reported and not collected yet.
         collected: whether `stream` was called.
         expiry: aborts the request if its events are not collected in time.
     """
@@ -134,7 +134,7 @@ class RequestTable:
         return on_event
 
     def _on_event(self, request_id: str, event: Event, reported_at: float) -> None:
-        """Keep an event for `stream`, and count it with the time at which the pool reported it."""
+        """Store an event for `stream`, and pass it to the metrics with the time at which the pool reported it."""
         entry = self._entries.get(request_id)
         if entry is not None:
             entry.events.put_nowait(event)

@@ -49,7 +49,7 @@ class PcmBuffer:
         self._changed.notify()
 
     def fail(self, error: MusicGenError) -> None:
-        """End the buffer with an error. Readers first get the audio that is in it, then the first error."""
+        """End the buffer with an error. A client first gets the audio in the buffer, then the first error."""
         self._error = self._error or error
         self._changed.notify()
 

@@ -27,14 +27,14 @@ class Job:
     """One job and its state. Only `Jobs` and the events of its request change it.
 
     Attributes:
-        admitted: its request at the runner.
-        reserved_bytes: what it counts in the memory for jobs.
-        version: the number of changes, from 1.
-        position: its position in the queue, from 1; None while it is in no queue.
-        audio_seconds: length of the audio that is generated.
+        admitted: the job's request at the runner.
+        reserved_bytes: bytes of job storage that the job occupies.
+        version: number of changes, from 1.
+        position: position in the queue, 1 is next; None while the job is in no queue.
+        audio_seconds: seconds of audio generated so far.
         encoded: the finished clip.
         buffer: the clip while it is generated; None when the job is finished.
-        readers: the number of responses that read its audio.
+        readers: number of responses that are sending the job's audio.
         removed: set when the job is removed.
         timer: cancels an abandoned job, or removes a finished one.
     """
@@ -51,7 +51,7 @@ class Job:
         self.audio_seconds = 0.0
         self.error: MusicGenError | None = None
         self.encoded: EncodedAudio | None = None
-        # The other levels need the whole clip.
+        # A stream cannot have the levels loudness, peak and rms, which need the whole clip; it is clipped instead.
         self.buffer: PcmBuffer | None = PcmBuffer("none" if admitted.normalize == "none" else "clip")
         self.readers = 0
         self.removed = asyncio.Event()

@@ -1,4 +1,4 @@
-"""All jobs of the HTTP process, in its memory, within a limit. A job's states are drawn in job.py."""
+"""All jobs of the HTTP process, in its memory, within a limit. job.py describes the states of a job."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ ABANDONED_SECONDS = 300.0
 DOWNLOAD_SECONDS = 10.0  # a shutdown waits so long for the client of a job that has just finished
 BUSY_RETRY_SECONDS = 10.0
 MIN_JOB_BYTES = 64 * 1024  # every job counts at least so much, so that the number of jobs is limited, too
-DEFAULT_AUDIO_FORMAT = (2, 48_000)  # channels and sample rate of a model that is not in the catalog: the largest
+DEFAULT_AUDIO_FORMAT = (2, 48_000)  # channels and sample rate of a model outside the catalogue: the largest
 
 
 class GeneratorProtocol(Protocol):
@@ -43,13 +43,13 @@ class Jobs:
 
     Args:
         generator: generates the clips.
-        settings: of the service; they limit the memory and the lifetime of finished jobs.
+        settings: the service's settings; they limit the job storage and the lifetime of finished jobs.
         drain: the shutdown of this process. Jobs that are not finished when its time is up fail.
         in_flight: counts the running jobs.
         abandoned_seconds: a job that no client polls for so long is cancelled.
 
     Attributes:
-        reserved: bytes that all jobs count together.
+        reserved: bytes of job storage that all jobs together occupy.
     """
 
     def __init__(
@@ -77,8 +77,8 @@ class Jobs:
         """Start a job, which runs whether or not its client stays connected.
 
         Raises:
-            JobStorageFull: the memory for jobs is full.
-            InvalidRequest: the clip is larger than the memory for jobs.
+            JobStorageFull: the job storage is full.
+            InvalidRequest: the clip is larger than the job storage.
             MusicGenError: the runner refuses the request.
         """
         size = self._expected_bytes(request)
@@ -133,7 +133,7 @@ class Jobs:
 
     @contextmanager
     def hold_audio(self, job: Job) -> Iterator[EncodedAudio]:
-        """Give the finished clip of a job, and keep it in memory while the block runs.
+        """Yield the finished clip of a job, and keep it in memory while the block runs.
 
         Raises:
             NotReady: the job is not done.
@@ -152,7 +152,7 @@ class Jobs:
 
     @contextmanager
     def hold_stream(self, job: Job) -> Iterator[PcmBuffer]:
-        """Give the clip of a running job, and keep it in memory while the block runs. The job is not abandoned then.
+        """Yield the clip of a running job, and keep it in memory while the block runs. The job is not abandoned then.
 
         Raises:
             NotReady: the job is finished.
@@ -229,7 +229,7 @@ class Jobs:
     # ---- memory
 
     def _update_reserved_bytes(self, job: Job) -> None:
-        """Count what a finished job holds. While a response reads its stream, the reservation does not change."""
+        """Reserve the bytes of a finished job's clip. While a response streams it, the reservation does not change."""
         if not job.finished or (job.readers and not job.encoded):
             return
         if job.removed.is_set() and not job.readers:

@@ -145,5 +145,5 @@ def _is_poll(context: RequestContext) -> bool:
 
 def _force_json_content_type(headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
     """Set the content type from which BentoML chooses its parser; the body has been accepted as JSON already."""
-    kept = [(name, value) for name, value in headers if name.lower() != b"content-type"]
-    return [*kept, (b"content-type", b"application/json")]
+    other_headers = [(name, value) for name, value in headers if name.lower() != b"content-type"]
+    return [*other_headers, (b"content-type", b"application/json")]

@@ -34,12 +34,12 @@ class _Operation:
     """One method of a path that BentoML does not know.
 
     Attributes:
-        operation_id: without the name of the service.
-        success: status and description.
-        content: the body of the success: a model, a WAV, or nothing.
-        errors: statuses.
+        operation_id: the operation's id without the name of the service.
+        success: status and description of a successful response.
+        content: body of a successful response: a model, a WAV, or nothing.
+        errors: statuses of the error responses.
         query: the query parameters.
-        body: whether it has the body of /generate.
+        body: whether the request has the body of /generate.
         location: whether the response has a Location header.
     """
 

@@ -20,7 +20,7 @@ class RequestContext:
     Attributes:
         id: 8 hexadecimal digits, sent as X-Request-Id and logged.
         started_at: in seconds of the monotonic clock.
-        status: of the response, 0 before it is known.
+        status: status of the response; 0 before it is known.
         error: the error that the response carries.
         model: the requested model.
         duration: the requested duration in seconds.

@@ -54,7 +54,7 @@ class StreamingAudioResponse(Response):
 
     Args:
         buffer: the clip's PCM.
-        seed: of the clip.
+        seed: seed of the clip.
         format: a WAV file, or the samples alone.
         generation: fills the buffer. It starts with the response, and is cancelled when the response ends.
         limit: counts the buffer from the end of the generation to the end of the response.
@@ -78,8 +78,8 @@ class StreamingAudioResponse(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the clip, unless the client disconnects."""
-        with ExitStack() as held:
-            tasks = [asyncio.ensure_future(self._generate(self._generation, held))] if self._generation else []
+        with ExitStack() as stack:
+            tasks = [asyncio.ensure_future(self._generate(self._generation, stack))] if self._generation else []
             try:
                 await run_until(self._send(scope, receive, send), wait_for_disconnect(receive))
             except Stopped:
@@ -89,10 +89,11 @@ class StreamingAudioResponse(Response):
             finally:
                 await cancel_and_wait(*tasks)
 
-    async def _generate(self, generation: Coroutine[Any, Any, None], held: ExitStack) -> None:
+    async def _generate(self, generation: Coroutine[Any, Any, None], stack: ExitStack) -> None:
+        """Run the generation, then count its audio until the end of the response, which closes `stack`."""
         await generation
         if self._limit:
-            held.enter_context(self._limit.hold(self._buffer.size))
+            stack.enter_context(self._limit.hold(self._buffer.size))
 
     async def _send(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -173,8 +174,8 @@ class _ClientWriter:
     """Writes a response body to a client, within a time limit.
 
     Args:
-        send: of ASGI.
-        size: bytes of the body.
+        send: ASGI's send function.
+        size: size of the body in bytes.
     """
 
     def __init__(self, send: Send, size: int) -> None:

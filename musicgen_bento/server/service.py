@@ -52,11 +52,9 @@ class ServiceWithoutTimeout(Service[Any]):  # type: ignore[misc]
     def to_asgi(self, is_main: bool = True) -> Any:
         """Return the application, before its first request."""
         application: Any = super().to_asgi(is_main=is_main)
-        kept = [entry for entry in application.user_middleware if entry.cls.__name__ != "TimeoutMiddleware"]
-        application.user_middleware = [
-            starlette.middleware.Middleware(PathNormalizer, paths=_paths(application)),
-            *kept,
-        ]
+        middleware = [entry for entry in application.user_middleware if entry.cls.__name__ != "TimeoutMiddleware"]
+        path_normalizer = starlette.middleware.Middleware(PathNormalizer, paths=_paths(application))
+        application.user_middleware = [path_normalizer, *middleware]
         return application
 
     @property
@@ -76,19 +74,19 @@ DURATION: float = Field(
     ge=0.1,
     le=SETTINGS.max_duration,
     allow_inf_nan=False,
-    description="Length in seconds, cut to whole frames (20 ms).",
+    description="Length in seconds, rounded down to whole frames of 20 ms.",
     examples=[10],
 )
 
 
 class GenerationRequest(schemas.GenerationRequest):
-    """A request for one clip."""
+    """One clip to generate from text, with the server's maximum duration."""
 
     duration: float = DURATION
 
 
 class StreamRequest(schemas.StreamRequest):
-    """A request for one clip that is sent while it is generated."""
+    """One clip to generate from text and to stream, with the server's maximum duration."""
 
     duration: float = DURATION
 
@@ -128,7 +126,7 @@ class MusicGenRunner:
 
     @bentoml.on_shutdown
     def stop(self) -> None:
-        """Stop the threads. Running requests have finished by now, or have reached the drain timeout."""
+        """Stop the threads. Running requests have finished, or their time after the shutdown signal has expired."""
         self._pool.close()
 
     @bentoml.api(batchable=True, max_batch_size=256, max_latency_ms=3_600_000)
@@ -234,7 +232,7 @@ class MusicGenService:
 
     @bentoml.api
     async def list_models(self) -> schemas.ModelList:
-        """List the models: id, aliases, channels, sample rate, license and state. Send {}."""
+        """List the models: id, aliases, channels, sample rate, licence and state. Send {}."""
         try:
             return await self.generator.list_models()
         except MusicGenError as error:

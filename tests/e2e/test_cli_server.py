@@ -59,8 +59,8 @@ def test_models_lists_those_of_a_server(server: Server) -> None:
     ],
 )
 def test_models_shows_the_load_progress(progress: dict[str, str | int], state: str) -> None:
-    listed = {"aliases": [], "conditioning": ["text"], "note": "", "default": True, "memory_bytes": 3_100_000_000}
-    body = {"models": [{"id": "small", "state": "loading", "progress": progress, **listed}]}
+    model = {"aliases": [], "conditioning": ["text"], "note": "", "default": True, "memory_bytes": 3_100_000_000}
+    body = {"models": [{"id": "small", "state": "loading", "progress": progress, **model}]}
     with FakeServer(models=[Reply(200, body)]) as server:
         result = run("models", "--server", server.url)
     assert (result.returncode, result.stderr) == (0, "")
@@ -184,7 +184,9 @@ STREAM = ("--prompt", "a secret", "--output", "-", "--stream", "--duration", "20
 
 
 @pytest.mark.parametrize("on_server", [True, False])
-def test_a_stream_to_standard_output(server: Server, on_server: bool, tmp_path: Path) -> None:
+def test_stream_is_written_to_standard_output_during_generation(
+    server: Server, on_server: bool, tmp_path: Path
+) -> None:
     command = [*COMMAND, *STREAM, *(["--server", server.url] if on_server else [])]
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "bufsize": 0}
     process = subprocess.Popen(command, env=ENVIRONMENT, cwd=tmp_path, **pipes)
@@ -215,7 +217,7 @@ def test_a_closed_pipe_cancels_the_stream(server: Server) -> None:
     wait_until(lambda: not server.slots_in_use())
 
 
-def test_usage_errors_and_truncation_of_a_stream(tmp_path: Path) -> None:
+def test_stream_rejects_invalid_options_and_reports_truncation(tmp_path: Path) -> None:
     base = ("--prompt", "calm", "--stream", "--output")
     assert "requires --output -" in error_line(run(*base, "out.wav", cwd=tmp_path), 2)
     line = error_line(run(*base, "-", "--normalize", "loudness", cwd=tmp_path), 2)

@@ -14,7 +14,9 @@ from tests.support.run_documents import MAX_DURATION_SECONDS, run
 from tests.support.server import Server
 
 GUIDES = {name: blocks(ROOT / "docs" / name) for name in ("sdk.md", "cli.md")}
-EXECUTED = [(name, block) for name, guide_blocks in GUIDES.items() for block in guide_blocks if not block.why_not]
+EXECUTED = [
+    (name, block) for name, guide_blocks in GUIDES.items() for block in guide_blocks if not block.reason_not_run
+]
 
 
 @pytest.fixture(scope="module")
@@ -26,8 +28,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 @pytest.mark.parametrize(("name", "block"), EXECUTED, ids=lambda value: getattr(value, "heading", value))
 def test_code_block_runs_and_writes_its_files(name: str, block: Block, server: Server, tmp_path: Path) -> None:
     (tmp_path / "prompts.txt").write_text("calm piano\nwild drums\n")
-    done = run(block, server.url, tmp_path)
-    assert done.returncode == 0, done.stderr
+    result = run(block, server.url, tmp_path)
+    assert result.returncode == 0, result.stderr
     wav_files = sorted(tmp_path.glob("*.wav"))
     assert wav_files or "Cancelled" in block.code or not re.search(r"\.save\(|--output", block.code)
     for file in wav_files:

@@ -96,7 +96,7 @@ def test_cancelled_job_frees_its_slot(server: Server) -> None:
     delete(server, running, queued)
 
 
-def test_requests_that_generate_refuses_are_refused(server: Server) -> None:
+def test_jobs_refuse_the_requests_that_generate_refuses(server: Server) -> None:
     url = f"{server.url}/jobs"
     error(requests.post(url, json={"prompt": SECRET, "duration": 601}, timeout=10), 400, "invalid")
     error(requests.post(url, json={"prompt": SECRET, "model": "unknown/model"}, timeout=10), 400, "unknown_model")

@@ -196,8 +196,8 @@ def test_the_loading_progress_of_a_model_is_shown(page: Page) -> None:
         ({**progress, "step": "loading"}, "loading into memory"),
         (None, "loading into memory"),
     ):
-        listed = json.dumps(json.dumps({"models": [{**small, "progress": shown}]}))
-        page.run(f"window.fetch = async () => new Response({listed})")
+        model_list = json.dumps(json.dumps({"models": [{**small, "progress": shown}]}))
+        page.run(f"window.fetch = async () => new Response({model_list})")
         page.run("import('/model_select.js').then((models) => models.refreshModels())")
         page.fill("#model", small["id"])
         page.run("import('/model_select.js').then((models) => models.showModelInfo())")
@@ -321,8 +321,8 @@ def test_copied_code_runs(page: Page, tmp_path: Path, kind: str) -> None:
     page.wait_until("window.copied")
     code = page.run("window.copied")
     command = ["bash", "-euc", code] if kind == "curl" else [sys.executable, "-c", code]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr + done.stdout
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr + result.stdout
     assert soundfile.info(tmp_path / "music.wav").frames == 16_000
     request = page.run("import('/request_form.js').then((form) => form.readRequest())")
     assert request == {

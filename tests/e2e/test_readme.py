@@ -1,6 +1,6 @@
 """The code blocks of README.md, docs/http.md, docs/models.md and docs/docker.md run as they are written.
 
-tests/support/run_documents.py says what is replaced. A block that is not run says why in a comment above it.
+tests/support/run_documents.py describes what is replaced. A comment above a block that is not run gives the reason.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from tests.support.run_documents import MAX_DURATION_SECONDS, adapt, run
 from tests.support.server import Server
 
 BLOCKS = [(document.name, block) for document in GUIDES for block in blocks(document)]
-RUN = [(name, block) for name, block in BLOCKS if block.language in ("bash", "python") and not block.why_not]
+RUN = [(name, block) for name, block in BLOCKS if block.language in ("bash", "python") and not block.reason_not_run]
 
 
 def output_files(code: str) -> list[str]:
@@ -33,8 +33,8 @@ def test_block_runs_and_writes_the_files_that_it_names(
 ) -> None:
     if "curl" in block.code and not shutil.which("curl"):
         pytest.skip("there is no curl")
-    done = run(block, server.url, tmp_path)
-    assert done.returncode == 0, done.stderr
+    result = run(block, server.url, tmp_path)
+    assert result.returncode == 0, result.stderr
     for name in output_files(block.code):
         wav = soundfile.info(tmp_path / name)
         assert (wav.format, wav.subtype, wav.samplerate) == ("WAV", "PCM_16", 32_000)
@@ -64,10 +64,10 @@ def test_documents_show_the_forms_that_users_copy() -> None:
         assert form in code
 
 
-def test_a_block_that_is_not_run_says_why() -> None:
-    assert {block.language for entry in BLOCKS if entry not in RUN for block in entry[1:] if not block.why_not} <= {
-        "text"
-    }
+def test_every_block_that_is_not_run_has_a_reason() -> None:
+    assert {
+        block.language for entry in BLOCKS if entry not in RUN for block in entry[1:] if not block.reason_not_run
+    } <= {"text"}
 
 
 def test_adapt_replaces_address_model_and_duration_only() -> None:

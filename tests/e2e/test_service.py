@@ -86,13 +86,13 @@ def test_random_seed_is_returned(server: Server) -> None:
 
 
 def test_get_models_equals_post_list_models(server: Server) -> None:
-    listed = requests.get(f"{server.url}/models", timeout=10)
-    models = ModelList.model_validate(listed.json()).models
+    response = requests.get(f"{server.url}/models", timeout=10)
+    models = ModelList.model_validate(response.json()).models
     assert [model.id for model in models] == [card.id for card in CATALOG]
     [demo] = [model for model in models if model.default]
     assert (demo.id, demo.state) == ("demo", "loaded")
     posted = requests.post(f"{server.url}/list_models", json={}, timeout=10)
-    assert posted.json() == listed.json()
+    assert posted.json() == response.json()
 
 
 def test_api_document_describes_all_fields_and_responses(server: Server) -> None:
@@ -271,7 +271,7 @@ def test_sigterm_finishes_running_requests_and_ends_all_processes(server: Server
 
 
 def test_server_is_not_ready_if_a_preloaded_model_cannot_be_loaded(tmp_path: Path) -> None:
-    """When the drain expires, a running request gets an error response, not a truncated clip."""
+    """It runs other models. When its drain expires, a running request gets an error, not a truncated clip."""
     server = Server(tmp_path, preload="demo,facebook/musicgen-small", drain_seconds=1)
     server.start()
     try:
@@ -300,6 +300,10 @@ def test_import_of_the_service_needs_no_torch_and_disables_tracking() -> None:
         "import musicgen_bento.server.service, os, sys\n"
         "print('torch' in sys.modules, os.environ['BENTOML_DO_NOT_TRACK'], os.environ['HF_HUB_DISABLE_TELEMETRY'])"
     )
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("BENTOML_", "HF_", "MUSICGEN_"))}
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=kept, capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["False", "True", "1"]
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith(("BENTOML_", "HF_", "MUSICGEN_"))
+    }
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
+    )
+    assert result.stdout.split() == ["False", "True", "1"]

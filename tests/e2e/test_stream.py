@@ -133,7 +133,7 @@ def test_disconnect_frees_the_slot(server: Server, started: bool) -> None:
     assert wait_until(lambda: server.slots_in_use() + server.metric_sum("musicgen_queue_depth{") == 0) < 10
 
 
-def test_concurrent_streams(server: Server) -> None:
+def test_concurrent_streams_are_complete(server: Server) -> None:
     def stream(seed: int) -> bytes:
         body = {"prompt": "calm", "duration": 3, "seed": seed}
         return requests.post(f"{server.url}/stream", json=body, timeout=60).content

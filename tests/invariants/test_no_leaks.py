@@ -28,7 +28,7 @@ def count_request_objects() -> dict[str, int]:
     """Number of live objects of each type that a request consists of."""
     gc.collect()
     types = (DenseKVCache, Int8KVCache, AudioDecodeState, CodecStream, RequestState, GenerationParams)
-    return {each.__name__: sum(type(thing) is each for thing in gc.get_objects()) for each in types}
+    return {kind.__name__: sum(type(thing) is kind for thing in gc.get_objects()) for kind in types}
 
 
 @pytest.mark.parametrize("precision", [FLOAT32_NATIVE, INT8], ids=lambda precision: precision.name)
@@ -123,7 +123,7 @@ def test_nan_logits_fail_only_their_request(monkeypatch: pytest.MonkeyPatch) -> 
         engine.add_request(str(number), params(duration=0.5, cfg_coef=1.0), log)
     step_and_sample = CpuDecoder.step_and_sample
 
-    def poisoned(self: CpuDecoder, sequences: list[object], *rest: object) -> TokenColumns:
+    def step_with_nan(self: CpuDecoder, sequences: list[object], *rest: object) -> TokenColumns:
         """Overwrite the KV cache of the first request with NaN, which the kernel finds in the logits."""
         first = engine.request_state("0")
         if len(sequences) == 2 and first and first.token_sequence.position == 9:
@@ -133,7 +133,7 @@ def test_nan_logits_fail_only_their_request(monkeypatch: pytest.MonkeyPatch) -> 
             sequence.kv_cache._pool._pages.tensor[sequence.kv_cache._allocated[-1]] = 255
         return step_and_sample(self, sequences, *rest)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(CpuDecoder, "step_and_sample", poisoned)
+    monkeypatch.setattr(CpuDecoder, "step_and_sample", step_with_nan)
     while engine.step():
         pass
     assert isinstance(logs[0].end, Failed)

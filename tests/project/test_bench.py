@@ -111,7 +111,7 @@ def example_result() -> Result:
     return result
 
 
-def test_figures_and_summary_of_a_result() -> None:
+def test_result_computes_every_figure_of_the_targets_and_the_summary() -> None:
     figures = example_result().figures()
     assert figures["x_realtime"] == pytest.approx(1.2)
     assert figures["x_audiocraft"] == pytest.approx(300.6 / 25)
@@ -318,13 +318,13 @@ def test_a_failure_of_a_backend_is_noted_and_reported(tmp_path: Path, monkeypatc
 @pytest.mark.timeout(1500)
 def test_a_quick_run_measures_everything(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "bench", "--quick", "--size", "tiny", "--seconds", "2", "--rounds", "1"]
-    done = subprocess.run(
+    process = subprocess.run(
         [*command, "--out", str(tmp_path)], cwd=ROOT, capture_output=True, text=True, check=False, timeout=1400
     )
-    assert done.returncode == 0, done.stderr
-    summary = json.loads(done.stdout.splitlines()[-1])
+    assert process.returncode == 0, process.stderr
+    summary = json.loads(process.stdout.splitlines()[-1])
     assert tuple(summary) == SUMMARY
-    assert all(math.isfinite(value) and value > 0 for value in summary.values()), done.stderr
+    assert all(math.isfinite(value) and value > 0 for value in summary.values()), process.stderr
     [result] = json.loads((tmp_path / "results.json").read_text())
     assert result["machine"]["cores"] >= 1
     assert len(result["services"][0]["load_tests"][0]["clips"]) == 16

@@ -147,7 +147,7 @@ PLANTED_ERRORS: dict[str, tuple[PlantError, str]] = {
 
 
 @pytest.mark.parametrize("name", PLANTED_ERRORS)
-def test_a_planted_error_is_detected(documents: list[Manifest], name: str) -> None:
+def test_error_in_a_manifest_is_detected(documents: list[Manifest], name: str) -> None:
     copied = copy.deepcopy(documents)
     by_kind: dict[str, Manifest] = {document["kind"]: document for document in copied}
     plant_error, expected = PLANTED_ERRORS[name]
@@ -157,7 +157,7 @@ def test_a_planted_error_is_detected(documents: list[Manifest], name: str) -> No
 
 
 def test_rules_across_models_and_containers_detect_errors() -> None:
-    """A Service that selects the pods of two models; a route to no Service; a root container that is not the first."""
+    """A Service selects the pods of two models, a route has no Service, a root container is not the first."""
     labels = {"app.kubernetes.io/name": "musicgen-bento"}
     pods = {"metadata": {"labels": labels}, "spec": {"containers": []}}
     documents: list[Manifest] = [

@@ -34,8 +34,8 @@ def test_tables_match_the_code(document: str) -> None:
 
 def test_generated_documents_match_the_code() -> None:
     command = [sys.executable, "-m", "docs", "--check"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
 
 
 def test_package_order_names_existing_files_with_descriptions() -> None:
@@ -46,10 +46,12 @@ def test_package_order_names_existing_files_with_descriptions() -> None:
 
 def test_readme_lists_every_package_in_package_order() -> None:
     """README's table begins with the highest package; packages without Python files (the demo model) are not listed."""
-    listed = re.findall(r"^\| `(\w+)` \|", documents.README.read_text(), re.M)
+    readme_packages = re.findall(r"^\| `(\w+)` \|", documents.README.read_text(), re.M)
     packages = [Path(path).name for path in documents.package_order() if any((ROOT / path).glob("__init__.py"))]
-    assert sorted(listed) == sorted(packages)
-    assert [name for name in reversed(packages) if name != "client"] == [name for name in listed if name != "client"]
+    assert sorted(readme_packages) == sorted(packages)
+    assert [name for name in reversed(packages) if name != "client"] == [
+        name for name in readme_packages if name != "client"
+    ]
 
 
 def test_readme_has_at_most_250_lines() -> None:

@@ -100,7 +100,7 @@ def test_the_base_install_names_the_missing_extra() -> None:
     assert result.stderr.count("\n") == 1
 
 
-def test_the_extra_does_not_require_audiocrafts_pins() -> None:
+def test_the_extra_does_not_pin_the_torch_of_audiocraft() -> None:
     assert not with_dependencies(BASE + SERVE) & {"audiocraft", "torchvision", "torchtext", "gradio"}
 
 

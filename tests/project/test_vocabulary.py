@@ -47,10 +47,10 @@ def test_the_glossary_has_about_forty_terms_each_once() -> None:
 @pytest.mark.parametrize("pattern", RETIRED)
 def test_retired_words_do_not_return(pattern: str) -> None:
     word = re.compile(rf"\b(?:{pattern})\b", re.IGNORECASE)
-    found = [
+    uses = [
         f"{path.relative_to(ROOT)}:{number}: {line.strip()[:100]}"
         for path in FILES
         for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
         if word.search(line)
     ]
-    assert not found, f"write instead: {RETIRED[pattern]}\n" + "\n".join(found)
+    assert not uses, f"write instead: {RETIRED[pattern]}\n" + "\n".join(uses)

@@ -1,6 +1,6 @@
 """A driver for headless Chromium by its DevTools protocol, over a pipe.
 
-This is own code because the lock file has no browser driver; the system's Chromium is the only requirement.
+The lock file has no browser driver, so the tests contain this one; the system's Chromium is the only requirement.
 """
 
 from __future__ import annotations

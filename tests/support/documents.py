@@ -21,22 +21,22 @@ _BLOCK = re.compile(r"(?:^<!-- not run: (?P<why>[^\n]+) -->\n)?^```(?P<language>
 
 @dataclass(frozen=True)
 class Block:
-    """A fenced code block. `why_not` is the reason in the comment above a block that is not run."""
+    """A fenced code block. `reason_not_run` is the text of the comment above a block that is not run, else None."""
 
     heading: str
     language: str
     code: str
-    why_not: str | None
+    reason_not_run: str | None
 
 
 def blocks(document: Path = README) -> list[Block]:
     """The fenced code blocks of a document, in order."""
     text = document.read_text()
-    found = []
+    code_blocks = []
     for match in _BLOCK.finditer(text):
         headings = re.findall(r"^#+ (.+)$", re.sub(_BLOCK, "", text[: match.start()]), re.M)
-        found.append(Block(headings[-1], match["language"], match["code"], match["why"]))
-    return found
+        code_blocks.append(Block(headings[-1], match["language"], match["code"], match["why"]))
+    return code_blocks
 
 
 def package_order() -> dict[str, str]:

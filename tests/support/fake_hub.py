@@ -125,6 +125,6 @@ def running_hub(root: Path) -> Iterator[FakeHub]:
 
 
 def hub_environment(hub: FakeHub, cache: Path) -> dict[str, str]:
-    """Return the environment variables that make a process use this hub and an own cache."""
+    """Return the environment variables that make a process use this hub and a cache of its own."""
     address = f"http://127.0.0.1:{hub.server_port}"
     return {"HF_ENDPOINT": address, "HF_HOME": str(cache), "HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0"}

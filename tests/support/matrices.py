@@ -1,4 +1,4 @@
-"""A weight matrix and rows for it, at many scales, with an output and a row of zeros."""
+"""A random weight matrix, and rows to multiply with it, at many scales, with an output and a row of zeros."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ MAX_DURATION_SECONDS = 2
 
 
 def adapt(code: str, url: str) -> str:
-    """The code with the server's address, `demo` for every model, and durations of at most 2 s."""
+    """Return the code with the server's address, `demo` for every model, and durations of at most 2 s."""
     code = code.replace("http://localhost:8000", url.rstrip("/"))
     code = re.sub(r"facebook/musicgen-[\w-]+", "demo", code)
     return re.sub(

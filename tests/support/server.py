@@ -34,9 +34,11 @@ class Server:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
-        kept = {name: value for name, value in os.environ.items() if not name.startswith(("MUSICGEN_", "BENTOML_"))}
+        environment = {
+            name: value for name, value in os.environ.items() if not name.startswith(("MUSICGEN_", "BENTOML_"))
+        }
         self._environment = {
-            **kept,
+            **environment,
             "BENTOML_HOME": str(folder),
             "BENTOML_DO_NOT_TRACK": "True",
             **(hub or {"HF_HUB_OFFLINE": "1"}),

@@ -167,7 +167,7 @@ def test_header_and_pcm_equal_the_encoded_wav(wav: Waveform) -> None:
     np.testing.assert_allclose(read.T, wav, atol=1.01 / 2**15)
 
 
-def test_the_bytes_of_a_wav() -> None:
+def test_wav_file_has_the_canonical_header_and_little_endian_samples() -> None:
     data = encode_wav(np.array([[0.0, 1.0], [-1.0, 0.5]], np.float32), RATE)
     assert data[:20] == b"RIFF" + bytes([44, 0, 0, 0]) + b"WAVEfmt " + bytes([16, 0, 0, 0])
     assert data[20:36].hex(" ", 2) == "0100 0200 007d 0000 00f4 0100 0400 1000"  # PCM, stereo, 32 kHz, bytes, 16 bits

@@ -18,7 +18,7 @@ def no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
             monkeypatch.delenv(name)
 
 
-def test_defaults() -> None:
+def test_default_settings_are_the_documented_values() -> None:
     settings = Settings()
     assert settings.default_model == "demo"
     assert settings.preload == ("demo",)

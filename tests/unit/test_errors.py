@@ -37,7 +37,7 @@ def test_an_error_survives_pickle_and_json(error: MusicGenError) -> None:
         assert str(copy) == str(error)
 
 
-def test_the_body_of_an_error_response() -> None:
+def test_error_body_has_code_message_hint_field_and_retry_time() -> None:
     assert InvalidRequest("Bad.", hint="Do better.", field="top_k").to_dict() == {
         "error": {"code": "invalid", "message": "Bad.", "hint": "Do better.", "field": "top_k"}
     }
@@ -57,16 +57,18 @@ def test_codes_are_unique_lower_case_words() -> None:
 
 
 @pytest.mark.parametrize("error_type", ERROR_TYPES)
-def test_a_status_equals_that_of_the_parent(error_type: type[MusicGenError]) -> None:
+def test_an_error_has_the_status_of_its_base_class(error_type: type[MusicGenError]) -> None:
     assert error_type.status in {400, 404, 405, 408, 409, 413, 415, 429, 500, 503}
     parent = error_type.__mro__[1]
     if parent not in (MusicGenError, Exception):
         assert error_type.status == parent.status  # type: ignore[attr-defined]
 
 
-def test_the_docstring_draws_the_tree() -> None:
-    drawn = re.findall(r"(\w+) +(\d{3}) (\w+)", errors.__doc__ or "")
-    assert {(error_type.__name__, str(error_type.status), error_type.code) for error_type in ERROR_TYPES} == set(drawn)
+def test_the_docstring_lists_every_error_with_status_and_code() -> None:
+    documented = re.findall(r"(\w+) +(\d{3}) (\w+)", errors.__doc__ or "")
+    assert {(error_type.__name__, str(error_type.status), error_type.code) for error_type in ERROR_TYPES} == set(
+        documented
+    )
 
 
 def test_the_text_of_an_error_is_its_message_and_hint() -> None:

@@ -62,7 +62,7 @@ def test_names_are_unique() -> None:
 
 
 @pytest.mark.parametrize("card", CATALOG, ids=lambda card: card.id)
-def test_a_card_is_complete(card: ModelCard) -> None:
+def test_every_model_card_has_parameters_licence_and_download_size(card: ModelCard) -> None:
     assert card.parameters > 0
     assert card.license
     assert "text" in card.conditioning

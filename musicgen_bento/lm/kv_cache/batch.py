@@ -16,9 +16,9 @@ class BatchKVCache:
     """Keys and values of all batch slots; zeros where a slot is free, because masked values are still multiplied.
 
     Attributes:
-        self_kv: Self-attention, [layers, 2, batch_size, 2 rows, H, positions, D].
-        cross_kv: The prompts, [layers, 2, batch_size, H, L, D]; L is 0 if the model prepends them.
-        prompt_lengths: Tokens of each prompt, [batch_size].
+        self_kv: self-attention, [layers, 2, batch_size, 2 rows, H, positions, D].
+        cross_kv: the prompts, [layers, 2, batch_size, H, L, D]; L is 0 if the model prepends them.
+        prompt_lengths: tokens of each prompt, [batch_size].
     """
 
     def __init__(self, weights: LMWeights, batch_size: int, max_prompt_tokens: int) -> None:
@@ -35,8 +35,8 @@ class BatchKVCache:
         """Bytes of a cache of this size."""
         shape = weights.shape
         positions, cross_positions = cls._lengths(shape, max_prompt_tokens)
-        numbers = 2 * shape.layers * batch_size * shape.dim * (2 * positions + cross_positions)
-        return numbers * weights.precision.kv_dtype.itemsize
+        elements = 2 * shape.layers * batch_size * shape.dim * (2 * positions + cross_positions)
+        return elements * weights.precision.kv_dtype.itemsize
 
     @staticmethod
     def _lengths(shape: LMShape, max_prompt_tokens: int) -> tuple[int, int]:
@@ -46,7 +46,7 @@ class BatchKVCache:
         return positions, max_prompt_tokens - prefix
 
     def clear(self, index: int) -> None:
-        """Zero a batch slot for a new sequence: values of the last one may be infinite, and 0 times infinity is NaN."""
+        """Zero a batch slot for a new sequence: old values may be infinite, and 0 times infinity is NaN."""
         self.self_kv[:, :, index].zero_()
         self.cross_kv[:, :, index].zero_()
 

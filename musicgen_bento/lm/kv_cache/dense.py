@@ -11,8 +11,8 @@ class DenseKVCache:
     """Keys and values of one sequence, in a tensor of fixed size.
 
     Args:
-        kv: Memory for keys and values, [layers, 2, rows, H, positions, D].
-        length: The positions that are filled already.
+        kv: memory for keys and values, [layers, 2, rows, H, positions, D].
+        length: the positions that are filled already.
     """
 
     def __init__(self, kv: Tensor, length: int = 0) -> None:
@@ -25,9 +25,9 @@ class DenseKVCache:
         `advance` moves `length` on, once for all layers.
 
         Args:
-            layer: The index of the layer.
-            query: Queries of the T positions, [rows, H, T, D].
-            kv: Their keys and values, [2, rows, H, T, D].
+            layer: the index of the layer.
+            query: queries of the T positions, [rows, H, T, D].
+            kv: their keys and values, [2, rows, H, T, D].
 
         Returns:
             The attention output, [rows, H, T, D].
@@ -52,7 +52,7 @@ class DenseKVCache:
 
 
 def causal_mask(positions: int, length: int, device: torch.device | str) -> Tensor | None:
-    """The attention mask [T, length] of the last T of `length` positions; None for one position, which sees all."""
+    """The attention mask [T, length] of the last T of `length` positions; None for T = 1, which needs no mask."""
     if positions == 1:
         return None
     full = torch.ones(positions, length, dtype=torch.bool, device=device)

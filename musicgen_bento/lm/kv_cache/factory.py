@@ -21,11 +21,11 @@ def create_kv_cache(
     """Create an empty cache for torch.
 
     Args:
-        shape: The shape of the language model.
-        precision: The precision of the model.
-        device: The device of the cache.
+        shape: the shape of the language model.
+        precision: the precision of the model.
+        device: the device of the cache.
         rows: 1, or 2 with classifier-free guidance.
-        max_positions: The most positions of the sequence, a prepended prompt included.
+        max_positions: maximum number of positions of the sequence, a prepended prompt included.
     """
     if precision.kv_dtype == torch.uint8:
         return Int8KVCache(shape.layers, rows, shape.heads, max_positions, shape.head_dim)
@@ -38,10 +38,10 @@ def request_kv_bytes(shape: LMShape, precision: Precision, rows: int, positions:
     """Compute the bytes of the keys and values of one request, self-attention and cross-attention.
 
     Args:
-        shape: The shape of the language model.
-        precision: The precision of the model.
+        shape: the shape of the language model.
+        precision: the precision of the model.
         rows: 1, or 2 with classifier-free guidance.
-        positions: Positions of the longest window.
+        positions: positions of the longest window.
         prompt_tokens: T5 tokens of the prompt.
     """
     if shape.text_conditioning == "prepend":

@@ -31,10 +31,10 @@ class Int8KVCache:
     """Keys and values of one sequence in 8 bits; the system provides the memory as it is filled.
 
     Args:
-        layers, rows, heads, max_positions, head_dim: Sizes; rows is 1, or 2 with classifier-free guidance.
+        layers, rows, heads, max_positions, head_dim: sizes; rows is 1, or 2 with classifier-free guidance.
 
     Attributes:
-        length: The positions that are filled already.
+        length: the positions that are filled already.
     """
 
     def __init__(self, layers: int, rows: int, heads: int, max_positions: int, head_dim: int) -> None:

@@ -56,8 +56,8 @@ class BlockPool:
     """The blocks of all sequences of a model. A block takes memory from its first write until it is freed.
 
     Args:
-        count: The number of blocks.
-        block_bytes: The bytes of one block.
+        count: the number of blocks.
+        block_bytes: the bytes of one block.
     """
 
     def __init__(self, count: int, block_bytes: int) -> None:
@@ -74,7 +74,7 @@ class BlockPool:
         """Allocate the lowest free block.
 
         Raises:
-            IndexError: No block is free.
+            IndexError: no block is free.
         """
         return heapq.heappop(self._free)
 
@@ -106,17 +106,17 @@ class PagedKVCache:
     """Keys and values of one sequence, of its past and of its prompt, in blocks of a pool.
 
     Args:
-        blocks: The pool.
+        blocks: the pool.
         rows: 1, or 2 with classifier-free guidance.
-        max_positions: The most positions of the sequence.
-        prompt_tokens: Tokens of the prompt that are stored in blocks; 0 if there are none or the prompt is fused.
+        max_positions: maximum number of positions of the sequence.
+        prompt_tokens: tokens of the prompt that are stored in blocks; 0 if there are none or the prompt is fused.
 
     Attributes:
-        length: The positions that are filled already.
-        block_tables: Addresses of each row's blocks, int64 [rows, num_blocks(max_positions)]; 0 is not allocated.
-        prompt_blocks: Block table of the prompt, int64 [num_blocks(prompt_tokens)].
-        fused_prompt: Address of the fused prompt; 0 if it is not fused.
-        prompt_tokens: Tokens of the prompt.
+        length: the positions that are filled already.
+        block_tables: addresses of each row's blocks, int64 [rows, num_blocks(max_positions)]; 0 is not allocated.
+        prompt_blocks: block table of the prompt, int64 [num_blocks(prompt_tokens)].
+        fused_prompt: address of the fused prompt; 0 if it is not fused.
+        prompt_tokens: tokens of the prompt.
     """
 
     def __init__(self, blocks: BlockPool, rows: int, max_positions: int, prompt_tokens: int) -> None:

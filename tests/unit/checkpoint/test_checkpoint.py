@@ -1,4 +1,4 @@
-"""Loading: released formats from a folder and from the hub's cache, and every way in which a file can be wrong."""
+"""Loading released formats from a folder and from the hub's cache, and the errors of damaged or unsupported files."""
 
 from __future__ import annotations
 

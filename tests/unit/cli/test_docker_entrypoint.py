@@ -122,7 +122,7 @@ def test_the_exit_status_is_that_of_the_server(code: str, status: int) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_reaches_the_server_once(number: signal.Signals) -> None:
+def test_a_signal_is_forwarded_to_the_server_once(number: signal.Signals) -> None:
     code = (
         "import signal, sys, time\n"
         f"signal.signal({int(number)}, lambda *_: print('signal', flush=True))\n"

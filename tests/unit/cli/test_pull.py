@@ -73,9 +73,9 @@ def test_a_model_is_downloaded_once_checked_and_usable_offline(hub: FakeHub, tmp
     again = run(hub, tmp_path / "cache", "pull", "small")
     assert (again.stdout, again.stderr) == (f"{REPO}: already on this machine, checked\n", "")
     assert len(hub.downloads) == len(fetched)
-    listed = run(hub, tmp_path / "cache", "models", HF_HUB_OFFLINE="1").stdout
-    assert re.search(rf"^{REPO} +cached ", listed, re.M)
-    assert re.search(r"^facebook/musicgen-medium +downloadable ", listed, re.M)
+    output = run(hub, tmp_path / "cache", "models", HF_HUB_OFFLINE="1").stdout
+    assert re.search(rf"^{REPO} +cached ", output, re.M)
+    assert re.search(r"^facebook/musicgen-medium +downloadable ", output, re.M)
     wav = tmp_path / "out.wav"
     clip = run(
         *(hub, tmp_path / "cache", "--model", "small", "--prompt", "x", "--duration", "0.2", "--output", str(wav)),
@@ -96,8 +96,8 @@ def test_an_interrupted_download_is_continued(hub: FakeHub, tmp_path: Path) -> N
     assert begins[0] == 0
     assert max(begins) >= 20_000_000
     assert begins.count(0) == 1
-    found = next((tmp_path / "cache").rglob("state_dict.bin")).read_bytes()
-    assert hashlib.sha256(found).hexdigest() == hub.digest(hub.root / REPO / "state_dict.bin")
+    downloaded = next((tmp_path / "cache").rglob("state_dict.bin")).read_bytes()
+    assert hashlib.sha256(downloaded).hexdigest() == hub.digest(hub.root / REPO / "state_dict.bin")
 
 
 def test_a_download_without_progress_is_one_error_line(hub: FakeHub, tmp_path: Path) -> None:
@@ -188,7 +188,7 @@ def test_a_narrow_terminal_shortens_the_bar(columns: int, shown: str, monkeypatc
     os.close(master)
 
 
-def test_the_states_of_a_model_while_it_loads(hub: FakeHub, tmp_path: Path) -> None:
+def test_statuses_report_each_state_while_a_model_loads(hub: FakeHub, tmp_path: Path) -> None:
     """downloadable, loading with its progress, loaded: as GET /models shows them, in a process with a model pool."""
     hub.pause_seconds = 0.15
     program = """

@@ -1,4 +1,4 @@
-"""The client as an installed package: light imports, distinct error codes, types."""
+"""The client as an installed package: it imports no large package, its error codes are distinct, and it has types."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ def test_importing_the_client_imports_no_heavy_package() -> None:
     print(json.dumps(sorted({name.split(".")[0] for name in sys.modules} - sys.stdlib_module_names)))
     """
     command = [sys.executable, "-c", textwrap.dedent(code)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     heavy = {"torch", "numpy", "scipy", "bentoml", "starlette", "transformers", "click", "pydantic_settings"}
-    assert not heavy & set(json.loads(done.stdout))
+    assert not heavy & set(json.loads(result.stdout))
 
 
 def test_client_errors_have_status_0_and_distinct_codes() -> None:
@@ -95,7 +95,7 @@ def test_type_checker_accepts_correct_and_rejects_wrong_use(
     python, cache = environment / "bin" / "python", environment / "cache"
     options = ["--strict", f"--python-executable={python}", f"--cache-dir={cache}", "--config-file=", "program.py"]
     command = [sys.executable, "-m", "mypy", *options]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert output in done.stdout, done.stdout + done.stderr
-    assert "import-untyped" not in done.stdout
-    assert (done.returncode == 0) == (program is PROGRAM)
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert output in result.stdout, result.stdout + result.stderr
+    assert "import-untyped" not in result.stdout
+    assert (result.returncode == 0) == (program is PROGRAM)

@@ -86,7 +86,7 @@ def test_job_finished_before_streaming_is_read_from_its_audio() -> None:
         assert b"".join(make_client(server).stream("calm")) == WAV
 
 
-def test_errors_before_the_stream_begins_are_raised_or_retried() -> None:
+def test_permanent_errors_before_a_stream_are_raised_and_temporary_errors_retried() -> None:
     with FakeServer(get=[failed_job_reply("generation_failed")]) as server, pytest.raises(GenerationFailed):
         make_client(server).stream("calm")
     assert server.calls()[-1] == "delete"

@@ -50,9 +50,9 @@ def test_wrong_weights_are_not_close(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_verify_prints_a_table_and_a_verdict() -> None:
     command = ["verify", str(folder(MONO)), "-p", "float16", "--seconds", "0.2"]
-    done = CliRunner().invoke(PROGRAM, command, catch_exceptions=False)
-    assert done.exit_code == 0
-    lines = done.stdout.splitlines()
+    result = CliRunner().invoke(PROGRAM, command, catch_exceptions=False)
+    assert result.exit_code == 0
+    lines = result.stdout.splitlines()
     assert lines[0].split()[:2] == ["precision", "contexts"]
     assert [line.split()[:2] for line in lines[1:3]] == [["float16", "greedy"], ["float16", "sampled"]]
     assert {line.split()[-1] for line in lines[1:3]} == {str(10 * 4 * len(compare_precision.PROMPTS))}

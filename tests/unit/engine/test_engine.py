@@ -62,7 +62,7 @@ def test_failing_cleanup_does_not_fail_again_at_the_next_step(monkeypatch: pytes
 
 
 def test_the_first_request_starts_even_if_memory_is_refused() -> None:
-    """No other request is running whose end would free memory for it."""
+    """The request would otherwise wait for ever, because no running request can free memory."""
     engine, first, second = create_engine(max_slots=2), EventLog(), EventLog()
     engine._reserve_memory = lambda num_bytes: False
     engine.add_request("first", params(duration=0.4), first)
@@ -74,3 +74,20 @@ def test_the_first_request_starts_even_if_memory_is_refused() -> None:
         pass
     assert isinstance(first.end, Finished)
     assert isinstance(second.end, Finished)
+
+
+def test_request_id_is_in_use_until_its_slot_is_free() -> None:
+    """The scheduler would otherwise lose the second request when it frees the slot of the first."""
+    engine, log = create_engine(max_slots=1), EventLog()
+    engine.add_request("id", params(duration=2.0), EventLog())
+    engine.step()
+    with pytest.raises(ValueError, match="in use"):
+        engine.add_request("id", params(), EventLog())
+    engine.abort("id")
+    with pytest.raises(ValueError, match="in use"):
+        engine.add_request("id", params(), EventLog())
+    engine.step()
+    engine.add_request("id", params(duration=0.1), log)
+    while engine.step():
+        pass
+    assert isinstance(log.end, Finished)

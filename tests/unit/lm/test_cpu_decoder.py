@@ -161,7 +161,7 @@ def test_finished_requests_free_their_blocks() -> None:
     assert not decoder._blocks._pages.tensor[:, mmap.PAGESIZE : -mmap.PAGESIZE].any()
 
 
-def test_a_full_batch_accepts_no_sequence_until_one_closes() -> None:
+def test_a_full_batch_accepts_no_sequence_until_another_closes() -> None:
     decoder = create_decoder(load(MONO).weights, 2)
     prompt = torch.zeros(3, decoder.shape.dim)
     sequences = [decoder.open_sequence(prompt, True, 30) for _ in range(2)]

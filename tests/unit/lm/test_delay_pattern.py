@@ -43,14 +43,14 @@ def test_each_token_is_written_once_and_all_are_written(pattern: DelayPattern, f
         appended += 1
         written = before != sequence.tokens
         assert (before[written] == -1).all()
-        done = sequence.complete_frames
-        assert (sequence.tokens[:, :done] >= 0).all()
-        if done < frames:
-            assert (sequence.tokens[:, done] < 0).any()
+        complete_frames = sequence.complete_frames
+        assert (sequence.tokens[:, :complete_frames] >= 0).all()
+        if complete_frames < frames:
+            assert (sequence.tokens[:, complete_frames] < 0).any()
         if sequence.window_done and not sequence.done:
             context = sequence.next_window()
             assert context.shape == (pattern.codebooks, sequence.context_frames)
-            assert sequence.complete_frames == done
+            assert sequence.complete_frames == complete_frames
     assert (sequence.tokens >= 0).all()
     assert appended == steps
     assert sequence.steps_left == 0

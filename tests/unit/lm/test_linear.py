@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from musicgen_bento.lm.linear import MIN_TRANSPOSED_NUMBERS, DenseLinear, PackedFp16Linear, make_linear, matmul
+from musicgen_bento.lm.linear import MIN_TRANSPOSED_ELEMENTS, DenseLinear, PackedFp16Linear, make_linear, matmul
 from musicgen_bento.precision import BFLOAT16, FLOAT16_WEIGHTS, FLOAT32, Precision
 from tests.support.matrices import IN, OUT
 
@@ -33,7 +33,7 @@ def test_products_are_accurate(
 @pytest.mark.parametrize("count", [1, 2, 300])
 def test_the_transposed_product_of_large_matrices_is_accurate(outputs: int, count: int) -> None:
     matrix, rows = torch.randn(outputs, 1024), torch.randn(count, 1024)
-    assert matrix.numel() > MIN_TRANSPOSED_NUMBERS
+    assert matrix.numel() > MIN_TRANSPOSED_ELEMENTS
     product = matmul(rows, matrix)
     assert product.is_contiguous()
     torch.testing.assert_close(product, rows @ matrix.T, rtol=1e-5, atol=1e-4)

@@ -314,7 +314,7 @@ class PoolMachine(RuleBasedStateMachine):
         assert {key for key, deferred in self.deferred.items() if deferred} == set(self.budget.queue())
 
     def teardown(self) -> None:
-        """From any state every queued model is admitted, even if loaded models get all requests that they accept."""
+        """Check that every queued model is admitted, even if loaded models get all requests that they accept."""
         waiting = self.budget.queue()
         for _ in range(60):
             if not waiting:

@@ -86,7 +86,7 @@ def test_built_in_model_runs_a_request(open_pool: Callable[..., ModelPool]) -> N
     assert pool.idle
 
 
-def test_all_spellings_of_a_name_are_one_model(open_pool: Callable[..., ModelPool], loads: FakeOpenFiles) -> None:
+def test_all_names_of_a_model_share_one_entry(open_pool: Callable[..., ModelPool], loads: FakeOpenFiles) -> None:
     pool = open_pool()
     for name in ("musicgen-small", "facebook/musicgen-small", "small", "Facebook/MusicGen-Small"):
         submit(pool, name, params(), EventLog())
@@ -154,7 +154,9 @@ def test_failed_load_does_not_affect_other_models(open_pool: Callable[..., Model
     assert isinstance(failing.end, Failed)
 
 
-def test_abort_while_the_model_loads(open_pool: Callable[..., ModelPool], loads: FakeOpenFiles) -> None:
+def test_request_can_be_aborted_while_its_model_loads(
+    open_pool: Callable[..., ModelPool], loads: FakeOpenFiles
+) -> None:
     pool, log = open_pool(), EventLog()
     request_id = submit(pool, "demo", params(), log)
     pool.abort(request_id)
@@ -165,19 +167,14 @@ def test_abort_while_the_model_loads(open_pool: Callable[..., ModelPool], loads:
     assert pool.idle
 
 
-def test_request_id_in_use_is_refused_and_may_be_used_again_later(
-    open_pool: Callable[..., ModelPool], loads: FakeOpenFiles
-) -> None:
-    pool, log, again = open_pool(), EventLog(), EventLog()
+def test_request_id_in_use_is_refused(open_pool: Callable[..., ModelPool], loads: FakeOpenFiles) -> None:
+    pool, log = open_pool(), EventLog()
     pool.add_request("id", "demo", params(duration=0.1), log)
     with pytest.raises(ValueError, match="in use"):
         pool.add_request("id", "demo", params(), EventLog())
     loads.proceed.set()
     wait_until(lambda: log.end)
     assert isinstance(log.end, Finished)
-    pool.add_request("id", "demo", params(duration=0.1), again)
-    wait_until(lambda: again.end)
-    assert isinstance(again.end, Finished)
 
 
 def test_too_long_prompt_fails_also_while_the_model_loads(

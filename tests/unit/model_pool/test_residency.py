@@ -82,8 +82,8 @@ def open_three(tmp_path: Path) -> Iterator[Callable[..., ThreeModels]]:
         return opened[-1]
 
     yield open_pool
-    for each in opened:
-        each.pool.close()
+    for models in opened:
+        models.pool.close()
 
 
 def has_audio(log: EventLog) -> bool:
@@ -147,7 +147,7 @@ def test_model_in_use_stays_loaded_and_the_other_model_waits(open_three: Callabl
 
 
 def test_requests_for_a_draining_model_wait_behind_the_queued_model(open_three: Callable[..., ThreeModels]) -> None:
-    """Later requests for a wait until b, which was queued before them, has run."""
+    """Later requests for model a wait until model b, which was queued before them, has run."""
     models = open_three(max_slots=2)
     order: list[str] = []
     first = models.add_request("a", duration=12)
@@ -268,7 +268,7 @@ def test_catalogue_model_that_cannot_fit_is_not_fetched(open_three: Callable[...
     submit(models.pool, "large", params(), log)
     wait_until(lambda: log.end)
     assert isinstance(log.end, Failed)
-    assert "facebook/musicgen-large needs 16.5 GB of memory with one clip; the memory budget is 1.0 GB." in str(
+    assert "facebook/musicgen-large needs 16.5 GB of memory with one request; the memory budget is 1.0 GB." in str(
         log.end.error
     )
 
@@ -373,8 +373,8 @@ loading.load(Source("demo", Path({str(CATALOG[0].folder)!r})), torch.device("cpu
 gc.collect()
 print(Path("/proc/self/maps").read_text().count("state_dict.bin"))
 """
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", program], capture_output=True, text=True, cwd=ROOT)
-    assert done.stdout.split() == ["0"], done.stderr
+    result = subprocess.run([sys.executable, "-W", "ignore", "-c", program], capture_output=True, text=True, cwd=ROOT)
+    assert result.stdout.split() == ["0"], result.stderr
 
 
 def test_free_memory_respects_the_limit_of_the_container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

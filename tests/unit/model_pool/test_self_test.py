@@ -27,7 +27,7 @@ def test_correct_model_passes_and_its_engine_is_idle_afterwards() -> None:
     assert engine.num_requests == (0, 0)
 
 
-def test_silence_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_silence_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
     to_chunk = AudioDecodeState.to_chunk
     monkeypatch.setattr(
         AudioDecodeState, "to_chunk", lambda self, wav: to_chunk(self, None if wav is None else 0 * wav)
@@ -36,7 +36,7 @@ def test_silence_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
         self_test.run_self_test(tiny_models.create_engine())
 
 
-def test_seed_without_effect_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_seed_without_effect_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
     original, drift = CpuDecoder.step_and_sample, iter(range(10_000))
 
     def sample_with_drift(*args: Any) -> TokenColumns:
@@ -48,7 +48,7 @@ def test_seed_without_effect_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
         self_test.run_self_test(tiny_models.create_engine())
 
 
-def test_prompt_without_effect_is_found() -> None:
+def test_prompt_without_effect_is_detected() -> None:
     checkpoint = tiny_models.load(tiny_models.MONO)
     weights_without_prompt = replace(
         checkpoint.weights,

@@ -23,7 +23,7 @@ from tests.support.wait import wait_until
 ROOT = Path(__file__).parents[3]
 
 
-def test_metrics_after_known_traffic(tmp_path: Path) -> None:
+def test_metrics_count_known_traffic_of_both_processes(tmp_path: Path) -> None:
     """GET /metrics combines both processes. The two models do not fit into memory together."""
     write_hub_cache(tmp_path / "hub", "me/mine", MONO)
     hub = {"HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}

@@ -1,4 +1,4 @@
-"""The PCM buffer: each reader gets the whole clip at its own pace, or an error."""
+"""The PCM buffer: each client gets the whole clip at its own pace, or an error."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ async def join(chunks: AsyncIterator[bytes]) -> bytes:
 
 
 @given(st.lists(st.integers(0, STARTED.samples), max_size=8), st.sampled_from(["clip", "none"]))
-def test_pcm_does_not_depend_on_chunk_sizes_or_reader_timing(cuts: list[int], strategy: StreamNormalize) -> None:
+def test_pcm_does_not_depend_on_chunk_sizes_or_client_timing(cuts: list[int], strategy: StreamNormalize) -> None:
     async def test() -> None:
         buffer = PcmBuffer(strategy)
         early_reader = asyncio.create_task(join(buffer.iter_chunks()))
@@ -49,7 +49,7 @@ def test_pcm_does_not_depend_on_chunk_sizes_or_reader_timing(cuts: list[int], st
     asyncio.run(test())
 
 
-def test_reader_gets_the_available_audio_and_then_the_first_error() -> None:
+def test_client_gets_the_available_audio_and_then_the_first_error() -> None:
     async def test() -> None:
         buffer = PcmBuffer("clip")
         buffer.on_event(STARTED)

@@ -178,7 +178,7 @@ def test_job_goes_from_the_queue_to_its_audio() -> None:
     run(test)
 
 
-def test_wait_ends_with_the_next_change() -> None:
+def test_poll_returns_at_the_next_change() -> None:
     async def test(harness: Harness) -> None:
         job_id = await harness.submit()
         waiting = [asyncio.ensure_future(harness.poll(job_id, f"?wait=30{more}")) for more in ("", "&version=1")]
