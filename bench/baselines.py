@@ -1,8 +1,8 @@
 """Baselines: the language models of AudioCraft and transformers, with the same weights as this project's.
 
 Each library builds its model and runs it as its own `generate` does: conditional and unconditional rows in one batch,
-its own cache, its own combination of their logits. The work of `generate` around the forward pass is left out, which
-favours the baselines. A test checks that all backends compute the same logits for the same tokens.
+with its own cache and combination of logits. The work of `generate` around the forward pass is left out, which favours
+the baselines. A test checks that all backends compute the same logits for the same tokens.
 """
 
 from __future__ import annotations

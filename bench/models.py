@@ -1,4 +1,4 @@
-"""Models to measure: random weights in a released size, or a model of the catalog.
+"""Models to measure: random weights in a released size, or a model of the catalogue.
 
 A random model has AudioCraft's file format in a hub cache of its own, so the service and the baselines read it like
 Meta's: `state_dict.bin` in float16, `compression_state_dict.bin`, and a T5 of t5-base's size (110 M parameters,
@@ -50,9 +50,9 @@ class Model:
     """A model that all backends can load.
 
     Attributes:
-        id: its name in a request.
-        size: its name in the tables.
-        environment: variables with which a process finds its files.
+        id: name of the model in a request.
+        size: name of the model in the tables.
+        environment: variables with which a process finds the model's files.
     """
 
     id: str
@@ -90,16 +90,18 @@ def random_model(size: str, folder: Path) -> Model:
         OSError: the model cannot be written.
     """
     command = [sys.executable, "-W", "ignore", "-m", "bench.models", size, str(folder)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=WRITE_TIMEOUT_SECONDS)
-    if done.returncode:
-        raise OSError(f"the model could not be written:\n{done.stderr}")
+    result = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=WRITE_TIMEOUT_SECONDS
+    )
+    if result.returncode:
+        raise OSError(f"the model could not be written:\n{result.stderr}")
     environment = {"AUDIOCRAFT_CACHE_DIR": str(folder), "HF_HUB_OFFLINE": "1"}
     os.environ.update(environment)
     return Model(f"random/musicgen-{size}", size, environment)
 
 
 def known_model(name: str) -> Model:
-    """Return a model of the catalog whose files are in the package or in the hub cache."""
+    """Return a model of the catalogue whose files are in the package or in the hub cache."""
     os.environ["HF_HUB_OFFLINE"] = "1"
     source = resolve_model(name)
     return Model(source.name, source.name, {"HF_HUB_OFFLINE": "1"})

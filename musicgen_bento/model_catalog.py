@@ -1,4 +1,4 @@
-"""The models that the service knows by name: every released MusicGen, and the built-in model `demo`."""
+"""The catalogue of models that requests can name: every released MusicGen, and the built-in model `demo`."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _LAYERS_AND_DIM = {"small": (24, 1024), "medium": (48, 1536), "melody": (48, 153
 
 @dataclass(frozen=True, slots=True)
 class ModelCard:
-    """What is known about a model before it is loaded.
+    """The properties of a model that are known before it is loaded.
 
     Attributes:
         id: the canonical name, which responses contain; for released models the name of the hub repository.

@@ -69,8 +69,8 @@ FLOAT32 = Precision("float32", torch.float32, torch.float32, torch.float32, 4)
 FLOAT32_NATIVE = replace(FLOAT32, native_kernel=True)
 BFLOAT16 = Precision("bfloat16", torch.bfloat16, torch.bfloat16, torch.bfloat16, 2)
 FLOAT16 = Precision("float16", torch.float16, torch.float16, torch.float16, 2)
-# On a CPU only the weights are float16; products are summed in float32. The KV cache has 8 bits per element, a scale
-# and a minimum per 64 elements, and its last positions also in float32: 1.2 bytes per element in a window of 30 s.
+# On a CPU only the weights are float16; products are summed in float32. The KV cache has 8 bits per element, and a
+# scale and a minimum per 64 elements. Its last positions are also in float32: 1.2 bytes per element in 30 s.
 FLOAT16_WEIGHTS = Precision("float16", torch.float16, torch.float32, torch.uint8, 1.25)
 # Each row of a matrix has a scale; the KV cache has one per head and position, which is 64 elements.
 INT8 = Precision("int8", torch.int8, torch.float32, torch.int8, 1.0625, scale_bytes_per_weight=0.01, native_kernel=True)

@@ -34,7 +34,7 @@ FORWARDED_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUI
 
 @dataclass(frozen=True)
 class Plan:
-    """What to run, and the folder whose owner runs it.
+    """The process to run, and the folder whose owner runs it.
 
     Attributes:
         kind: serve, cli or program.
@@ -68,7 +68,7 @@ def plan(args: Sequence[str], *, has_out: bool) -> Plan:
 
 
 def main(args: Sequence[str]) -> NoReturn:
-    """Switch the user, check the container and run what the arguments ask for. An error is one line."""
+    """Switch the user, check the container and run the process that the arguments select. An error is one line."""
     # The first process of a container has no default action for SIGTERM.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(SIGNAL_STATUS_BASE + number))
     chosen = plan(args, has_out=OUT.is_dir())

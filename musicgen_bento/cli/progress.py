@@ -1,7 +1,7 @@
 """Messages on standard error while a command runs, and on a terminal a progress bar below them.
 
-The bar is our own because click.progressbar, which the base install has, cannot print a line above the bar, change its
-text or total, or shorten its text to the width of the terminal.
+click.progressbar, which the base install has, is not used: it cannot print a line above the bar, change the bar's text
+or total, or shorten the text to the width of the terminal.
 """
 
 from __future__ import annotations

@@ -169,7 +169,7 @@ class AsyncStream:
 
 
 async def _abandon(generation: Generation, future: asyncio.Future[Result]) -> None:
-    """End a call whose result nothing receives: cancel it if it is running, and close a stream that it has opened."""
+    """End a call whose result is not used: cancel it if it is running, and close a stream that it has opened."""
     import asyncio
 
     if not future.done():

@@ -10,7 +10,7 @@ from musicgen_bento.errors import InvalidRequest
 
 
 class Deadline:
-    """The time limit of one piece of work, from its creation on.
+    """The time limit of several calls together, counted from the creation of this object.
 
     Args:
         seconds: more than 0; None means no limit.

@@ -40,7 +40,7 @@ CONNECT_TIMEOUT_SECONDS = 10.0
 READ_TIMEOUT_SECONDS = 30.0  # without a byte
 FIRST_PAUSE_SECONDS = 0.5  # before the first retry; each further pause is twice as long
 MAX_BACKOFF_DOUBLINGS = 3
-MAX_PAUSE_SECONDS = 300.0  # a server that asks for a longer pause is not retried
+MAX_PAUSE_SECONDS = 300.0  # an error with a longer `retry_after` is not retried
 RESTART_WAIT_SECONDS = 90.0  # a restart of the server takes no longer
 CHUNK_BYTES = 64 * 1024
 STREAM_CHUNK_BYTES = 4096  # 64 ms of 32 kHz mono
@@ -163,7 +163,7 @@ class Transport:
         return self._with_retries(lambda: self._stream_once(path, read_timeout))
 
     def pause(self, error: MusicGenError, retry: int) -> None:
-        """Wait before a retry: as long as the error asks for, and twice as long with each retry.
+        """Wait before a retry: at least the error's `retry_after`, and twice as long with each retry.
 
         Args:
             error: the failure of the last attempt.
@@ -179,7 +179,7 @@ class Transport:
         if not error.status and seconds > remaining:
             raise timed_out()
         if seconds > min(remaining, MAX_PAUSE_SECONDS):
-            raise error  # a response of the server says more than TimedOut
+            raise error  # a response of the server is more specific than TimedOut
         if self._cancel_event.wait(seconds):
             raise cancelled()
 
@@ -223,7 +223,7 @@ class Transport:
         return StreamedResponse(response.headers, self._read_stream(response))
 
     def _send(self, method: str, path: str, read_timeout: float, arguments: Mapping[str, Any]) -> requests.Response:
-        """Send a request and return the response once its headers are there."""
+        """Send a request and return the response once its headers have arrived."""
         if self._cancel_event.is_set():
             raise cancelled()
         remaining = self._deadline.remaining()

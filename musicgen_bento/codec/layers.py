@@ -155,7 +155,7 @@ class StreamingConvTranspose1d(StreamingLayer):
         return _trim_left(y, state)
 
     def finish(self, state: ConvTranspose1dState) -> Tensor | None:
-        """Compute what the last input adds past its own stride."""
+        """Compute the outputs of the last input after its first stride."""
         if state.overlap_tail is None:
             return None
         y = state.overlap_tail[:, : self.stride - self.right_trim]
@@ -194,7 +194,7 @@ def _pad(x: Tensor, left: int, right: int, mode: str) -> Tensor:
 
 
 def _trim_left(y: Tensor, state: ConvTranspose1dState) -> Tensor:
-    """Drop the outputs that the state says are still to be skipped."""
+    """Drop outputs at the beginning, as many as `samples_to_skip` of the state."""
     count = min(state.samples_to_skip, y.shape[1])
     state.samples_to_skip -= count
     return y[:, count:]

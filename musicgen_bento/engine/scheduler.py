@@ -3,7 +3,7 @@
 Pure Python: no torch, no threads, and no clock except the count of steps.
 
 Fairness: waiting requests start in the order of `arrival + steps`, the step of their arrival plus the number of steps
-they need. A short request overtakes long ones, and no request starves: a request of n steps is overtaken only by
+they need. A short request overtakes long requests. No request starves: a request of n steps is overtaken only by
 requests that arrive less than n steps after it.
 """
 

@@ -28,7 +28,7 @@ class TextConditioner:
         self._bias = checkpoint.weights.text_bias
 
     def tokenize(self, prompt: str) -> Tensor:
-        """Split a prompt into token ids [1, L], with the end token. Emoji become words, because T5 knows no emoji.
+        """Split a prompt into token ids [1, L], with the end token. Emoji become words: T5 has no tokens for them.
 
         Raises:
             InvalidRequest: the prompt has more than 512 tokens.

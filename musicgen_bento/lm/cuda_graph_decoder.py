@@ -106,8 +106,8 @@ class CudaGraphDecoder(EagerDecoder):
         if self._scattered is None or self._scattered[0] is not sampling or self._scattered[1] != indices:
             self._scatter_params(sampling, indices, sequences, cfg_coef)
             self._scattered = (sampling, indices)
-        # Set the position of every open sequence: the graph also writes keys and values for those outside of
-        # `sequences`, at a position that their own next step overwrites.
+        # Set the position of every open sequence. For sequences that are not in `sequences` the graph writes keys and
+        # values too, at a position that their next step overwrites.
         lengths = [sequence.kv_cache.length for sequence in self._sequences]
         self._host_inputs[: len(lengths), -2] = torch.tensor(lengths)
         self._host_inputs[indices, :-2] = torch.tensor(tokens)
@@ -278,5 +278,8 @@ def _attend(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor
 
 
 def _top_k_limit(largest_top_k: int, codebook_size: int) -> int:
-    """The smallest of a few limits that is at least as large: each is a graph of its own, and clients choose top_k."""
+    """The smallest limit of TOP_K_LIMITS that is at least as large, else the codebook size.
+
+    Each value needs a graph of its own, and clients choose top_k.
+    """
     return next((limit for limit in TOP_K_LIMITS if largest_top_k <= limit < codebook_size), codebook_size)

@@ -157,7 +157,7 @@ class Decoder(ABC):
     ) -> TokenColumns:
         """Sample the next tokens of B sequences.
 
-        Tokens are lists, not tensors: a step evicts everything else from the processor's caches, so a torch call for a
+        Tokens are lists, not tensors. A step evicts everything else from the processor's caches, so a torch call for a
         few numbers takes a tenth of a millisecond.
 
         Args:

@@ -1,7 +1,7 @@
 """The Prometheus metrics of requests, models and errors. BentoML adds its own HTTP metrics at /metrics.
 
-docs/metrics.md explains each metric. prometheus_client is imported on first use because BentoML sets the folder that
-collects the metrics of all processes only when a worker has started.
+docs/metrics.md explains each metric. prometheus_client is imported on first use: BentoML sets the folder that collects
+the metrics of all processes only when a worker has started.
 """
 
 from __future__ import annotations

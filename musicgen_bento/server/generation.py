@@ -175,7 +175,7 @@ def _hide_unexpected_errors(http_request_id: str) -> Iterator[None]:
     try:
         yield
     except MusicGenError as error:
-        if type(error) is MusicGenError:  # unexpected, or of a kind that only the runner knows
+        if type(error) is MusicGenError:  # unexpected, or of a class that only the runner has
             raise internal_error(http_request_id) from None
         raise error from None
     except Exception as error:

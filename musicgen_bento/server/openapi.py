@@ -1,4 +1,4 @@
-"""The API document of BentoML, with the errors, headers and routes of this service, which BentoML does not know."""
+"""Adds the errors, headers and routes of this service to BentoML's API document, which lacks them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _SUFFIX = "IODescriptor"  # BentoML appends it to the names of models
 
 @dataclass(frozen=True)
 class _Operation:
-    """One method of a path that BentoML does not know.
+    """One method of a path that BentoML's document lacks.
 
     Attributes:
         operation_id: the operation's id without the name of the service.

@@ -80,7 +80,7 @@ def build_app(
         except MusicGenError as error:
             return ErrorResponse(error)
 
-    # One route per file: PathNormalizer knows paths only from routes.
+    # One route per file: PathNormalizer accepts only the paths of routes.
     files = PageFiles()
     paths = [_path(file) for file in sorted(STATIC_FOLDER.iterdir()) if file.suffix in STATIC_SUFFIXES]
     pages = [Route(path, files, methods=["GET"], name=path) for path in paths]

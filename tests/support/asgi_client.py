@@ -1,4 +1,4 @@
-"""An HTTP client at the ASGI level, whose every step a test decides, and the events of one short clip."""
+"""An HTTP client at the ASGI level that a test controls step by step, and the events of one short clip."""
 
 from __future__ import annotations
 

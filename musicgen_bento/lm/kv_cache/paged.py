@@ -85,7 +85,7 @@ class BlockPool:
     def free(self, blocks: Iterable[int]) -> None:
         """Free blocks, and release the pages that hold no other allocated block.
 
-        A large page is released with its last block: if a part of it were released, the system would provide small
+        A large page is released with its last block. If a part of it were released, the system would provide small
         pages for that part, which a processor reads more slowly.
         """
         freed = set(blocks)

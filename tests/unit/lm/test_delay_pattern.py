@@ -32,7 +32,7 @@ def test_columns_equal_audiocraft(pattern: DelayPattern, frames: int) -> None:
 @pytest.mark.parametrize("pattern", [MONO, STEREO])
 @given(frames=st.integers(1, 400), window=st.integers(10, 100))
 def test_each_token_is_written_once_and_all_are_written(pattern: DelayPattern, frames: int, window: int) -> None:
-    """For any length and window; a frame counts as complete only when all of its tokens are written."""
+    """This holds for any length and window. A frame counts as complete only when all of its tokens are written."""
     sequence = TokenSequence(pattern, frames, window, special_token=-1)
     steps = sequence.steps_left
     appended, noise_steps = 0, set()

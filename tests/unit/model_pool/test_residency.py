@@ -348,7 +348,7 @@ def test_size_in_the_catalogue_equals_the_size_from_the_files() -> None:
 
 @pytest.mark.parametrize("size", ["small", "medium", "large"])
 def test_catalogue_does_not_underestimate_the_largest_request(size: str) -> None:
-    """With the prompt that needs the most memory; the catalogue rounds up by at most a tenth."""
+    """The prompt is the one that needs the most memory. The estimate is too large by at most a tenth."""
     card = next(card for card in CATALOG if card.id == f"facebook/musicgen-{size}")
     shape = LMShape(
         card.dim, 4 * card.dim, card.dim // 64, card.layers, 2048, DelayPattern((0, 1, 2, 3)), 1500, "cross"
@@ -360,7 +360,7 @@ def test_catalogue_does_not_underestimate_the_largest_request(size: str) -> None
 
 
 def test_files_are_not_mapped_after_a_load() -> None:
-    """In a process of its own: references that xformers keeps from its import would keep the files mapped."""
+    """The test runs in a new process, because references that xformers keeps would keep the files mapped."""
     if not Path("/proc/self/maps").exists():
         pytest.skip("needs /proc")
     program = f"""

@@ -1,4 +1,4 @@
-"""Jobs: states, limits and downloads, with a generator whose every step a test decides."""
+"""Jobs: states, limits and downloads, with a generator that the test controls step by step."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ PATHS = frozenset(("/jobs", "/jobs/{id}", "/jobs/{id}/audio"))
 
 @dataclass
 class FakeGenerator:
-    """Sends the events and the results that a test gives it."""
+    """A generator that reports the events and the results that a test passes to it."""
 
     admit_error: MusicGenError | None = None
     callbacks: list[EventCallback] = field(default_factory=list)

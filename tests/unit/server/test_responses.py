@@ -1,4 +1,4 @@
-"""The streaming response, with a client whose every step a test decides."""
+"""The streaming response, with a client that the test controls step by step."""
 
 from __future__ import annotations
 
