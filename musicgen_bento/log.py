@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import traceback
 
-MAX_FRAMES = 8
+MAX_FRAMES = 8  # innermost stack frames of an exception that are logged
 
 logger = logging.getLogger("bentoml.musicgen")  # a child of BentoML's logger, which has a handler
 

@@ -23,7 +23,7 @@ AsyncProgressCallback: TypeAlias = Callable[[Progress], Awaitable[object] | obje
 
 Result = TypeVar("Result")
 
-MAX_CONCURRENT_CLIPS = 16  # of one client; further calls wait in the client, not in the server's queue
+MAX_CONCURRENT_CALLS = 16  # of one client; further calls wait in the client, not in the server's queue
 
 
 class AsyncMusicGenClient:
@@ -41,7 +41,7 @@ class AsyncMusicGenClient:
         headers: Mapping[str, str] | None = None,
     ) -> None:
         self._client = MusicGenClient(url, timeout=timeout, retries=retries, headers=headers)
-        self._threads = ThreadPoolExecutor(MAX_CONCURRENT_CLIPS, thread_name_prefix="musicgen-client")
+        self._threads = ThreadPoolExecutor(MAX_CONCURRENT_CALLS, thread_name_prefix="musicgen-client")
 
     async def __aenter__(self) -> AsyncMusicGenClient:
         return self

@@ -86,7 +86,8 @@ class ModelPool:
             entry = self._entry(source)
             self._entries_by_request[request_id] = entry
             try:
-                self._dispatch(entry, PendingRequest(request_id, params, self._until_last_event(request_id, on_event)))
+                callback = self._release_at_last_event(request_id, on_event)
+                self._dispatch(entry, PendingRequest(request_id, params, callback))
             except BaseException:
                 del self._entries_by_request[request_id]
                 raise
@@ -256,7 +257,7 @@ class ModelPool:
             entry.active.discard(request_id)
             self._residency.release(entry)
 
-    def _until_last_event(self, request_id: str, on_event: EventCallback) -> EventCallback:
+    def _release_at_last_event(self, request_id: str, on_event: EventCallback) -> EventCallback:
         """Wrap an event callback: remove the request from the pool before its last event is reported."""
 
         def forward(event: Event) -> None:

@@ -188,7 +188,7 @@ _FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "codec_layout": (POINTER(c_int64), ()),
 }
 
-# What each layout function of the kernel must return: a kernel of other sources has other sizes.
+# The result that each layout function of the kernel must return. Other versions of the sources have other sizes.
 _LAYOUTS: dict[str, list[int]] = {
     "decoder_layout": [
         *(ctypes.sizeof(structure) for structure in (Matrix, Norm, Layer, Model, SequenceStep, BatchRow)),
@@ -236,13 +236,13 @@ def load_library(path: Path) -> Any:
         function = getattr(kernel, name)
         function.restype, function.argtypes = result, arguments
     for name, expected in _LAYOUTS.items():
-        if _until_zero(getattr(kernel, name)()) != expected:
+        if _read_zero_terminated(getattr(kernel, name)()) != expected:
             raise OSError(f"{path.name} was compiled from other versions of the sources")
     return kernel
 
 
-def _until_zero(array: Any) -> list[int]:
-    """The numbers of a C array that ends with a 0."""
+def _read_zero_terminated(array: Any) -> list[int]:
+    """Return the numbers of a C array that ends with a 0."""
     numbers: list[int] = []
     while number := array[len(numbers)]:
         numbers.append(number)

@@ -20,7 +20,7 @@ from musicgen_bento.runner.metrics import RequestMetrics
 from musicgen_bento.runner.protocol import AdmitMsg, encode
 
 COLLECT_TIMEOUT_SECONDS = 60.0
-REMEMBERED_ABORTS = 4096
+REMEMBERED_ABORTS = 4096  # request ids
 
 
 @dataclass(eq=False)

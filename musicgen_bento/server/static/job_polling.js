@@ -5,8 +5,8 @@ import { ApiError, fetchAudio, waitForUpdate } from "./api.js";
 const FIRST_RETRY_MS = 500;
 const MAX_RETRY_MS = 10_000;
 
-// A browser allows six connections to a server for all its tabs. A long poll occupies one, and so does a clip that
-// plays while it is generated. With more than MAX_LONG_POLLS of them, jobs are polled at intervals instead.
+// A browser allows six connections to a server for all its tabs. A long poll occupies one connection, and so does a clip
+// that plays while it is generated. If more than MAX_LONG_POLLS are occupied, jobs are polled at intervals instead.
 const MAX_LONG_POLLS = 2;
 const LONG_POLL_SECONDS = 25;
 const POLL_INTERVAL_MS = 1000;

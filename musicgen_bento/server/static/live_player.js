@@ -5,7 +5,7 @@ import { streamAudio } from "./api.js";
 const WAV_HEADER_BYTES = 44;
 const MIN_BUFFER_SECONDS = 0.4; // before playback starts, so that a late chunk causes no gap
 const SAMPLE_RATE = 32_000; // of every MusicGen; resampling at another rate would make the seams audible
-const SPEED_SHARE = 0.8; // of the speed so far that is assumed for the rest
+const SPEED_SHARE = 0.8; // the rest is assumed to be generated at this share of the speed so far
 const START_DELAY_SECONDS = 0.05;
 
 export class StreamPlayer {
@@ -21,8 +21,8 @@ export class StreamPlayer {
     this.abort = new AbortController();
     this.state = "buffering"; // then playing, paused, ended, failed
     this.received = 0; // seconds
-    this.scheduled = 0; // seconds given to the audio context
-    this.startTime = 0; // on the context's clock, of second 0, moved forward by pauses for buffering
+    this.scheduled = 0; // seconds scheduled on the audio context
+    this.startTime = 0; // the context's time at which the clip's second 0 plays; each pause for buffering moves it forward
     this.chunks = []; // received, not yet scheduled
     this.context = new AudioContext({ sampleRate: SAMPLE_RATE });
   }
@@ -96,7 +96,7 @@ export class StreamPlayer {
     return Math.max(0, generating - (this.length - this.scheduled));
   }
 
-  // Gives received chunks to the audio context, and starts or interrupts playback as the buffer requires.
+  // Schedules received chunks on the audio context, and starts or interrupts playback as the buffer requires.
   schedule() {
     const now = this.context.currentTime;
     const underrun = this.startTime + this.scheduled < now && this.chunks.length;

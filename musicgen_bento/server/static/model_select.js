@@ -42,7 +42,7 @@ export function loadProgress(id) {
   }
 }
 
-/** Shows state, size, license and note of the selected model. */
+/** Shows state, size, licence and note of the selected model. */
 export function showModelInfo() {
   const model = findModel(select.value);
   if (!model) {

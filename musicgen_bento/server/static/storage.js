@@ -1,4 +1,4 @@
-// Data kept in the browser: unfinished jobs, and the settings of earlier clips. It is sent nowhere.
+// Data stored in the browser only: unfinished jobs, and the settings of earlier clips.
 
 const JOBS = "musicgen.jobs";
 const HISTORY = "musicgen.history";
