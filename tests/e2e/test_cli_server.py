@@ -116,7 +116,7 @@ def test_a_terminal_shows_a_progress_bar(server: Server, tmp_path: Path) -> None
         (error_reply(503, "model_unavailable"), 1, "It is model_unavailable. Do better."),
         (error_reply(500, "internal_error"), 1, "It is internal_error. Do better."),
     ],
-    ids=lambda each: str(each.body) if isinstance(each, Reply) else str(each),
+    ids=lambda argument: str(argument.body) if isinstance(argument, Reply) else str(argument),
 )
 def test_each_error_has_its_exit_status(reply: Reply, status: int, message: str, tmp_path: Path) -> None:
     with FakeServer(post=[reply], models=[reply]) as server:
@@ -174,7 +174,7 @@ def test_a_shell_completes_commands_options_and_models(words: str, completions: 
     environment = {"COMP_WORDS": line, "COMP_CWORD": str(count), "_MUSICGEN_BENTO_COMPLETE": "bash_complete"}
     result = run(**environment)
     assert result.returncode == 0, result.stderr
-    assert completions <= {each.partition(",")[2] for each in result.stdout.split()}
+    assert completions <= {line.partition(",")[2] for line in result.stdout.split()}
 
 
 # ---- streams

@@ -145,7 +145,7 @@ def test_errors_of_bentoml_and_starlette_have_the_same_form(server: Server) -> N
 
 def test_full_queue_is_429_with_retry_after(server: Server) -> None:
     with ThreadPoolExecutor(16) as clients:
-        responses = [each.result() for each in [clients.submit(server.generate, duration=1) for _ in range(16)]]
+        responses = [future.result() for future in [clients.submit(server.generate, duration=1) for _ in range(16)]]
     statuses = [response.status_code for response in responses]
     assert set(statuses) == {200, 429}
     assert statuses.count(200) >= SLOTS + QUEUE

@@ -123,7 +123,7 @@ def test_result_computes_every_figure_of_the_targets_and_the_summary() -> None:
     assert figures["demo_x_realtime"] == pytest.approx(10)
     assert figures["int8_peak_gb"] is None
     assert figures["roofline_share"] == pytest.approx(0.5)
-    assert set(figures) == {target.key for each in targets.TARGETS.values() for target in each}
+    assert set(figures) == {target.key for group in targets.TARGETS.values() for target in group}
     assert tuple(example_result().summary()) == SUMMARY
 
 
@@ -213,7 +213,7 @@ class KernelCounter(TorchDispatchMode):
     ) -> Any:
         output = operator(*args, **(kwargs or {}))
         if isinstance(output, torch.Tensor):
-            inputs = {each.untyped_storage().data_ptr() for each in args if isinstance(each, torch.Tensor)}
+            inputs = {tensor.untyped_storage().data_ptr() for tensor in args if isinstance(tensor, torch.Tensor)}
             self.count += output.untyped_storage().data_ptr() not in inputs or operator._schema.is_mutable
         else:
             self.count += "unbind" not in str(operator)
@@ -305,8 +305,8 @@ def test_a_failure_of_a_backend_is_noted_and_reported(tmp_path: Path, monkeypatc
     result.measurements.clear()
     model = Model("random/musicgen-tiny", "tiny")
     run_cases("musicgen-bento float3", model, 1, 0, result, tmp_path, log.append)
-    assert [each.ms for each in result.measurements] == [None] * len(POSITIONS)
-    assert {each.note for each in result.measurements} == {"KeyError: 'float3'"}
+    assert [measurement.ms for measurement in result.measurements] == [None] * len(POSITIONS)
+    assert {measurement.note for measurement in result.measurements} == {"KeyError: 'float3'"}
     assert log
     note = f"- musicgen-bento float3, 1@0: {result.measurements[0].note}"
     assert note in report.full_report(result, model)
@@ -328,7 +328,7 @@ def test_a_quick_run_measures_everything(tmp_path: Path) -> None:
     [result] = json.loads((tmp_path / "results.json").read_text())
     assert result["machine"]["cores"] >= 1
     assert len(result["services"][0]["load_tests"][0]["clips"]) == 16
-    assert not [each for each in result["measurements"] if each["note"]]
+    assert not [entry for entry in result["measurements"] if entry["note"]]
     assert "The quick run" in (tmp_path / "report.md").read_text()
     assert {file.name for file in tmp_path.glob("*.svg")} == {"tiny-steps.svg", "tiny-clients.svg"}
     assert QUICK_SECONDS < 300

@@ -21,8 +21,8 @@ from tests.support.tiny_models import MONO, PREPEND, STEREO, folder
 def test_distance_is_zero_for_float32_and_grows_with_fewer_bits(recipe: RandomModelConfig) -> None:
     files = loading.open_files(Source("tiny", folder(recipe)))
     distances = list(compare_precision.measure_distances(files, [FLOAT32_NATIVE, FLOAT16_WEIGHTS, INT8], seconds=0.2))
-    assert [each.contexts for each in distances] == ["greedy", "sampled"] * 3
-    assert [each.precision for each in distances[::2]] == ["float32", "float16", "int8"]
+    assert [distance.contexts for distance in distances] == ["greedy", "sampled"] * 3
+    assert [distance.precision for distance in distances[::2]] == ["float32", "float16", "int8"]
     codebooks = 8 if recipe.stereo else 4
     for same, half, int8 in zip(distances[:2], distances[2:4], distances[4:], strict=True):
         assert (
@@ -45,7 +45,7 @@ def test_wrong_weights_are_not_close(monkeypatch: pytest.MonkeyPatch) -> None:
         return pack(self, DenseLinear(linear.weight.flip(0).contiguous()))
 
     monkeypatch.setattr(packed_weights._Packer, "pack", pack_reversed)
-    assert not any(each.is_close for each in compare_precision.measure_distances(files, [INT8], seconds=0.2))
+    assert not any(distance.is_close for distance in compare_precision.measure_distances(files, [INT8], seconds=0.2))
 
 
 def test_verify_prints_a_table_and_a_verdict() -> None:

@@ -183,9 +183,9 @@ def test_poll_returns_at_the_next_change() -> None:
         job_id = await harness.submit()
         waiting = [asyncio.ensure_future(harness.poll(job_id, f"?wait=30{more}")) for more in ("", "&version=1")]
         await run_ready_tasks()
-        assert not any(each.done() for each in waiting)
+        assert not any(poll.done() for poll in waiting)
         harness.generator.send(Queued(0))
-        assert [(await each).position for each in waiting] == [1, 1]
+        assert [(await poll).position for poll in waiting] == [1, 1]
         assert (await harness.poll(job_id, "?wait=30&version=1")).version == 2
         loop = asyncio.get_running_loop()
         started_at = loop.time()
