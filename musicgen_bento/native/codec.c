@@ -4,8 +4,8 @@
  * The recurrent weights of an LSTM are read again for each frame, so they are stored in 16 bits. Against float32 the samples
  * differ by some millionths.
  *
- * Every sum is computed in one order. So the samples of a sequence do not depend on the other sequences of the batch, nor on
- * the length of the blocks that it is decoded in. (The kernel does not handle sequences shorter than the padding.)
+ * Every sum is computed in one order. So the samples of a sequence depend neither on the other sequences of the batch nor on
+ * the length of its chunks. (The kernel does not handle sequences shorter than the padding.)
  */
 #include "simd.h"
 #include "thread_pool.h"
@@ -18,9 +18,9 @@
 #define COL_GROUPS 1
 #endif
 #define TASK_ROWS (8 * ROW_TILE)
-#define L2_WEIGHT_BYTES (256 << 10) /* weights up to this size stay in the second-level cache while rows go by */
+#define L2_WEIGHT_BYTES (256 << 10) /* weights up to this size stay in the second-level cache for all rows */
 #define LSTM_BATCH_TILE 4           /* sequences at once in an LSTM step */
-#define ELU_TASK_NUMBERS 4096
+#define ELU_TASK_ELEMENTS 4096
 
 typedef struct {
   const float *packed; /* [outputs / 16][taps * inputs][16] */
@@ -197,10 +197,10 @@ typedef struct {
 
 static void elu_work(ThreadPool *pool, int tid, void *call_args) {
   const EluArgs *args = call_args;
-  const int64_t parts = (args->count + ELU_TASK_NUMBERS - 1) / ELU_TASK_NUMBERS;
+  const int64_t parts = (args->count + ELU_TASK_ELEMENTS - 1) / ELU_TASK_ELEMENTS;
   for (int64_t task; (task = next_task(pool, tid, args->batch * parts)) >= 0;) {
-    const int64_t sequence = task / parts, begin = task % parts * ELU_TASK_NUMBERS;
-    const int64_t end = begin + ELU_TASK_NUMBERS < args->count ? begin + ELU_TASK_NUMBERS : args->count;
+    const int64_t sequence = task / parts, begin = task % parts * ELU_TASK_ELEMENTS;
+    const int64_t end = begin + ELU_TASK_ELEMENTS < args->count ? begin + ELU_TASK_ELEMENTS : args->count;
     const float *x = args->x + sequence * args->count;
     float *y = args->y + sequence * (args->offset + args->count) + args->offset;
     for (int64_t i = begin; i < end; i += LANES) {
@@ -233,8 +233,8 @@ static void overlap_add_work(ThreadPool *pool, int tid, void *call_args) {
     const float *previous = time ? current - row : args->tail + sequence * row;
     for (int64_t i = 0; i < args->stride; i++)
       for (int64_t c = 0; c < args->channels; c++) {
-        const int64_t at = i * args->channels + c;
-        args->y[task * row + at] = current[at] + previous[at] + args->bias[c];
+        const int64_t index = i * args->channels + c;
+        args->y[task * row + index] = current[index] + previous[index] + args->bias[c];
       }
   }
   barrier(pool);
@@ -251,7 +251,7 @@ ThreadPool *thread_pool_new(int64_t size) { return pool_open((int)size); }
 /* Ends the threads and frees the pool. No call may be running. */
 void thread_pool_free(ThreadPool *pool) { pool_close(pool); }
 
-/* What bindings.py declares too, in its order: sizes of structures in bytes. A 0 ends the list. */
+/* Sizes of structures in bytes, in the order of bindings.py, which compares them with its own. A 0 ends the list. */
 const int64_t *codec_layout(void) {
   static const int64_t sizes[] = {sizeof(PackedConv1d), sizeof(PackedLstm), 0};
   return sizes;

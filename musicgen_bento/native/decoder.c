@@ -1,7 +1,7 @@
 /* One step of the language model on a CPU: rows, each the next position of a sequence, through all layers.
  *
- * The layers are pre-norm transformer layers without biases, as AudioCraft's. A step is a series of phases that all threads
- * run together: in each phase the threads take tasks until none is left, then wait for each other at a barrier.
+ * The layers are pre-norm transformer layers without biases, as AudioCraft's. A step is a series of phases. In each phase all
+ * threads run tasks until no task remains, then wait for each other at a barrier.
  */
 #include "attention.h"
 #include "gemm.h"
@@ -48,7 +48,7 @@ typedef struct {
   float temperature, top_p, cfg_coef;
 } SequenceStep;
 
-/* What the calling thread's time is counted as. WAKEUP: until the system has woken the workers. WAITING: at barriers. */
+/* The categories of the calling thread's time. WAKEUP: until the system has woken the workers. WAITING: at barriers. */
 enum { WAKEUP, NORMS, PRODUCTS, KV_WRITE, ATTENTION, SAMPLING, WAITING, NUM_PHASES };
 
 typedef struct {
@@ -142,16 +142,16 @@ static void prefetch_next_matrix(const Decoder *d, int tid, const Matrix *next) 
 /* Whether so many rows are multiplied with AMX. Few rows are faster without. */
 static int uses_amx(const Decoder *d, int64_t count) { return d->use_amx && count > INT8_ROW_TILE; }
 
-/* With its last task a thread prefetches its first weights of the next matrix, on the assumption that the next product uses
- * AMX too and no thread is late. */
+/* In its last task a thread prefetches its first weights of the next matrix. It assumes that the next product uses AMX too and
+ * that no thread is late. */
 static void multiply_amx(Decoder *d, int tid, const Matrix *m, int64_t count, const GemmOutput *to, const Matrix *next) {
   const int64_t groups = m->outputs / LANES, tasks = round_up(groups, AMX_COL_GROUPS) / AMX_COL_GROUPS;
   const int64_t last = chunk_begin(d->pool, tid + 1, tasks) - 1;
   for (int64_t task; (task = next_task(d->pool, tid, tasks)) >= 0;) {
     const int64_t group = task * AMX_COL_GROUPS;
-    const int64_t some = groups - group < AMX_COL_GROUPS ? groups - group : AMX_COL_GROUPS;
-    const uint8_t *following = (const uint8_t *)m->packed + (group + some) * LANES * m->inputs;
-    gemm_int8_amx(m, &d->quantized, to, group * LANES, (int)some, (int)count,
+    const int64_t group_count = groups - group < AMX_COL_GROUPS ? groups - group : AMX_COL_GROUPS;
+    const uint8_t *following = (const uint8_t *)m->packed + (group + group_count) * LANES * m->inputs;
+    gemm_int8_amx(m, &d->quantized, to, group * LANES, (int)group_count, (int)count,
                   task == last ? chunk_weights(d, tid, next, AMX_COL_GROUPS) : following);
   }
 }
@@ -416,7 +416,8 @@ void decoder_close(Decoder *d) {
 
 /* A decoder for a model; NULL if there is no memory.
  *
- * model: copied, but its pointers must stay valid. max_rows: the most rows of a call. pool: must outlive the decoder.
+ * model: copied, but its pointers must stay valid. max_rows: maximum number of rows of a call. pool: must outlive the
+ * decoder.
  */
 Decoder *decoder_open(const Model *model, int64_t max_rows, ThreadPool *pool) {
   Decoder *d = alloc_zeroed(sizeof *d);
@@ -445,7 +446,8 @@ Decoder *decoder_open(const Model *model, int64_t max_rows, ThreadPool *pool) {
   return NULL;
 }
 
-/* What bindings.py declares too, in its order: sizes of structures in bytes, and MAX_FUSED_TOKENS. A 0 ends the list. */
+/* Sizes of structures in bytes, then MAX_FUSED_TOKENS, in the order of bindings.py, which compares them with its own. A 0
+ * ends the list. */
 const int64_t *decoder_layout(void) {
   static const int64_t sizes[] = {sizeof(Matrix),       sizeof(Norm),     sizeof(Layer),    sizeof(Model),
                                   sizeof(SequenceStep), sizeof(BatchRow), MAX_FUSED_TOKENS, 0};
@@ -570,7 +572,7 @@ static void read_work(ThreadPool *pool, int tid, void *args) {
   barrier(pool);
 }
 
-/* Reads memory once, with the access pattern of the products. The benchmark measures with it how fast a step can be at best.
+/* Reads memory once, with the access pattern of the products. The benchmark derives the least time of a step from it.
  *
  * memory: [bytes]; a remainder of less than 64 KiB is left out. Returns a checksum, so that the reads are not optimized
  * away.

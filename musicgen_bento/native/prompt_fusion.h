@@ -1,8 +1,8 @@
 /* Cross-attention to a short prompt with fused projections.
  *
- * Cross-attention of one head to T prompt tokens is softmax(x Q' K') V O', where x is a row of activations and Q and O are
- * the layer's query and output matrices. K Q and V O' depend only on the prompt. For a short prompt (T < head_dim) they are
- * computed once per request and stored in int8: [T, dim] and [dim, T] per head, instead of [head_dim, dim] twice.
+ * Cross-attention of one head to T prompt tokens is softmax(x Q' K') V O'. x is a row of activations; Q and O are the layer's
+ * query and output matrices. K Q and V O' depend only on the prompt. For a short prompt (T < head_dim) they are computed once
+ * per request and stored in int8: [T, dim] and [dim, T] per head, instead of [head_dim, dim] twice.
  *
  * For musicgen-small and 16 tokens a step of one request reads 13 MB instead of 50 MB. But these matrices belong to a
  * request, so a batch of 16 reads them 16 times.

@@ -12,7 +12,7 @@
 #include <string.h>
 #include <time.h>
 
-#define SPINS_BEFORE_YIELD 20000 /* a thread that waits longer yields its core at each turn */
+#define SPINS_BEFORE_YIELD 20000 /* a thread that has spun so many times yields its core in each further turn */
 #define SPIN_NANOSECONDS 2000000 /* a worker sleeps after so long without a call */
 
 /* Memory of zeros, aligned to a cache line; NULL if there is none. */
@@ -46,7 +46,7 @@ static inline void spin_or_yield(int spins) {
   if (spins >= SPINS_BEFORE_YIELD) sched_yield();
 }
 
-/* Waits for all threads. After it, each thread sees what the others wrote before it. The last thread to arrive resets the
+/* Waits for all threads. Afterwards each thread can read what the others wrote before. The last thread to arrive resets the
  * task counters for the next phase. */
 static inline void barrier(ThreadPool *pool) {
   const unsigned phase = atomic_load_explicit(&pool->phase, memory_order_relaxed);
@@ -59,11 +59,11 @@ static inline void barrier(ThreadPool *pool) {
   for (int spins = 0; atomic_load_explicit(&pool->phase, memory_order_acquire) == phase; spins++) spin_or_yield(spins);
 }
 
-/* The first of the tasks that belong to thread `tid`, if a phase has so many. */
+/* The first task of thread `tid`'s chunk, if a phase has `tasks` tasks. */
 static inline int64_t chunk_begin(const ThreadPool *pool, int tid, int64_t tasks) { return tasks * tid / pool->size; }
 
-/* The next task of a phase for thread `tid`, or -1 when none is left. A thread takes its own chunk in order, then tasks from
- * the chunks of slower threads. */
+/* The next task of a phase for thread `tid`, or -1 when no task remains. A thread takes the tasks of its own chunk in order,
+ * then tasks from the chunks of slower threads. */
 static inline int64_t next_task(ThreadPool *pool, int tid, int64_t tasks) {
   for (int i = 0; i < pool->size; i++) {
     const int owner = (tid + i) % pool->size;
@@ -80,7 +80,7 @@ static int64_t now_nanoseconds(void) {
   return now.tv_sec * 1000000000LL + now.tv_nsec;
 }
 
-/* Whether a call has been dispatched that a worker with `done` calls behind it has not run. */
+/* Whether a call waits for a worker. done: number of calls that the worker has run. */
 static int has_call(ThreadPool *pool, unsigned done) {
   return atomic_load_explicit(&pool->calls, memory_order_acquire) != done;
 }
@@ -147,7 +147,7 @@ static int spawn_worker(ThreadPool *pool) {
   return 0;
 }
 
-/* A pool of `size` threads, of fewer if the system gives no more; NULL if there is no memory. */
+/* A pool of `size` threads, or of fewer if the system starts no more; NULL if there is no memory. */
 __attribute__((unused)) static ThreadPool *pool_open(int size) {
   ThreadPool *pool = alloc_zeroed(sizeof *pool);
   if (!pool) return NULL;
