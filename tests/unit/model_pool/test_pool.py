@@ -57,6 +57,7 @@ class FakeOpenFiles:
 
 @pytest.fixture
 def loads(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeOpenFiles]:
+    folder(MONO)  # written here, not in concurrent loads: AudioCraft loads its T5 without TRANSFORMERS_LOCK
     loads = FakeOpenFiles()
     monkeypatch.setattr(loading, "open_files", loads)
     yield loads
