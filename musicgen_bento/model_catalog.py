@@ -20,7 +20,7 @@ FLOAT32_BYTES = 4
 
 FRAME_RATE = 50  # frames per second
 MAX_DELAY_FRAMES = 3  # the delay pattern adds one position for each of the 4 codebooks but the first
-MAX_PROMPT_TOKENS = 512
+MAX_PROMPT_TOKENS = 512  # T5 tokens
 HEAD_DIM = 64  # of every released model
 FUSED_BYTES_PER_ELEMENT = 1.1  # int8 elements of a fused prompt, and their scales
 

@@ -13,6 +13,7 @@ from musicgen_bento.audio_options import StreamNormalize as StreamNormalize
 MAX_SEED = 2**32 - 1
 
 WAV_HEADER_BYTES = 44  # before the samples, in every WAV file of this service
+BYTES_PER_SAMPLE = 2  # 16-bit PCM
 
 # No control characters except tab and line ends: a null byte in a prompt is a mistake of the client.
 Prompt = Annotated[

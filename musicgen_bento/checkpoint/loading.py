@@ -27,8 +27,8 @@ from musicgen_bento.errors import LoadFailed
 from musicgen_bento.lm.factory import Weights
 from musicgen_bento.lm.kv_cache.factory import request_kv_bytes
 from musicgen_bento.lm.packed_weights import is_supported, pack_weights
-from musicgen_bento.lm.weights import MAX_PROMPT_TOKENS, LMShape
-from musicgen_bento.model_catalog import FRAME_RATE
+from musicgen_bento.lm.weights import LMShape
+from musicgen_bento.model_catalog import FRAME_RATE, MAX_PROMPT_TOKENS
 from musicgen_bento.native.bindings import MAX_FUSED_TOKENS
 from musicgen_bento.native.mmap_tensor import evict_file_pages
 from musicgen_bento.precision import FLOAT32, FLOAT32_NATIVE, ModelSize, Precision

@@ -10,9 +10,7 @@ from urllib.parse import unquote
 
 from musicgen_bento.client.errors import StreamTruncated, Unreachable, cancelled, invalid_response
 from musicgen_bento.client.transport import StreamedResponse
-from musicgen_bento.schemas import WAV_HEADER_BYTES
-
-SAMPLE_BYTES = 2  # 16-bit PCM
+from musicgen_bento.schemas import BYTES_PER_SAMPLE, WAV_HEADER_BYTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +97,7 @@ class Stream:
         self._release()
 
     def _read_chunks(self) -> Generator[bytes, None, None]:
-        bytes_per_second = SAMPLE_BYTES * self.channels * self.sample_rate
+        bytes_per_second = BYTES_PER_SAMPLE * self.channels * self.sample_rate
         received_bytes = 0
         try:
             for chunk in self._response.chunks:

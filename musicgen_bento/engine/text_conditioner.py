@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from musicgen_bento.checkpoint.loading import Checkpoint
 from musicgen_bento.errors import InvalidRequest
-from musicgen_bento.lm.weights import MAX_PROMPT_TOKENS
+from musicgen_bento.model_catalog import MAX_PROMPT_TOKENS
 
 
 class TextConditioner:

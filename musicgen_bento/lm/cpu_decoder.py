@@ -16,7 +16,7 @@ from musicgen_bento.lm.decoder import Decoder, SequenceState, TokenColumns
 from musicgen_bento.lm.kv_cache.paged import BlockPool, PagedKVCache, block_bytes, can_fuse_prompt, num_blocks
 from musicgen_bento.lm.packed_weights import PackedWeights
 from musicgen_bento.lm.sampling import SamplingParams
-from musicgen_bento.lm.weights import MAX_PROMPT_TOKENS
+from musicgen_bento.model_catalog import MAX_PROMPT_TOKENS
 from musicgen_bento.native import bindings
 from musicgen_bento.native.bindings import LANES, round_up
 

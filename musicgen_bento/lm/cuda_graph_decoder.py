@@ -23,7 +23,8 @@ from musicgen_bento.lm.decoder import EagerDecoder, KVCacheRequest, SequenceStat
 from musicgen_bento.lm.kv_cache.batch import LENGTH_STEP, BatchKVCache
 from musicgen_bento.lm.kv_cache.dense import DenseKVCache
 from musicgen_bento.lm.sampling import SamplingParams, sample
-from musicgen_bento.lm.weights import MAX_PROMPT_TOKENS, CrossAttentionWeights, LayerWeights, LMWeights
+from musicgen_bento.lm.weights import CrossAttentionWeights, LayerWeights, LMWeights
+from musicgen_bento.model_catalog import MAX_PROMPT_TOKENS
 from musicgen_bento.native.bindings import round_up
 
 BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from musicgen_bento.lm.linear import DenseLinear, Linear
 from musicgen_bento.lm.weights import (
-    MAX_PROMPT_TOKENS,
     LayerNorm,
     LayerWeights,
     LMShape,
@@ -20,6 +19,7 @@ from musicgen_bento.lm.weights import (
     sinusoidal_embeddings,
     wavelengths,
 )
+from musicgen_bento.model_catalog import MAX_PROMPT_TOKENS
 from musicgen_bento.native import bindings
 from musicgen_bento.native.bindings import K_BLOCK, LANES, round_up
 from musicgen_bento.native.mmap_tensor import MmapTensor

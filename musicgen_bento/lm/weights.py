@@ -16,9 +16,6 @@ from musicgen_bento.lm.delay_pattern import DelayPattern
 from musicgen_bento.lm.linear import DenseLinear, Linear, PackedFp16Linear
 from musicgen_bento.precision import ModelSize, Precision
 
-MAX_PROMPT_TOKENS = 512
-"""Maximum number of T5 tokens of a prompt."""
-
 ONE_THREAD_HEAD_PARAMS = 4_000_000  # below, one thread is fastest; the heads of musicgen-small have 8.4 million
 
 

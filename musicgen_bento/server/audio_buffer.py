@@ -7,11 +7,10 @@ from collections.abc import AsyncIterator
 from musicgen_bento import audio
 from musicgen_bento.engine.types import AudioChunk, Event, Finished, Started
 from musicgen_bento.errors import GenerationFailed, MusicGenError
-from musicgen_bento.schemas import StreamNormalize
+from musicgen_bento.schemas import BYTES_PER_SAMPLE, StreamNormalize
 from musicgen_bento.server.tasks import Broadcast
 
 CHUNK_BYTES = 64 * 1024
-BYTES_PER_SAMPLE = 2
 
 
 class PcmBuffer:

@@ -14,7 +14,7 @@ from musicgen_bento.engine.types import EventCallback
 from musicgen_bento.errors import InvalidRequest, JobStorageFull, MusicGenError, NotReady, UnknownJob
 from musicgen_bento.log import logger
 from musicgen_bento.runner.metrics import count_error
-from musicgen_bento.server.audio_buffer import BYTES_PER_SAMPLE, PcmBuffer
+from musicgen_bento.server.audio_buffer import PcmBuffer
 from musicgen_bento.server.generation import AdmittedRequest
 from musicgen_bento.server.job import Job, now
 from musicgen_bento.server.request_context import RequestContext
@@ -244,7 +244,7 @@ class Jobs:
         card = model_catalog.find_model(request.model or self._default_model)
         channels, sample_rate = (card.channels, card.sample_rate) if card else DEFAULT_AUDIO_FORMAT
         samples = math.ceil(request.duration * sample_rate)
-        return max(MIN_JOB_BYTES, schemas.WAV_HEADER_BYTES + BYTES_PER_SAMPLE * channels * samples)
+        return max(MIN_JOB_BYTES, schemas.WAV_HEADER_BYTES + schemas.BYTES_PER_SAMPLE * channels * samples)
 
     def _reserve(self, size: int) -> None:
         if size > self._limit_bytes:
